@@ -1,0 +1,76 @@
+# Every target sets up what it needs: .venv is made on first use and brought up to date when
+# pyproject.toml or constraints.txt change. uv is used when it is there, else venv + pip.
+#
+#   make explorer ARGS="--port 8000"     make train ARGS="--stage joint --arm gear"
+#   make reproduce BUDGET=quick          make test PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+BUDGET ?= shipped
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup explorer lab test lint train reproduce constraints clean
+
+help:
+	@echo "make explorer   the app, on the models that ship with the repository"
+	@echo "make lab        the notebooks, in JupyterLab"
+	@echo "make test       lint, format check and tests"
+	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
+	@echo "make reproduce  retrain the shipped models (BUDGET=shipped or quick)"
+	@echo "make clean      remove the environment and tools' caches"
+
+setup: $(READY)
+
+explorer: $(READY)
+	$(BIN)/python apps/explorer.py $(ARGS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+train: $(READY)
+	$(BIN)/gear-studio train shapes $(ARGS)
+
+reproduce: $(READY)
+	$(BIN)/gear-studio reproduce --budget $(BUDGET) $(ARGS)
+
+# The stamp is written last, so an interrupted set-up is taken up again. A .venv whose interpreter is
+# gone or too old is made anew. The pinned versions have wheels for Python 3.11 to 3.14.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+
+$(READY): pyproject.toml constraints.txt
+	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), but Python 3.11 to 3.14 is needed." >&2; \
+	  echo "Name another, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  echo "With uv: uv python install 3.12 && make $(MAKECMDGOALS) PYTHON=\"\$$(uv python find 3.12)\"" >&2; \
+	  exit 1; }
+	@if command -v uv >/dev/null 2>&1; then set -ex; \
+	  $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || uv venv --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
+	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	else set -ex; \
+	  $(BIN)/python -m pip --version 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
+	  $(BIN)/python -m pip install --upgrade pip; \
+	  $(BIN)/python -m pip install -c constraints.txt -e '.[test]'; \
+	fi
+	@touch $@
+
+# Resolve anew, for every platform and Python at once (needs uv): one version each, markers dropped,
+# since a constraint on a package that is not installed does nothing.
+constraints:
+	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml \
+	  | sed "/== 'emscripten'/d; s/ *;.*//" > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
