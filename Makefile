@@ -28,7 +28,7 @@ explorer: $(READY)
 	$(BIN)/python apps/explorer.py $(ARGS)
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(ARGS)
+	$(BIN)/jupyter lab $(wildcard notebooks) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -57,7 +57,8 @@ $(READY): pyproject.toml constraints.txt
 	  $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || uv venv --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
 	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
 	else set -ex; \
-	  $(BIN)/python -m pip --version 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
+	  $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
+	  $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; \
 	  $(BIN)/python -m pip install --upgrade pip; \
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test]'; \
 	fi
@@ -67,9 +68,9 @@ $(READY): pyproject.toml constraints.txt
 # since a constraint on a package that is not installed does nothing.
 constraints:
 	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
-	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml \
-	  | sed "/== 'emscripten'/d; s/ *;.*//" > constraints.txt.new
-	mv constraints.txt.new constraints.txt
+	  --no-annotate --no-header --output-file .constraints.new pyproject.toml
+	sed "/== 'emscripten'/d; s/ *;.*//" .constraints.new > constraints.txt
+	rm .constraints.new
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
