@@ -1,0 +1,36 @@
+"""What every source of pictures looks like to the rest of the package.
+
+Pictures stay uint8 until they reach the device that trains on them: a quarter of the memory and of the copying.
+`to_float` is the one place that says what a model's input range is.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+class Source(Protocol):
+    """A numbered collection of labelled square RGB pictures."""
+
+    name: str
+    classes: list[str]
+    image_size: int
+
+    def __len__(self) -> int: ...
+
+    def read(
+        self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Pictures by number: {"image": uint8 (B,3,H,W), "label": int64 (B,)}.
+
+        rngs: one generator a picture asks for the training view (random crop, flip or shift, where the source
+        has one); None asks for the deterministic evaluation view.
+        """
+        ...
+
+
+def to_float(image: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures in 0..255 -> float32 in [-1,1], the range models take."""
+    return image.float() / 127.5 - 1.0

@@ -1,0 +1,76 @@
+"""The order in which training reads a source.
+
+Notable: batch s is a pure function of (seed, s). So a run that was killed and started again at step s reads what it
+would have read, any number of workers gives the same pictures, and R processes share the very batch one would read.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from gear_studio.data.source import Source
+
+_ENDLESS = 2**31  # a source at least this long is read straight on: no run comes to its end
+
+
+def stream(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    steps: int,
+    start: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches `start` to `start + steps - 1`, in the training view: {"image": uint8, "label": int64}.
+
+    Sample i of batch s has position p = s * batch_size + i. A finite source is shuffled anew each epoch; an endless
+    one is read in order from a place of the seed's own. The sample's augmentation draws from default_rng((seed, p)).
+
+    batch_size: the whole batch; process r of `processes` gets its r-th equal slice.
+    workers: loader processes that read ahead; 0 reads in this one.
+    Raises ValueError when batch_size does not divide among the processes.
+    """
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it")
+    share = batch_size // processes
+    batches = _Batches(source, batch_size, seed, slice(process * share, (process + 1) * share))
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, start + steps),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the training's own stream
+    )
+    yield from loader
+
+
+class _Batches(Dataset):
+    """Batch s as item s, so that the loader's workers can fetch whole batches out of turn."""
+
+    def __init__(self, source: Source, batch_size: int, seed: int, part: slice) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.part = part
+        self._shuffled: tuple[int, np.ndarray] | None = None  # the last epoch asked for, and its order
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        positions = [step * self.batch_size + i for i in range(self.batch_size)[self.part]]
+        rngs = [np.random.default_rng((self.seed, p)) for p in positions]
+        return self.source.read([self._index(p) for p in positions], rngs)
+
+    def _index(self, position: int) -> int:
+        length = len(self.source)
+        if length >= _ENDLESS:
+            begin = int(np.random.default_rng(self.seed).integers(length))
+            return (begin + position) % length
+        epoch, place = divmod(position, length)
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, np.random.default_rng((self.seed, epoch)).permutation(length)
+        return int(self._shuffled[1][place])
