@@ -19,7 +19,17 @@ import torch
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TEXTURES = ("solid", "striped", "checkered", "dotted")
 SIZES = ("small", "medium", "large")
-POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 _COLOR_RGB = {
     "red": (214, 45, 48),
     "orange": (232, 120, 28),
@@ -52,7 +62,21 @@ SPLIT_LENGTH = 2**40
 _SIDE = 64.0
 _RADIUS = (13.0, 24.0)
 _NOISE_SIGMA = 8.0  # of 255, per pixel and channel
-_FACTORS = ("label", "color", "background", "radius", "x", "y", "angle", "period", "slope", "slope_angle", "r", "g", "b")
+_FACTORS = (
+    "label",
+    "color",
+    "background",
+    "radius",
+    "x",
+    "y",
+    "angle",
+    "period",
+    "slope",
+    "slope_angle",
+    "r",
+    "g",
+    "b",
+)
 _CHUNK = 16  # pictures rendered together: temporaries stay in the cache
 
 _MAIN = np.array(list(_COLOR_RGB.values()), np.float32)
@@ -98,7 +122,10 @@ class Shapes:
             generators, factors = self._draw(chunk)
             images.append(_render(factors, generators, self.image_size)[0])
             labels.append(factors["label"])
-        return {"image": torch.from_numpy(_concatenate(images)), "label": torch.from_numpy(_concatenate(labels))}
+        return {
+            "image": torch.from_numpy(_concatenate(images)),
+            "label": torch.from_numpy(_concatenate(labels)),
+        }
 
     def truth(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Everything there is to know about the pictures, which are the same bytes as `read` gives.
@@ -126,7 +153,10 @@ class Shapes:
     def caption(self, index: int) -> str:
         """Such as "a small red striped star, top left, on a dark blue background"."""
         _, factors = self._draw([index])
-        id_of = {key: int(factors[key][0]) for key in ("size", "color", "texture", "shape", "position", "background")}
+        id_of = {
+            key: int(factors[key][0])
+            for key in ("size", "color", "texture", "shape", "position", "background")
+        }
         return (
             f"a {SIZES[id_of['size']]} {COLORS[id_of['color']]} {TEXTURES[id_of['texture']]} "
             f"{SHAPES[id_of['shape']]}, {POSITIONS[id_of['position']]}, "
@@ -139,7 +169,9 @@ class Shapes:
         for index in indices:
             if not 0 <= index < SPLIT_LENGTH:
                 raise IndexError(f"shapes has pictures 0 to {SPLIT_LENGTH - 1}, asked for {index}")
-        generators = [np.random.Generator(np.random.Philox(key=[self.seed, offset + int(i)])) for i in indices]
+        generators = [
+            np.random.Generator(np.random.Philox(key=[self.seed, offset + int(i)])) for i in indices
+        ]
         u = dict(zip(_FACTORS, np.array([g.random(len(_FACTORS)) for g in generators]).T, strict=True))
 
         label = (u["label"] * len(CLASSES)).astype(np.int64)
@@ -156,16 +188,20 @@ class Shapes:
         jitter = 24 * (np.stack([u["r"], u["g"], u["b"]], axis=1) - 0.5)
         main = (_MAIN[color] + jitter).clip(0, 255)
         tone = np.where(_ON_DARK[background][:, None], _LIGHT_TONE[color], _DARK_TONE[color])
-        numbers = {
-            "radius": radius,
-            "x": x,
-            "y": y,
-            "period": 0.9 + 0.2 * u["period"],
-            "main": main,
-            "tone": tone,
-            "ground": _GROUND[background],
-            "slope": 6 + 14 * u["slope"],
-        } | _direction("", u["angle"]) | _direction("slope_", u["slope_angle"])
+        numbers = (
+            {
+                "radius": radius,
+                "x": x,
+                "y": y,
+                "period": 0.9 + 0.2 * u["period"],
+                "main": main,
+                "tone": tone,
+                "ground": _GROUND[background],
+                "slope": 6 + 14 * u["slope"],
+            }
+            | _direction("", u["angle"])
+            | _direction("slope_", u["slope_angle"])
+        )
         ids = {
             "label": label,
             "shape": label // len(TEXTURES),
@@ -203,7 +239,9 @@ def _render(
     at = (np.arange(image_size, dtype=np.float32) + np.float32(0.5)) * pixel
     dx, dy = at - factors["x"][:, None], at - factors["y"][:, None]
     cos, sin = factors["cos"][:, None], factors["sin"][:, None]
-    u = (cos * dx)[:, None, :] + (sin * dy)[:, :, None]  # the object's own frame: shape and texture turn together
+    u = (cos * dx)[:, None, :] + (sin * dy)[
+        :, :, None
+    ]  # the object's own frame: shape and texture turn together
     v = (cos * dy)[:, :, None] - (sin * dx)[:, None, :]
 
     distance, tone = np.empty_like(u), np.empty_like(u)

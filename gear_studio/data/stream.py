@@ -36,7 +36,9 @@ def stream(
     Raises ValueError when batch_size does not divide among the processes.
     """
     if batch_size < 1 or batch_size % processes:
-        raise ValueError(f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it")
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it"
+        )
     share = batch_size // processes
     batches = _Batches(source, batch_size, seed, slice(process * share, (process + 1) * share))
     loader = DataLoader(
