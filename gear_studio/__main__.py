@@ -1,0 +1,3 @@
+from gear_studio.cli import main
+
+main()

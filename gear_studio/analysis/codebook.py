@@ -1,0 +1,28 @@
+"""Codebook statistics: which codes are used, and how concentrated the assignments are."""
+
+import torch
+from torch import Tensor
+
+from gear_studio.objectives import entropy
+
+
+def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
+    """counts: (K,) how often each code was chosen. usage in [0, 1], share of codes chosen at all; perplexity in [1, K]."""
+    p = counts.float() / counts.sum()
+    return {"usage": (counts > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}
+
+
+def assignment_statistics(scores: Tensor, tau: float) -> dict[str, Tensor]:
+    """How concentrated softmax(A) and softmax(A / tau) are, averaged over tokens. scores: (B, N, K).
+
+    For each of the two (the second with suffix _tau): entropy in nats, effective_size = exp(entropy) of each token averaged,
+    in codes, and mass_1 / mass_10 / mass_100, the probability on the 1, 10, 100 likeliest codes."""
+    result = {}
+    for suffix, temperature in (("", 1.0), ("_tau", tau)):
+        p = torch.softmax(scores.float() / temperature, dim=-1)
+        h = entropy(p)
+        result |= {f"entropy{suffix}": h.mean(), f"effective_size{suffix}": h.exp().mean()}
+        top = p.topk(min(100, p.shape[-1]), dim=-1).values.mean((0, 1)).cumsum(-1)
+        for k in (1, 10, 100):
+            result[f"mass_{k}{suffix}"] = top[min(k, len(top)) - 1]
+    return result

@@ -1,0 +1,203 @@
+"""The generator: a causal transformer over [condition, tokens] with the LlamaGen architecture.
+
+Notable: RMSNorm (eps 1e-5), SwiGLU, 2-D rotary positions on the token grid with the condition position unrotated, no biases,
+an output head that starts at zero, and a *tap*: the hidden states after block `l` (1-based) that the alignment loss reads.
+
+The generator takes *embeddings*, not indices: the caller chooses the read-out (see `readout`). Position i (0-based, the
+condition first) predicts token i + 1, so the hidden state aligned with patch i has seen only the tokens before it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gear_studio.conditions import ClassCondition
+from gear_studio.pretrained import Pretrained
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Small preset by default. tap: the block (1-based) whose output is aligned with the teacher."""
+
+    classes: int = 24
+    codes: int = 1024
+    grid: int = 8
+    dim: int = 160
+    blocks: int = 6
+    heads: int = 5
+    tap: int = 3
+    dropout: float = 0.1
+    label_drop: float = 0.1
+
+
+SIZES = {  # name: (blocks, dim, heads, tap); taps for B, L, XL are the paper's, the others keep the same third
+    "S": (12, 384, 12, 4),
+    "B": (12, 768, 12, 4),
+    "L": (24, 1024, 16, 8),
+    "XL": (36, 1280, 20, 12),
+    "XXL": (48, 1536, 24, 16),
+    "XXXL": (48, 2560, 40, 16),
+}
+
+
+def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int = 16) -> GeneratorConfig:
+    """The paper's generator of a size in `SIZES`."""
+    if size not in SIZES:
+        raise ValueError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
+    blocks, dim, heads, tap = SIZES[size]
+    return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap)
+
+
+class Cache:
+    """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a block."""
+
+    def __init__(self, config: GeneratorConfig, batch: int, length: int, like: Tensor):
+        shape = (config.blocks, 2, batch, config.heads, length, config.dim // config.heads)
+        self.buffers = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        self.length = 0
+
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        end = self.length + k.shape[2]
+        self.buffers[block, 0, :, :, self.length : end] = k
+        self.buffers[block, 1, :, :, self.length : end] = v
+        return self.buffers[block, 0, :, :, :end], self.buffers[block, 1, :, :, :end]
+
+
+def rotary_table(grid: int, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Angles for 2-D rotary positions, (1 + grid^2, head_dim / 2): zero for the condition, then half by row, half by column."""
+    frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
+    angles = torch.outer(torch.arange(grid).float(), frequencies)
+    rows, columns = angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)
+    return F.pad(torch.cat([rows, columns], dim=1), (0, 0, 1, 0))
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of channels. x: (B, heads, T, head_dim); angles: (T, head_dim / 2)."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+class RMSNorm(nn.RMSNorm):
+    def __init__(self, dim: int):
+        super().__init__(dim, eps=1e-5)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None, block: int) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            k, v = cache.extend(block, k, v)
+        # A single new position may look at everything cached; longer inputs start at position 0 and are causal.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU; hidden width int(2/3 * 4 d), rounded up to a multiple of 256."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        hidden = -(-int(2 * 4 * dim / 3) // 256) * 256
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.dim)
+        self.feed_forward = FeedForward(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles, cache, block))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Generator(Pretrained):
+    Config = GeneratorConfig
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        if config.dim % (4 * config.heads):
+            raise ValueError(f"dim {config.dim} with {config.heads} heads: 2-D rotary needs a head width divisible by 4")
+        if not 1 <= config.tap <= config.blocks:
+            raise ValueError(f"tap {config.tap} is not one of the blocks 1..{config.blocks}")
+        self.config = config
+        self.condition = ClassCondition(config.classes, config.dim, config.label_drop)
+        self.tokens = nn.Embedding(config.codes, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.codes, bias=False)
+        self.register_buffer("angles", rotary_table(config.grid, config.dim // config.heads), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def token_table(self) -> Tensor:
+        """E (K, d), the generator's own embedding of the codes."""
+        return self.tokens.weight
+
+    @property
+    def length(self) -> int:
+        """N, tokens an image."""
+        return self.config.grid**2
+
+    def hidden(self, embeddings: Tensor, condition: Tensor, blocks: list[int]) -> list[Tensor]:
+        """Hidden states after each of `blocks` (1-based, ascending); only as many blocks run as the last one needs.
+
+        embeddings: (B, N-1, d), a read-out of the first N-1 tokens. condition: labels (B,).
+        Returns tensors (B, N, d); position i is the state that predicts token i + 1.
+        """
+        last = blocks[-1]
+        if not 1 <= blocks[0] <= last <= self.config.blocks:
+            raise ValueError(f"blocks {blocks} are not within 1..{self.config.blocks}")
+        x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
+        states = []
+        for number, block in enumerate(self.blocks[:last], start=1):
+            x = block(x, self.angles[: x.shape[1]])
+            if number in blocks:
+                states.append(x)
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Last block's hidden states (B, T, d) -> next-token logits (B, T, K)."""
+        return self.head(self.norm(hidden))
+
+    def forward(self, embeddings: Tensor, condition: Tensor, tap: int | None = None):
+        """Logits (B, N, K) for tokens 1..N from embeddings (B, N-1, d) of tokens 1..N-1.
+
+        With `tap`, also the hidden states (B, N, d) after that block (1-based): returns (logits, hidden)."""
+        states = self.hidden(embeddings, condition, sorted({tap or self.config.blocks, self.config.blocks}))
+        logits = self.logits(states[-1])
+        return (logits, states[0]) if tap else logits
+
+    def new_cache(self, batch: int) -> Cache:
+        return Cache(self.config, batch, self.length, self.token_table)
+
+    def decode(self, x: Tensor, cache: Cache) -> Tensor:
+        """One cached step. x: (B, 1, d), the condition or the last token, embedded. Returns logits (B, K) of the next token."""
+        angles = self.angles[cache.length : cache.length + 1]
+        for number, block in enumerate(self.blocks):
+            x = block(x, angles, cache, number)
+        cache.length += 1
+        return self.logits(x)[:, -1]

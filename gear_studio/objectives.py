@@ -1,0 +1,39 @@
+"""What is minimised: the terms of the tokenizer objective, and the generator's next-token loss."""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Average a tensor over all processes, with gradient; the identity when there is one process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        return dist_nn.all_reduce(x) / dist.get_world_size()
+    return x
+
+
+def entropy(p: Tensor) -> Tensor:
+    """H(p) in nats over the last axis; probabilities are kept above 1e-5 inside the logarithm."""
+    return -(p * p.clamp_min(1e-5).log()).sum(-1)
+
+
+def entropy_loss(scores: Tensor, temperature: float = 0.01) -> Tensor:
+    """E_tokens[H(p)] - H(E_tokens[p]), p = softmax(A / 0.01): sure about each token, all codes used overall.
+
+    scores: (B, N, K). The average assignment is taken over all processes, so the loss does not depend on their number."""
+    p = torch.softmax(scores.float() / temperature, dim=-1).flatten(0, 1)
+    return entropy(p).mean() - entropy(mean_over_processes(p.mean(0)))
+
+
+def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    """Mean over blocks of 1 - cosine between the teacher's features of two images, each (B, N, d): a scalar in [0, 2].
+
+    The stand-in for LPIPS on the small world: the frozen teacher is the perceptual network."""
+    return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(ours, theirs, strict=True)]).mean()
+
+
+def next_token_loss(logits: Tensor, indices: Tensor) -> Tensor:
+    """Mean cross-entropy in nats a token. logits: (B, N, K) for tokens 1..N; indices: (B, N)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), indices.flatten())

@@ -1,0 +1,102 @@
+"""Weights on disk: a folder with config.json and model.safetensors, written atomically and read with clear errors.
+
+`Tokenizer`, `Generator` and `Projector` inherit `Pretrained`; a config is a frozen dataclass beside each model.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of `path`; it takes the name only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict:
+    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a run"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load safetensors into `module`, in the module's own dtype. Missing, extra or misshapen keys are refused by name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; expected a safetensors file")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or train it again") from error
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own.keys() - state.keys()]
+    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise ValueError(
+            f"{path} does not fit {type(module).__name__} ({len(problems)} keys differ: {shown}); "
+            "it belongs to another model or another configuration"
+        )
+    module.load_state_dict(state)
+
+
+class Pretrained(nn.Module):
+    """A model with a `Config` dataclass, stored as a folder: config.json beside model.safetensors."""
+
+    Config: Callable
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config and weights; dtype (say torch.float16) halves what is shipped. Each file is replaced atomically."""
+        folder = Path(folder)
+        write_json(folder / "config.json", dataclasses.asdict(self.config))
+        state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in self.state_dict().items()}
+        with atomic(folder / "model.safetensors") as temporary:
+            save_file(state, temporary)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> Self:
+        """Read a folder, or the part of this kind out of a Run's folder or a shipped Run's name. Returned in eval mode."""
+        from gear_studio.runs import find
+
+        folder = find(name_or_folder)
+        part = folder / cls.__name__.lower()
+        folder = part if part.is_dir() else folder
+        config = read_json(folder / "config.json", f"a {cls.__name__}")
+        try:
+            model = cls(cls.Config(**config))
+        except TypeError as error:
+            raise ValueError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from error
+        load_weights(model, folder / "model.safetensors")
+        return model.eval()

@@ -1,0 +1,125 @@
+"""Run: a folder on disk with everything one training left behind. The zoo is a set of shipped Runs.
+
+    config.json       what was asked: source, stage, arm, seed, parent, the whole recipe
+    record.json       what happened: command, versions, device, seconds, finished or not
+    metrics.jsonl     one JSON object a line, every `log_every` steps
+    tokenizer/ generator/ projector/     EMA weights (safetensors), each with its own config.json
+    *.png             reconstruction and sample grids
+    evaluation.json   what `gear-studio evaluate` measured
+    checkpoints/      resumable state, never shipped
+
+A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's Run names
+the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
+"""
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from gear_studio.alignment import Projector
+from gear_studio.generator import Generator
+from gear_studio.pretrained import read_json
+from gear_studio.teachers import Teacher
+from gear_studio.tokenizer import Tokenizer
+
+ZOO = Path(__file__).parent / "zoo"
+PARTS = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
+
+
+def find(name_or_folder: str | Path) -> Path:
+    """A folder as given, or the folder of a shipped Run by name. Raises FileNotFoundError listing the shipped names."""
+    for folder in (Path(name_or_folder), ZOO / name_or_folder):
+        if folder.is_dir():
+            return folder
+    shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
+    raise FileNotFoundError(f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})")
+
+
+class Run:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.name = folder.name
+        self.config = read_json(folder / "config.json", "a run")
+        if "stage" not in self.config:
+            raise ValueError(f"{folder} is not a run: its config.json names no stage")
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> Self:
+        """A Run from its folder, or a shipped one by name."""
+        return cls(find(name_or_folder))
+
+    @property
+    def record(self) -> dict:
+        return read_json(self.folder / "record.json", "a run")
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "record.json").is_file() and self.record["finished"]
+
+    @cached_property
+    def metrics(self) -> list[dict]:
+        """The metrics, oldest first."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one metric, two float arrays of equal length, at the steps where it was measured."""
+        rows = [(row["step"], row[key]) for row in self.metrics if key in row]
+        if not rows:
+            known = sorted({name for row in self.metrics for name in row} - {"step"})
+            raise KeyError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
+        return tuple(np.array(rows, dtype=float).T)
+
+    @cached_property
+    def evaluation(self) -> dict:
+        """What `gear-studio evaluate` wrote, empty before that."""
+        path = self.folder / "evaluation.json"
+        return read_json(path, "an evaluated run") if path.is_file() else {}
+
+    @cached_property
+    def parent(self) -> "Run | None":
+        """The Run this one started from: the tokenizer's, or the warm-up's."""
+        name = self.config.get("parent")
+        return Run.from_pretrained(self.folder.parent / name) if name else None
+
+    def has(self, part: str) -> bool:
+        return (self.folder / part).is_dir()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The EMA tokenizer: this Run's own, or its parent's."""
+        return Tokenizer.from_pretrained(self.folder) if self.has("tokenizer") else self.parent.tokenizer
+
+    @cached_property
+    def generator(self) -> Generator:
+        return Generator.from_pretrained(self._own("generator"))
+
+    @cached_property
+    def projector(self) -> Projector:
+        return Projector.from_pretrained(self._own("projector"))
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher.from_pretrained(self.config["recipe"]["teacher"])
+
+    def _own(self, part: str) -> Path:
+        if not self.has(part):
+            raise FileNotFoundError(f"run {self.name} ({self.config['stage']}) holds no {part}")
+        return self.folder
+
+    def save_pretrained(self, folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) -> None:
+        """Ship this Run: float16 weights of `parts`, metrics, records and pictures, without checkpoints."""
+        folder = Path(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in {".json", ".jsonl", ".png"}:
+                shutil.copyfile(path, folder / path.name)
+        for part in parts:
+            if self.has(part):
+                getattr(self, part).save_pretrained(folder / part, dtype=torch.float16)

@@ -1,0 +1,115 @@
+"""Sampling from a generator: cached decoding with guidance, temperature, top-k, top-p and seeds, whole or row by row.
+
+Picture i of a call with seed s draws its randomness from (s, i) alone, one uniform number a token, so it does not change
+with how many pictures are asked for, and two generators given the same seed are compared on the same numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gear_studio.generator import Generator
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A sampling in progress. indices (B, N) int64, log_probs and entropy (B, N) in nats; only [:, :done] is filled."""
+
+    indices: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+    done: int
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Put -inf on all but the top_k logits (0: all) and on those outside the smallest set of mass top_p. logits: (B, K)."""
+    if top_k > 0:
+        kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
+        logits = logits.masked_fill(logits < kept[:, -1:], float("-inf"))
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        outside = (mass_before >= top_p).scatter(-1, order, mass_before >= top_p)
+        logits = logits.masked_fill(outside, float("-inf"))
+    return logits
+
+
+def uniforms(seed: int, batch: int, length: int) -> Tensor:
+    """(batch, length) in [0, 1): row i depends on (seed, i) only."""
+    rows = []
+    for i in range(batch):
+        source = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
+        rows.append(torch.rand(length, generator=source))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def stream(
+    gen: Generator,
+    condition: Tensor,
+    cfg_scale: float = 1.5,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Iterator[Progress]:
+    """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
+
+    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k / top-p: how
+    sure the model was, not how the dice were loaded."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a probability mass in (0, 1]")
+    if top_k < 0:
+        raise ValueError(f"top_k is {top_k}; expected a count of codes, or 0 for all")
+    batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
+    gen.eval()
+    seed = torch.seed() % 2**31 if seed is None else seed
+    draws = uniforms(seed, batch, gen.length).to(device)
+    condition = condition.to(device)
+    if guided:
+        condition = torch.cat([condition, gen.condition.nulls(batch, device)])
+    cache = gen.new_cache(len(condition))
+    x = gen.condition(condition)
+    indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
+    log_probs, entropy = torch.zeros_like(indices, dtype=torch.float), torch.zeros_like(indices, dtype=torch.float)
+    for i in range(gen.length):
+        logits = gen.decode(x, cache).float()
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + cfg_scale * (conditional - unconditional)
+        if temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            p = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
+            cumulative = p.cumsum(-1)
+            # Scaled by the total, a draw below 1 always lands on a code that has mass.
+            target = draws[:, i : i + 1].double() * cumulative[:, -1:]
+            token = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
+        log_p = logits.log_softmax(-1)
+        indices[:, i] = token
+        log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
+        entropy[:, i] = -(log_p.exp() * log_p).sum(-1)
+        x = gen.token_table[token.repeat(2) if guided else token][:, None]
+        if (i + 1) % gen.config.grid == 0:
+            yield Progress(indices.clone(), log_probs.clone(), entropy.clone(), i + 1)
+
+
+def sample(
+    gen: Generator,
+    condition: Tensor,
+    cfg_scale: float = 1.5,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+) -> Tensor:
+    """Sample token indices (B, N) for labels `condition` (B,).
+
+    cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0 and top_p 1
+    keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s = 1.5 or 1.0)."""
+    *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed)
+    return last.indices
