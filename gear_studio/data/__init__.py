@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from gear_studio.data.digits import Digits
+from gear_studio.data.folder import Folder
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Source, to_float
 from gear_studio.data.stream import stream
 
-__all__ = ["SOURCES", "Shapes", "Source", "load", "stream", "to_float"]
+__all__ = ["SOURCES", "Digits", "Folder", "Shapes", "Source", "load", "stream", "to_float"]
 
 SOURCES = ("shapes", "digits", "folder")
 
@@ -16,11 +18,17 @@ def load(
 ) -> Source:
     """The source called `name`: shapes, digits or folder.
 
-    folder: where the pictures of `folder` lie. seed: which world of `shapes`; the other two are what they are.
+    folder: where the pictures of `folder` lie. seed: which world of `shapes`; the other two have only one.
     Raises ValueError for an unknown name or split, or when `folder` comes without a folder.
     """
     match name:
         case "shapes":
             return Shapes(split, image_size, seed)
+        case "digits":
+            return Digits(split, image_size)
+        case "folder":
+            if folder is None:
+                raise ValueError("the data source 'folder' needs the path of a folder of pictures")
+            return Folder(folder, split, image_size)
         case _:
-            raise ValueError(f"unknown data {name!r}; choose one of {', '.join(SOURCES)}")
+            raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")

@@ -1,10 +1,10 @@
 """Shapes: an endless labelled world that needs no download.
 
 Notable:
-- picture i of a world is a pure function of (seed, i). Its randomness is Philox keyed by exactly that pair, so a
-  picture is the same bytes rendered alone, in any batch, in any process.
-- per-pixel arithmetic is only + - * / sqrt abs round min max, which IEEE 754 rounds exactly: no vector library gets
-  to change a bit between a batch of one and a batch of many.
+- picture i of a world is a pure function of (seed, i). Its randomness is Philox keyed by exactly that pair,
+  so a picture is the same bytes rendered alone, in any batch, in any process.
+- per-pixel arithmetic is only + - * / sqrt abs round min max, which IEEE 754 rounds exactly: no vector library
+  gets to change a bit between a batch of one and a batch of many.
 - lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
 - every picture knows its truth: class, caption, mask, and labels for each cell of the 8x8 token grid.
 - the pixel noise is deliberate: detail that reconstruction wants and that nobody can predict.
@@ -81,8 +81,8 @@ _CHUNK = 16  # pictures rendered together: temporaries stay in the cache
 
 _MAIN = np.array(list(_COLOR_RGB.values()), np.float32)
 _GROUND = np.array(list(_BACKGROUND_RGB.values()), np.float32)
-# The texture's second tone lies on the far side of the main colour from the background: light on dark grounds, dark on
-# light ones. Both tones then stand out from the ground, and the silhouette is never eaten by its own texture.
+# The texture's second tone lies on the far side of the main colour from the background: light on dark grounds,
+# dark on light ones. Both tones then stand out from the ground, and no silhouette is eaten by its own texture.
 _ON_DARK = _GROUND.mean(axis=1) < 128
 _LIGHT_TONE = 0.22 * _MAIN + 0.78 * 255
 _DARK_TONE = 0.36 * _MAIN
@@ -116,7 +116,7 @@ class Shapes:
     def read(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
     ) -> dict[str, torch.Tensor]:
-        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}. rngs is ignored: new pictures need no augmentation."""
+        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}. rngs is ignored: the world is endless."""
         images, labels = [], []
         for chunk in _chunks(indices):
             generators, factors = self._draw(chunk)
@@ -130,10 +130,13 @@ class Shapes:
     def truth(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Everything there is to know about the pictures, which are the same bytes as `read` gives.
 
-        image uint8 (B,3,H,W); label, shape, texture, color, size, position, background int64 (B,): ids into CLASSES,
-        SHAPES, TEXTURES, COLORS, SIZES, POSITIONS, BACKGROUNDS; color_rgb float (B,3) in 0..255: the object's main
-        colour, the one of a solid object; mask bool (B,H,W): the object; patch_foreground bool (B,8,8): at least half
-        of the cell is object; patch_shape, patch_texture int64 (B,8,8): ids there, -1 elsewhere.
+        image: uint8 (B,3,H,W).
+        label, shape, texture, color, size, position, background: int64 (B,), ids into CLASSES, SHAPES, TEXTURES,
+        COLORS, SIZES, POSITIONS, BACKGROUNDS.
+        color_rgb: float (B,3) in 0..255, the object's main colour: all of a solid object, half of a striped one.
+        mask: bool (B,H,W), the object.
+        patch_foreground: bool (B,8,8), at least half of the cell is object.
+        patch_shape, patch_texture: int64 (B,8,8), the object's ids in those cells, -1 elsewhere.
         """
         pieces: dict[str, list[np.ndarray]] = {}
         for chunk in _chunks(indices):
@@ -164,7 +167,7 @@ class Shapes:
         )
 
     def _draw(self, indices: Sequence[int]) -> tuple[list[np.random.Generator], dict[str, np.ndarray]]:
-        """The factors of each picture (arrays over B), and its generator, left where the pixel noise starts."""
+        """Each picture's generator, left where the pixel noise starts, and the factors as arrays over B."""
         offset = SPLITS.index(self.split) * SPLIT_LENGTH
         for index in indices:
             if not 0 <= index < SPLIT_LENGTH:
@@ -276,8 +279,8 @@ def _cover(distance: np.ndarray, pixel: np.float32) -> np.ndarray:
     return (distance / pixel + np.float32(0.5)).clip(0, 1)
 
 
-# Outlines: signed distance to the edge (negative inside) at (u, v) for an object of radius r. Exact near straight
-# edges, a bound near corners; proportions give the six about equal weight to the eye.
+# Outlines: signed distance to the edge (negative inside) at (u, v) for an object of radius r. Exact near
+# straight edges, a bound near corners. The proportions give the six about equal weight to the eye.
 
 
 def _circle(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
@@ -293,8 +296,8 @@ def _triangle(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
-    # Fold the plane onto the wedge between a tip (straight up) and the notch beside it, 36 degrees away; mirroring
-    # at the notch's direction twice brings in all five points. One straight edge is then left to measure.
+    # Fold the plane onto the wedge between a tip (straight up) and the notch beside it, 36 degrees away:
+    # mirroring twice at the notch's direction brings in all five points. One straight edge is left to measure.
     c, s = math.cos(math.pi / 5), math.sin(math.pi / 5)
     x, y = np.abs(u), -v
     for _ in range(2):
@@ -318,8 +321,8 @@ def _ring(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
 _OUTLINES = (_circle, _square, _triangle, _star, _cross, _ring)
 
 
-# Patterns: share of the second tone in [0,1]. Periods are near 7 units, so that one cell of the token grid (8 units)
-# shows a whole one; `scale` varies them by a tenth.
+# Patterns: share of the second tone in [0,1]. Periods are near 7 units, so that one cell of the token grid
+# (8 units) shows about a whole one; `scale` varies them by a tenth.
 
 
 def _solid(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What every source of pictures looks like to the rest of the package.
 
-Pictures stay uint8 until they reach the device that trains on them: a quarter of the memory and of the copying.
+Pictures stay uint8 until they reach the device that trains on them: a quarter of the memory and copying.
 `to_float` is the one place that says what a model's input range is.
 """
 
