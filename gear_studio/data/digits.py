@@ -1,6 +1,7 @@
 """Digits: 1,797 real handwritten digits that come with scikit-learn, enlarged.
 
-Source: the optical recognition of handwritten digits set (Alpaydin and Kaynak, UCI, 1998), 8x8 pixels, 17 grays.
+Source: the optical recognition of handwritten digits set (Alpaydin and Kaynak, UCI, 1998), 8x8 pixels of 17
+grays, its test part.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Digits:
     def read(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
     ) -> dict[str, torch.Tensor]:
-        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}; rngs shift each by up to a sixteenth of the side."""
+        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}; rngs shift by up to a sixteenth of the side."""
         chosen = torch.as_tensor(indices)
         gray = self._gray[chosen]
         if rngs is not None:

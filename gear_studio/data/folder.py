@@ -1,8 +1,8 @@
 """Folder: any folder of real pictures, one sub-folder a class.
 
-Notable: a file that does not decode costs a warning with its name, not the run: the next readable one stands in for
-it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` are how every picture from outside
-(the user's own photo too) becomes square uint8 RGB.
+Notable: a file that does not decode costs a warning with its name, not the run. The next readable one stands
+in for it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` are how every picture from
+outside (the user's own photo too) becomes square uint8 RGB.
 """
 
 import hashlib
@@ -24,9 +24,10 @@ _VAL_SHARE = 20  # one picture in so many is held out where the folder brings no
 class Folder:
     """Pictures under `folder/CLASS/` or `folder/{train,val}/CLASS/`, at any depth; satisfies `Source`.
 
-    split: train or val. Without sub-folders of those names, the twentieth of the files whose path hashes lowest is val.
-    skipped: the files that this process found unreadable so far, each once.
-    Raises ValueError, naming the folder, when it is missing, has no class folders, no pictures or no readable ones.
+    split: train or val. Where the folder has no such sub-folders, val is a twentieth of the files, the ones
+    whose path inside the folder hashes lowest: the same on every machine.
+    skipped: the files that this process has found unreadable so far.
+    Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures.
     """
 
     name = "folder"
@@ -36,7 +37,7 @@ class Folder:
             raise ValueError(f"folder has no split {split!r}; choose one of {', '.join(SPLITS)}")
         self.folder = Path(folder)
         self.image_size = image_size
-        self.skipped: list[str] = []
+        self.skipped: set[str] = set()
         self.classes, files = _find(self.folder, split)
         self._files = [(str(file), self.classes.index(file_class)) for file, file_class in files]
         self._decode(0)  # a folder without one readable picture is known now
@@ -49,9 +50,9 @@ class Folder:
     ) -> dict[str, torch.Tensor]:
         """{"image": uint8 (B,3,H,W), "label": int64 (B,)}.
 
-        The short side is resized to image_size, then a square is cut out: at random, and mirrored half the time,
-        with rngs; from the middle without. An unreadable file is replaced, label included, by the next readable
-        one. Raises ValueError when there is none.
+        With rngs the square is cut out at random and mirrored half the time, without it is the middle one.
+        An unreadable file is replaced, label included, by the next readable one.
+        Raises IndexError for an index that is not there, ValueError when no file is readable.
         """
         images, labels = [], []
         for row, index in enumerate(indices):
@@ -61,6 +62,8 @@ class Folder:
         return {"image": torch.stack(images), "label": torch.tensor(labels)}
 
     def _decode(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self._files):
+            raise IndexError(f"{self.folder} has pictures 0 to {len(self._files) - 1}, asked for {index}")
         for step in range(len(self._files)):
             file, label = self._files[(index + step) % len(self._files)]
             if file in self.skipped:
@@ -68,7 +71,7 @@ class Folder:
             try:
                 return open_rgb(file, self.image_size), label
             except UnreadableImage as error:
-                self.skipped.append(file)
+                self.skipped.add(file)
                 warnings.warn(f"skipped {error}", stacklevel=2)
         raise ValueError(f"{self.folder}: none of the {len(self._files)} pictures can be read")
 
@@ -80,7 +83,7 @@ class UnreadableImage(ValueError):
 def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB the way it is meant to be seen: EXIF orientation applied, transparency on white.
 
-    at_least: a JPEG may be decoded at a half, quarter or eighth of its size, no side below twice this: much faster.
+    at_least: a JPEG may be decoded at a half, quarter or eighth of its size, no side below twice this: faster.
     Raises UnreadableImage for anything that does not decode.
     """
     try:
@@ -89,7 +92,7 @@ def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.
                 picture.draft(None, (2 * at_least, 2 * at_least))
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I"):  # 16-bit grays: a plain conversion would clip, not scale
-                picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+                picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -99,16 +102,15 @@ def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.
 
 
 def fit(picture: Image.Image, image_size: int, rng: np.random.Generator | None = None) -> torch.Tensor:
-    """RGB picture -> uint8 (3,image_size,image_size): short side resized (bicubic), then cropped square.
+    """RGB picture -> uint8 (3,image_size,image_size): its largest square, resized (bicubic).
 
-    rng: crop at random and mirror half the time; None: crop the middle.
+    rng: the square lies at random and is mirrored half the time; None: it is the middle one.
     """
-    scale = image_size / min(picture.size)
-    width, height = (max(image_size, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    spare = width - image_size, height - image_size
-    left, top = (s // 2 if rng is None else int(rng.integers(s, endpoint=True)) for s in spare)
-    picture = picture.crop((left, top, left + image_size, top + image_size))
+    side = min(picture.size)
+    left, top = ((length - side) * (0.5 if rng is None else rng.random()) for length in picture.size)
+    # In one go: to resize all of a very long picture before cropping it would need memory for nothing.
+    square = (left, top, left + side, top + side)
+    picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square)
     if rng is not None and rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
@@ -125,9 +127,11 @@ def _find(folder: Path, split: str) -> tuple[list[str], list[tuple[Path, str]]]:
         if strange := sorted({file_class for _, file_class in files} - set(classes)):
             raise ValueError(f"{folder}/val has classes that {folder}/train has not: {', '.join(strange)}")
     else:
-        everything = _pictures(folder)
+        only_train = [entry.name for entry in folder.iterdir() if entry.is_dir()] == ["train"]
+        root = folder / "train" if only_train else folder
+        everything = _pictures(root)
         classes = sorted({file_class for _, file_class in everything})
-        ranked = sorted(everything, key=lambda item: _hash(item[0].relative_to(folder)))
+        ranked = sorted(everything, key=lambda item: _hash(item[0].relative_to(root)))
         held_out = max(1, len(ranked) // _VAL_SHARE)
         files = sorted(ranked[:held_out] if split == "val" else ranked[held_out:])
     if not files:

@@ -3,8 +3,8 @@
 Notable:
 - picture i of a world is a pure function of (seed, i). Its randomness is Philox keyed by exactly that pair,
   so a picture is the same bytes rendered alone, in any batch, in any process.
-- per-pixel arithmetic is only + - * / sqrt abs round min max, which IEEE 754 rounds exactly: no vector library
-  gets to change a bit between a batch of one and a batch of many.
+- per-pixel arithmetic is only + - * / sqrt abs round min max, which IEEE 754 rounds exactly: no vector
+  library gets to change a bit between a batch of one and a batch of many.
 - lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
 - every picture knows its truth: class, caption, mask, and labels for each cell of the 8x8 token grid.
 - the pixel noise is deliberate: detail that reconstruction wants and that nobody can predict.
@@ -81,8 +81,8 @@ _CHUNK = 16  # pictures rendered together: temporaries stay in the cache
 
 _MAIN = np.array(list(_COLOR_RGB.values()), np.float32)
 _GROUND = np.array(list(_BACKGROUND_RGB.values()), np.float32)
-# The texture's second tone lies on the far side of the main colour from the background: light on dark grounds,
-# dark on light ones. Both tones then stand out from the ground, and no silhouette is eaten by its own texture.
+# The texture's second tone lies on the far side of the main colour from the background: light on dark
+# grounds, dark on light ones. Both tones then stand out from it: no texture eats its own silhouette.
 _ON_DARK = _GROUND.mean(axis=1) < 128
 _LIGHT_TONE = 0.22 * _MAIN + 0.78 * 255
 _DARK_TONE = 0.36 * _MAIN
@@ -131,9 +131,9 @@ class Shapes:
         """Everything there is to know about the pictures, which are the same bytes as `read` gives.
 
         image: uint8 (B,3,H,W).
-        label, shape, texture, color, size, position, background: int64 (B,), ids into CLASSES, SHAPES, TEXTURES,
-        COLORS, SIZES, POSITIONS, BACKGROUNDS.
-        color_rgb: float (B,3) in 0..255, the object's main colour: all of a solid object, half of a striped one.
+        label, shape, texture, color, size, position, background: int64 (B,), ids into CLASSES, SHAPES,
+        TEXTURES, COLORS, SIZES, POSITIONS, BACKGROUNDS.
+        color_rgb: float (B,3) in 0..255, the main colour: all of a solid object, half of a striped one.
         mask: bool (B,H,W), the object.
         patch_foreground: bool (B,8,8), at least half of the cell is object.
         patch_shape, patch_texture: int64 (B,8,8), the object's ids in those cells, -1 elsewhere.
@@ -297,7 +297,7 @@ def _triangle(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 def _star(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
     # Fold the plane onto the wedge between a tip (straight up) and the notch beside it, 36 degrees away:
-    # mirroring twice at the notch's direction brings in all five points. One straight edge is left to measure.
+    # mirroring twice at the notch's direction brings in all five points. One straight edge is left.
     c, s = math.cos(math.pi / 5), math.sin(math.pi / 5)
     x, y = np.abs(u), -v
     for _ in range(2):

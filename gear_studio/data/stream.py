@@ -1,8 +1,8 @@
 """The order in which training reads a source.
 
-Notable: batch s is a pure function of (seed, s). So a run that was killed and started again at step s reads what
-it would have read, any number of workers gives the same pictures, and R processes share the very batch that one
-would read.
+Notable: batch s is a pure function of (seed, s). So a run that was killed and started again at step s reads
+what it would have read, any number of workers gives the same pictures, and R processes share the very batch
+that one would read.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def stream(
     """Yield batches `start` to `start + steps - 1`, in the training view: {"image": uint8, "label": int64}.
 
     Sample i of batch s has position p = s * batch_size + i. A finite source is shuffled anew each epoch; an
-    endless one is read in order from a place of the seed's own. Augmentation draws from default_rng((seed, p)).
+    endless one is read in order from a place of the seed's own. Augmentation: default_rng((seed, p)).
 
     batch_size: the whole batch; process r of `processes` gets its r-th equal slice.
     workers: loader processes that read ahead; 0 reads in this one.
