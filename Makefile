@@ -49,7 +49,8 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14)
 
 $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
-	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1), but Python 3.11 to 3.14 is needed." >&2; \
+	  found=$$($(PYTHON) --version 2>&1) || found="not a Python that runs"; \
+	  echo "$(PYTHON) is $$found, but Python 3.11 to 3.14 is needed." >&2; \
 	  echo "Name another, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  echo "With uv: uv python install 3.12 && make $(MAKECMDGOALS) PYTHON=\"\$$(uv python find 3.12)\"" >&2; \
 	  exit 1; }
