@@ -1,30 +1,28 @@
 """Teachers: frozen patch encoders whose features the tokenizer and the generator are aligned with.
 
 Notable here:
-- A teacher never learns: its parameters never require a gradient and it stays in eval mode, whatever
-  `train()` or `requires_grad_()` a surrounding module is given. Gradients do pass through it to the images,
-  so the same object serves as alignment target and as perceptual loss.
+- A teacher never learns: its parameters require no gradient, and it stays in eval mode also inside a module
+  that is put in train mode. Gradients do pass through it to the images, so the same object serves as
+  alignment target and as perceptual loss.
 - Images go in as the rest of the package has them, in [-1, 1]; the teacher owns its resize and its
   normalisation, both read from its config. A pretrained timm encoder therefore only needs a new `arch`.
 - The shipped "tiny" one stands in for DINOv2 where nothing can be downloaded. It learnt from the labels of
   the embedded world, and its `note` says so: show the note wherever its features appear.
-- On disk a teacher is a folder, config.json + model.safetensors (half precision); `write_weights` and
-  `read_weights` are that format, shared with the judge.
+- On disk a teacher is a folder, config.json + model.safetensors in half precision; the config names its
+  kind, so that another model's folder is refused by name.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from gear_studio.pretrained import atomic, load_weights, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}
@@ -95,17 +93,14 @@ class Teacher(nn.Module):
         folder = SHIPPED.get(str(name_or_folder), Path(name_or_folder))
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"Teacher {str(name_or_folder)!r} is neither a shipped name ({', '.join(SHIPPED)}) nor a folder; "
+                f"teacher {str(name_or_folder)!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder; "
                 "train one with gear_studio.training.teacher.train_teacher(folder)."
             )
-        settings, state = read_weights(folder, kind="teacher")
-        known = {field.name for field in fields(TeacherConfig)}
-        if set(settings) != known:
-            odd = sorted(set(settings) ^ known)
-            raise ValueError(f"{folder / 'config.json'}: settings {odd} are missing or unknown for a teacher.")
-        config = TeacherConfig(**settings)
+        config = TeacherConfig(
+            **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
+        )
         encoder = build_encoder(config)
-        load_weights(encoder, state, folder)
+        load_weights(encoder, folder / "model.safetensors")
         return cls(config, encoder)
 
     @classmethod
@@ -118,15 +113,11 @@ class Teacher(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`; each file appears whole or not."""
-        write_weights(folder, "teacher", asdict(self.config), self.encoder)
+        write_half(folder, "teacher", asdict(self.config), self.encoder)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode: a teacher is frozen, also inside a module that is being trained."""
         return super().train(False)
-
-    def requires_grad_(self, requires_grad: bool = True) -> "Teacher":
-        """Stays frozen, for the same reason."""
-        return super().requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images (B,3,H,W) in [-1,1] -> (B,N,dim): the last block's patches after the final norm."""
@@ -156,73 +147,28 @@ class Teacher(nn.Module):
         return [by_block[block] for block in blocks]
 
 
-def write_weights(folder: str | Path, kind: str, config: dict, module: nn.Module) -> None:
-    """Write `module` as folder/config.json + model.safetensors, floats in half precision.
-
-    Each file is written beside its place and renamed into it, so a kill leaves the old one or the new one.
-    """
+def write_half(folder: str | Path, kind: str, config: dict, module: nn.Module) -> None:
+    """Write folder/config.json (with its kind) and model.safetensors, floats as float16, each atomically."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in module.state_dict().items()
     }
-    write_atomic(folder / "model.safetensors", save_tensors(state, metadata={"kind": kind}))
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
     write_json(folder / "config.json", {"kind": kind, **config})
 
 
-def write_json(path: Path, content: dict) -> None:
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+def read_config(folder: str | Path, kind: str, settings: Sequence[str]) -> dict:
+    """The settings in folder/config.json, without its kind.
 
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, on disk before the old content is given up."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def read_weights(folder: str | Path, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Read what `write_weights` wrote: (config without its kind, state dict in float32).
-
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or one of another kind.
+    Raises FileNotFoundError when there is none, ValueError when it is another kind's or its settings differ.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {name}: expected a {kind} folder, as save_pretrained writes it."
-            )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        found = config.pop("kind")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is no {kind} config ({error!r}); write the folder again."
-        ) from error
+    path = Path(folder) / "config.json"
+    config = read_json(path, f"a {kind}")
+    found = config.pop("kind", None) if isinstance(config, dict) else None
     if found != kind:
-        raise ValueError(f"{folder} holds a {found!r}, expected a {kind!r}; give the folder of a {kind}.")
-    try:
-        state = load_tensors((folder / "model.safetensors").read_bytes())
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / 'model.safetensors'} is truncated or no safetensors file ({error}); "
-            "copy or train it again."
-        ) from error
-    return config, {
-        name: value.float() if value.is_floating_point() else value for name, value in state.items()
-    }
-
-
-def load_weights(module: nn.Module, state: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Load `state` into `module`; ValueError naming `folder` and what differs when it does not fit."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{Path(folder) / 'model.safetensors'} does not fit its config.json: {error} "
-            "The two files must come from the same save."
-        ) from error
+        raise ValueError(f"{path} describes a {found!r}, expected a {kind!r}; give the folder of a {kind}")
+    if odd := sorted(set(config) ^ set(settings)):
+        raise ValueError(f"{path}: settings {odd} are missing or unknown; a {kind} has {sorted(settings)}")
+    return config
