@@ -54,11 +54,12 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Name another, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  echo "With uv: uv python install 3.12 && make $(MAKECMDGOALS) PYTHON=\"\$$(uv python find 3.12)\"" >&2; \
 	  exit 1; }
+	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || rm -rf .venv
 	@if command -v uv >/dev/null 2>&1; then set -ex; \
-	  $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || uv venv --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
+	  test -d .venv || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
 	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
 	else set -ex; \
-	  $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || $(PYTHON) -m venv --clear .venv; \
+	  test -d .venv || $(PYTHON) -m venv .venv; \
 	  $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; \
 	  $(BIN)/python -m pip install --upgrade pip; \
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test]'; \
