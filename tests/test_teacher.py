@@ -219,7 +219,7 @@ def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, train, load
     monkeypatch.setattr(training, "augment", dies_in_step_six)
     with pytest.raises(KeyboardInterrupt):
         run(broken, steps=6, seed=3, **QUICK)
-    # The kill came after step 5 was logged and after the checkpoint of step 4; a half-written line may be left.
+    # Killed after step 5 was logged and after the checkpoint of step 4. A half-written line may be left too.
     assert [line["step"] for line in metrics(broken)] == [1, 2, 3, 4, 5]
     with open(broken / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "sha')
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch):
         "augment",
         lambda images, seed, step: augment(images, seed, step) * (1 if step < 3 else np.nan),
     )
-    with pytest.raises(FloatingPointError, match="colour.*step 4 .*checkpoint is that of step 2"):
+    with pytest.raises(FloatingPointError, match="colour.*step 4 .*checkpoint is of step 2"):
         training.train_teacher(tmp_path, steps=6, **QUICK)
 
 

@@ -295,7 +295,7 @@ def _fit(
             if not all(map(math.isfinite, means.values())):
                 kept = max(first, step // checkpoint_every * checkpoint_every)
                 raise FloatingPointError(
-                    f"losses {means} at step {done} of {folder}; the last good checkpoint is that of step {kept}"
+                    f"losses {means} at step {done} of {folder}; the last checkpoint is of step {kept}"
                 )
             now = time.perf_counter()
             speed = count * settings["batch_size"] / (now - last)
