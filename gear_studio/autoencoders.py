@@ -69,7 +69,9 @@ def middle(channels: int) -> list[nn.Module]:
 class Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] -> latent (B, z, H/f, W/f), f = patch * 2^(levels - 1)."""
 
-    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, patch: int, mid: bool):
+    def __init__(
+        self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, patch: int, mid: bool
+    ):
         super().__init__()
         widths = [channels * m for m in multipliers]
         blocks: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(3 * patch**2, channels, 3, padding=1)]
@@ -95,7 +97,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent (B, z, h, w) -> images (B, 3, f h, f w), not clamped. One more residual block a level than the encoder."""
 
-    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, patch: int, mid: bool):
+    def __init__(
+        self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, patch: int, mid: bool
+    ):
         super().__init__()
         widths = [channels * m for m in reversed(multipliers)]
         width = widths[0]
@@ -110,7 +114,12 @@ class Decoder(nn.Module):
                     blocks.append(Attention(width))
             if level < len(widths) - 1:
                 blocks.append(Upsample(width))
-        blocks += [norm(width), nn.SiLU(), nn.Conv2d(width, 3 * patch**2, 3, padding=1), nn.PixelShuffle(patch)]
+        blocks += [
+            norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, 3 * patch**2, 3, padding=1),
+            nn.PixelShuffle(patch),
+        ]
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, latent: Tensor) -> Tensor:

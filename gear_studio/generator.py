@@ -74,10 +74,10 @@ def rotary_table(grid: int, head_dim: int, base: float = 10000.0) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of channels. x: (B, heads, T, head_dim); angles: (T, head_dim / 2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+    """Rotate neighbouring pairs of channels. x: (..., T, head_dim); angles: (T, head_dim / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -93,8 +93,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, angles: Tensor, cache: Cache | None, block: int) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, angles), rotate(k, angles)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        (q, k), v = rotate(qkv[:2], angles), qkv[2]
         if cache is not None:
             k, v = cache.extend(block, k, v)
         # A single new position may look at everything cached; longer inputs start at position 0 and are causal.
@@ -136,7 +136,9 @@ class Generator(Pretrained):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         if config.dim % (4 * config.heads):
-            raise ValueError(f"dim {config.dim} with {config.heads} heads: 2-D rotary needs a head width divisible by 4")
+            raise ValueError(
+                f"dim {config.dim} with {config.heads} heads: 2-D rotary needs a head width divisible by 4"
+            )
         if not 1 <= config.tap <= config.blocks:
             raise ValueError(f"tap {config.tap} is not one of the blocks 1..{config.blocks}")
         self.config = config
@@ -146,7 +148,9 @@ class Generator(Pretrained):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.codes, bias=False)
-        self.register_buffer("angles", rotary_table(config.grid, config.dim // config.heads), persistent=False)
+        self.register_buffer(
+            "angles", rotary_table(config.grid, config.dim // config.heads), persistent=False
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

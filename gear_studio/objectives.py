@@ -6,6 +6,8 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.readout import Assignment
+
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """Average a tensor over all processes, with gradient; the identity when there is one process."""
@@ -31,9 +33,20 @@ def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
     """Mean over blocks of 1 - cosine between the teacher's features of two images, each (B, N, d): a scalar in [0, 2].
 
     The stand-in for LPIPS on the small world: the frozen teacher is the perceptual network."""
-    return torch.stack([1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(ours, theirs, strict=True)]).mean()
+    return torch.stack(
+        [1 - F.cosine_similarity(a, b, dim=-1).mean() for a, b in zip(ours, theirs, strict=True)]
+    ).mean()
 
 
 def next_token_loss(logits: Tensor, indices: Tensor) -> Tensor:
     """Mean cross-entropy in nats a token. logits: (B, N, K) for tokens 1..N; indices: (B, N)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), indices.flatten())
+
+
+def straight_through_next_token_loss(logits: Tensor, assignment: Assignment) -> Tensor:
+    """`next_token_loss` whose target is also a straight-through one-hot: codes can move towards what is easy to predict.
+
+    This is the loss the paper warns of; only the `straight-through` arm uses it."""
+    p = torch.softmax(assignment.scores.float(), dim=-1)
+    surprise = -logits.detach().float().log_softmax(-1)
+    return next_token_loss(logits, assignment.indices) + ((p - p.detach()) * surprise).sum(-1).mean()

@@ -44,7 +44,9 @@ def read_json(path: Path, what: str) -> dict:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it") from error
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
+        ) from error
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -54,7 +56,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or train it again") from error
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); copy or train it again"
+        ) from error
     own = module.state_dict()
     problems = [f"missing {key}" for key in own.keys() - state.keys()]
     problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
@@ -97,6 +101,8 @@ class Pretrained(nn.Module):
         try:
             model = cls(cls.Config(**config))
         except TypeError as error:
-            raise ValueError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}") from error
+            raise ValueError(
+                f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}"
+            ) from error
         load_weights(model, folder / "model.safetensors")
         return model.eval()

@@ -37,7 +37,9 @@ def find(name_or_folder: str | Path) -> Path:
         if folder.is_dir():
             return folder
     shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
-    raise FileNotFoundError(f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})")
+    raise FileNotFoundError(
+        f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
+    )
 
 
 class Run:

@@ -75,7 +75,10 @@ def stream(
     cache = gen.new_cache(len(condition))
     x = gen.condition(condition)
     indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
-    log_probs, entropy = torch.zeros_like(indices, dtype=torch.float), torch.zeros_like(indices, dtype=torch.float)
+    log_probs, entropy = (
+        torch.zeros_like(indices, dtype=torch.float),
+        torch.zeros_like(indices, dtype=torch.float),
+    )
     for i in range(gen.length):
         logits = gen.decode(x, cache).float()
         if guided:

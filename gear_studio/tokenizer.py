@@ -16,7 +16,7 @@ class TokenizerConfig:
 
     image_size: int = 64
     channels: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 4)
+    multipliers: tuple[int, ...] = (1, 2, 3)
     res_blocks: int = 1
     mid: bool = False
     patch: int = 2
@@ -42,7 +42,14 @@ class Tokenizer(Pretrained):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        shape = config.channels, tuple(config.multipliers), config.res_blocks, config.latent, config.patch, config.mid
+        shape = (
+            config.channels,
+            tuple(config.multipliers),
+            config.res_blocks,
+            config.latent,
+            config.patch,
+            config.mid,
+        )
         self.encoder = Encoder(*shape)
         self.to_code = nn.Conv2d(config.latent, config.code_dim, 1)
         self.quantizer = VectorQuantizer(config.codes, config.code_dim)
@@ -59,7 +66,9 @@ class Tokenizer(Pretrained):
         Raises ValueError when H or W is not the size the tokenizer was made for."""
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, {size}, {size}), resize them first")
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected (B, 3, {size}, {size}), resize them first"
+            )
         return self.to_code(self.encoder(images)).flatten(2).transpose(1, 2)
 
     def assign(self, images: Tensor) -> Assignment:

@@ -1,0 +1,337 @@
+"""The training loop: devices and processes (Accelerate), checkpoints, metrics, validation, pictures.
+
+Three promises, and how they are kept:
+
+- *A killed run continues exactly.* Every step takes its randomness from (seed, step, process) and its images from
+  (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics logged after it are
+  dropped on resuming.
+- *CUDA is never waited for.* Metrics are summed on the device and read back once every `log_every` steps.
+- *A diverged run says so.* The first step at which any loss was not finite is kept on the device and reported at the
+  next log, before a checkpoint can be overwritten.
+"""
+
+import dataclasses
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import accelerate
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from gear_studio import data, sampling
+from gear_studio.pretrained import atomic, read_json, write_json
+from gear_studio.runs import Run, find
+from gear_studio.teachers import Teacher
+from gear_studio.tokenizer import Tokenizer
+from gear_studio.training.recipes import ARMS, Recipe
+from gear_studio.training.stages import Stage
+
+SHOWN = ("l1", "ntp", "alignment_soft", "alignment_hard", "usage")  # on the progress bar
+
+
+class DivergedError(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + process) % 2**63)
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+class Meter:
+    """Running means of scalars that stay on their device until `read`."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.sums: dict[str, Tensor] = {}
+        self.first_bad: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums.get(name, 0) + value
+            bad = torch.where(value.isfinite(), torch.inf, float(step))
+            self.first_bad[name] = torch.minimum(self.first_bad.get(name, bad), bad)
+
+    def read(self) -> tuple[dict[str, float], tuple[int, str] | None]:
+        """Means over the steps and processes since the last read, and the first (step, loss) that was not finite."""
+        names = list(self.sums)
+        means = self.accelerator.reduce(
+            torch.stack([self.sums[n] for n in names]) / self.count, "mean"
+        ).tolist()
+        bad = self.accelerator.gather(torch.stack([self.first_bad[n] for n in names])[None]).amin(0).tolist()
+        self.sums, self.first_bad, self.count = {}, {}, 0
+        worst = min(zip(bad, names, strict=True))
+        return dict(zip(names, means, strict=True)), None if worst[0] == torch.inf else (
+            int(worst[0]),
+            worst[1],
+        )
+
+
+class Checkpoints:
+    """The last two resumable states of a run, each written atomically."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def save(self, step: int, state: dict) -> None:
+        with atomic(self.folder / f"step-{step:08d}.pt") as temporary:
+            torch.save({"step": step, **state}, temporary)
+        for old in self.paths()[:-2]:
+            old.unlink()
+
+    def load(self) -> dict | None:
+        """The newest state, or None. Raises ValueError naming a file that is damaged or is no checkpoint of ours."""
+        if not self.paths():
+            return None
+        path = self.paths()[-1]
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not {"step", "modules", "ema", "optimizers"} <= state.keys():
+                raise ValueError("it holds something else")
+        except Exception as error:
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} is not a complete checkpoint of this studio ({first_line}); "
+                "delete it to continue from the one before, or from the start"
+            ) from error
+        return state
+
+
+def prepare_folder(folder: Path, config: dict) -> None:
+    """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what differs."""
+    config = json.loads(json.dumps(config))
+    if (folder / "config.json").exists():
+        held = read_json(folder / "config.json", "a run")
+        flat = {**config, **config["recipe"]}
+        flat_held = {**held, **held.get("recipe", {})}
+        different = sorted(
+            k for k in flat.keys() | flat_held.keys() if flat.get(k) != flat_held.get(k) and k != "recipe"
+        )
+        if different:
+            shown = ", ".join(
+                f"{k} is {flat_held.get(k)!r}, asked for {flat.get(k)!r}" for k in different[:3]
+            )
+            raise ValueError(
+                f"{folder} already holds another run ({shown}); choose another --out or delete the folder"
+            )
+    else:
+        write_json(folder / "config.json", config)
+
+
+def resume_metrics(path: Path, step: int) -> None:
+    """Drop what was logged after `step`, and a last line torn by a kill."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    with atomic(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept))
+
+
+def grid(images: Tensor, path: Path) -> None:
+    """Write images (n, 3, H, W) in [-1, 1] as one PNG, eight a row."""
+    with atomic(path) as temporary:
+        save_image((images.float().cpu() + 1) / 2, temporary, nrow=8, padding=2, format="png")
+
+
+def train(
+    source: str,
+    stage: str,
+    arm: str,
+    recipe: Recipe,
+    seed: int = 0,
+    out: str | Path = "runs/run",
+    parent: str | Path | None = None,
+    folder: str | Path | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Run:
+    """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
+
+    source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the joint stage
+    starts from or the generator stage is trained on; it must lie beside `out`. workers: data-loading processes.
+    Raises ValueError for an arm the stage does not know, a folder that holds another run or a damaged checkpoint;
+    DivergedError when a loss is not finite."""
+    if arm not in ARMS[stage]:
+        raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
+    if (stage == "warmup") != (parent is None):
+        raise ValueError(
+            f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
+        )
+    out = Path(out)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if torch.cuda.is_available() else "no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    main = accelerator.is_main_process
+    train_source = data.load(source, "train", recipe.tokenizer.image_size, folder)
+    held_out = data.load(source, "val", recipe.tokenizer.image_size, folder)
+    classes = len(train_source.classes)
+    recipe = dataclasses.replace(recipe, generator=dataclasses.replace(recipe.generator, classes=classes))
+    config = {
+        "source": source,
+        "stage": stage,
+        "arm": arm,
+        "seed": seed,
+        "parent": Path(parent).name if parent else None,
+        "classes": train_source.classes,
+        "recipe": recipe.asdict(),
+    }
+    if main:
+        prepare_folder(out, config)
+    accelerator.wait_for_everyone()
+
+    torch.manual_seed(seed)
+    tokenizer = Run.from_pretrained(find(parent)).tokenizer if parent else Tokenizer(recipe.tokenizer)
+    training = Stage(stage, arm, recipe, Teacher.from_pretrained(recipe.teacher), accelerator, tokenizer)
+    checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
+    state = checkpoints.load()
+    start, elapsed = 0, 0.0
+    if state:
+        training.load_state_dict(state)
+        start, elapsed = state["step"], state["seconds"]
+    if main:
+        resume_metrics(metrics, start)
+        write_record(out, accelerator, recipe, elapsed, finished=False)
+
+    validation = held_out_batches(held_out, recipe, accelerator)
+    batches = data.stream(
+        train_source,
+        recipe.batch_size,
+        seed,
+        steps=recipe.steps - start,
+        start=start,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        workers=workers,
+    )
+    meter, began, window = Meter(accelerator), time.monotonic(), time.monotonic()
+    bar = tqdm(
+        total=recipe.steps,
+        initial=start,
+        desc=f"{stage} {arm} seed {seed}",
+        unit="step",
+        disable=not (main and progress),
+    )
+    last_good = f"{checkpoints.paths()[-1]}" if checkpoints.paths() else "none yet"
+    for step, batch in enumerate(batches, start=start + 1):
+        seed_step(seed, step, accelerator.process_index)
+        images = data.to_float(batch["image"].to(accelerator.device, non_blocking=True))
+        meter.add(step, training.step(step, images, batch["label"].to(accelerator.device, non_blocking=True)))
+        if step % recipe.log_every and step < recipe.steps:
+            continue
+        row, bad = meter.read()
+        if bad:
+            raise DivergedError(
+                f"loss {bad[1]!r} was not finite at step {bad[0]} of {out}; the last good checkpoint is {last_good}. "
+                "Start again with a lower learning rate (the same command would meet the same step)"
+            )
+        row |= {name: value.item() for name, value in training.codebook_metrics().items()}
+        checkpoint = step % recipe.checkpoint_every == 0 or step == recipe.steps
+        if checkpoint:
+            row |= validate(training, validation, accelerator)
+        now = time.monotonic()
+        steps_seen = (step - 1) % recipe.log_every + 1
+        row |= {
+            "images_per_second": steps_seen * recipe.batch_size / (now - window),
+            "seconds": elapsed + now - began,
+        }
+        if main:
+            with metrics.open("a") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
+            bar.update(step - bar.n)
+            bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
+            if checkpoint:
+                pictures(training, validation[0], out, stage)
+                checkpoints.save(step, {**training.state_dict(), "seconds": elapsed + now - began})
+                last_good = checkpoints.paths()[-1]
+        window = time.monotonic()
+    bar.close()
+    if main:
+        for name, module in training.parts().items():
+            module.save_pretrained(out / name)
+        if not (out / "record.json").is_file() or not read_json(out / "record.json", "a run")["finished"]:
+            write_record(out, accelerator, recipe, elapsed + time.monotonic() - began, finished=True)
+    accelerator.wait_for_everyone()
+    return Run(out)
+
+
+def write_record(out: Path, accelerator: Accelerator, recipe: Recipe, seconds: float, finished: bool) -> None:
+    write_json(
+        out / "record.json",
+        {
+            "command": "gear-studio " + " ".join(sys.argv[1:]),
+            "versions": versions(),
+            "device": device_name(accelerator.device),
+            "processes": accelerator.num_processes,
+            "seconds": round(seconds, 1),
+            "finished": finished,
+        },
+    )
+
+
+def held_out_batches(
+    held_out: data.Source, recipe: Recipe, accelerator: Accelerator
+) -> list[tuple[Tensor, Tensor]]:
+    """The validation images, the same for every run on this source, uint8 on the device in batches of 64."""
+    count = min(recipe.validation_images, len(held_out))
+    batches = []
+    for start in range(0, count, 64):
+        batch = held_out.read(range(start, min(start + 64, count)))
+        batches.append((batch["image"].to(accelerator.device), batch["label"].to(accelerator.device)))
+    return batches
+
+
+def validate(
+    training: Stage, batches: list[tuple[Tensor, Tensor]], accelerator: Accelerator
+) -> dict[str, float]:
+    """Means over the validation images, named val_*. Every process looks at all of them: they are few."""
+    totals: dict[str, Tensor] = {}
+    with accelerator.autocast():
+        for images, labels in batches:
+            for name, value in training.validate(data.to_float(images), labels).items():
+                totals[name] = totals.get(name, 0) + value.float()
+    count = sum(len(images) for images, _ in batches)
+    return {f"val_{name}": (total / count).item() for name, total in totals.items()}
+
+
+@torch.no_grad()
+def pictures(training: Stage, batch: tuple[Tensor, Tensor], out: Path, stage: str) -> None:
+    """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance 1.5."""
+    parts = training.parts()
+    if "tokenizer" in parts:
+        images = data.to_float(batch[0][:8])
+        grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")
+    if stage == "generator":
+        classes = training.recipe.generator.classes
+        labels = torch.arange(32) % classes
+        indices = sampling.sample(parts["generator"], labels, seed=0)
+        grid(training.tokenizer.decode(indices), out / "samples.png")
