@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 SPLITS = ("train", "val")
 _VAL = 297  # 1,500 are left to train on
@@ -25,6 +24,8 @@ class Digits:
     name = "digits"
 
     def __init__(self, split: str = "train", image_size: int = 64) -> None:
+        from sklearn.datasets import load_digits  # here: it takes seconds to import, and few ask for digits
+
         if split not in SPLITS:
             raise ValueError(f"digits has no split {split!r}; choose one of {', '.join(SPLITS)}")
         self.classes = [str(digit) for digit in range(10)]

@@ -1,8 +1,8 @@
 """Folder: any folder of real pictures, one sub-folder a class.
 
 Notable: a file that does not decode costs a warning with its name, not the run. The next readable one stands
-in for it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` are how every picture from
-outside (the user's own photo too) becomes square uint8 RGB.
+in for it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` turn every picture from
+outside (the user's own photo too) into square uint8 RGB.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Folder:
     ) -> dict[str, torch.Tensor]:
         """{"image": uint8 (B,3,H,W), "label": int64 (B,)}.
 
-        With rngs the square is cut out at random and mirrored half the time, without it is the middle one.
+        With rngs the square lies at random and is mirrored half the time; without, it is the middle one.
         An unreadable file is replaced, label included, by the next readable one.
         Raises IndexError for an index that is not there, ValueError when no file is readable.
         """
@@ -83,13 +83,13 @@ class UnreadableImage(ValueError):
 def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB the way it is meant to be seen: EXIF orientation applied, transparency on white.
 
-    at_least: a JPEG may be decoded at a half, quarter or eighth of its size, no side below twice this: faster.
+    at_least: a JPEG may be decoded at a half, quarter or eighth of its size, no side below twice this.
     Raises UnreadableImage for anything that does not decode.
     """
     try:
         with Image.open(file) as picture:
             if at_least is not None:
-                picture.draft(None, (2 * at_least, 2 * at_least))
+                picture.draft(None, (2 * at_least, 2 * at_least))  # a camera's photo: several times faster
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I"):  # 16-bit grays: a plain conversion would clip, not scale
                 picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,535 @@
+"""The data room: the shapes world and its truth, digits, folders of pictures, and the order of training."""
+
+import colorsys
+import hashlib
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gear_studio import data
+from gear_studio.data import shapes
+from gear_studio.data.folder import Folder, UnreadableImage, fit, open_rgb
+from gear_studio.data.shapes import Shapes
+
+# Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
+CAPTIONS = [
+    "a small orange dotted triangle, bottom left, on a dark green background",
+    "a small yellow solid square, bottom, on a light gray background",
+    "a large orange striped cross, center, on a light green background",
+]
+MEANS = [48.1, 208.8, 166.1]
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, torch.Tensor]:
+    return Shapes("val").truth(range(600))
+
+
+def digest(batch: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(batch["image"].numpy().tobytes() + batch["label"].numpy().tobytes()).hexdigest()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# Shapes: the same pictures everywhere
+
+
+def test_shapes_batch_is_its_pictures_one_by_one():
+    world = Shapes("train")
+    indices = [7, 0, 123_456_789_012, 31, 32, 5] + list(
+        range(100, 130)
+    )  # more than one internal chunk, any order
+    together = world.read(indices)
+    assert together["image"].dtype == torch.uint8 and together["image"].shape == (36, 3, 64, 64)
+    for row, index in enumerate(indices):
+        alone = world.read([index])
+        assert torch.equal(alone["image"][0], together["image"][row])
+        assert alone["label"][0] == together["label"][row]
+    assert torch.equal(world.truth(indices)["image"], together["image"])
+
+
+def test_shapes_is_the_same_in_another_process():
+    code = (
+        "import hashlib; from gear_studio.data import Shapes; b = Shapes('val', seed=3).read(range(40));"
+        "print(hashlib.sha256(b['image'].numpy().tobytes() + b['label'].numpy().tobytes()).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest(Shapes("val", seed=3).read(range(40)))
+
+
+def test_shapes_splits_and_seeds_share_no_picture():
+    pictures = set()
+    for seed in (0, 1):
+        for split in shapes.SPLITS:
+            pictures |= {
+                image.numpy().tobytes() for image in Shapes(split, seed=seed).read(range(8))["image"]
+            }
+    assert len(pictures) == 2 * 4 * 8
+    with pytest.raises(
+        IndexError, match="asked for"
+    ):  # nor can a split be read past its end, into the next one
+        Shapes("train").read([len(Shapes("train"))])
+
+
+def test_shapes_is_still_the_world_that_the_shipped_models_know():
+    world = Shapes("val")
+    assert [world.caption(i) for i in range(3)] == CAPTIONS
+    means = world.read(range(3))["image"].float().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(means, torch.tensor(MEANS), atol=0.2, rtol=0)
+
+
+def test_shapes_refuses_what_it_has_not():
+    with pytest.raises(ValueError, match="'test'.*train, val, probe, judge"):
+        Shapes("test")
+    with pytest.raises(ValueError, match="multiple of 8, got 60"):
+        Shapes(image_size=60)
+
+
+def test_shapes_at_another_size_shows_the_same_scene():
+    small, large = Shapes("val", 64).truth(range(8)), Shapes("val", 128).truth(range(8))
+    assert large["image"].shape == (8, 3, 128, 128)
+    assert torch.equal(small["label"], large["label"])
+    shrunk = torch.nn.functional.avg_pool2d(large["image"].float(), 2)
+    assert (shrunk - small["image"]).abs().mean() < 12  # the noise differs, the scene does not
+    assert (large["mask"][:, ::2, ::2] == small["mask"]).float().mean() > 0.97
+
+
+# Shapes: the truth is true
+
+
+def test_every_class_comes_up_about_equally_often(truth):
+    counts = torch.bincount(truth["label"], minlength=24)
+    assert len(Shapes().classes) == 24 and len(counts) == 24
+    assert counts.min() >= 10 and counts.max() <= 45  # 25 expected
+    assert torch.equal(truth["label"], truth["shape"] * 4 + truth["texture"])
+    assert Shapes().classes[3 * 4 + 1] == "striped star"
+
+
+def eroded(mask: torch.Tensor) -> torch.Tensor:
+    """The mask without the pixels beside its edge, which are a mixture."""
+    return torch.nn.functional.max_pool2d((~mask)[None].float(), 3, 1, 1)[0] == 0
+
+
+def test_mask_is_where_the_picture_leaves_its_background(truth):
+    at = torch.linspace(-1, 1, 64)
+    plane = torch.stack([torch.ones(64, 64), at.expand(64, 64), at[:, None].expand(64, 64)], dim=-1)
+    for image, mask in zip(truth["image"][:100].float(), truth["mask"][:100], strict=True):
+        pixels = image.permute(1, 2, 0)
+        core, ground = eroded(mask), eroded(~mask)
+        fitted = plane @ torch.linalg.lstsq(plane[ground], pixels[ground]).solution
+        residual = (pixels - fitted).pow(2).mean(dim=-1).sqrt()
+        assert residual[ground].pow(2).mean().sqrt() < 9  # only the noise, of sigma 8, is left
+        assert (residual[core] > 30).float().mean() > 0.98
+        assert mask.sum() > 150
+
+
+def test_texture_shows_in_the_pixels(truth):
+    # The share of the second tone, and how far its edges all run in one direction (1) or in every one (0).
+    expected = {"solid": (0.0, 0.0), "striped": (0.5, 0.9), "checkered": (0.5, 0.0), "dotted": (0.27, 0.0)}
+    away = (truth["image"].float() - truth["color_rgb"][:, :, None, None]).norm(dim=1)
+    shares, directions = [], []
+    for tone, mask in zip(away, truth["mask"], strict=True):
+        core = eroded(eroded(mask))
+        shares.append((tone[core] > 70).float().mean())
+        dy, dx = (slope[core] for slope in torch.gradient(tone))
+        xx, yy, xy = (dx * dx).mean(), (dy * dy).mean(), (dx * dy).mean()
+        directions.append(torch.hypot(xx - yy, 2 * xy) / (xx + yy))
+    for texture, name in enumerate(shapes.TEXTURES):
+        rows = truth["texture"] == texture
+        share, direction = torch.stack(shares)[rows].mean(), torch.stack(directions)[rows].mean()
+        assert share == pytest.approx(expected[name][0], abs=0.07), name
+        assert direction == pytest.approx(expected[name][1], abs=0.25), name
+
+
+def inside(truth: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Which pictures show the whole object: its mask touches no border."""
+    mask = truth["mask"]
+    return ~(mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1))
+
+
+def centroids(mask: torch.Tensor) -> torch.Tensor:
+    at = torch.arange(64) + 0.5
+    area = mask.sum(dim=(1, 2))
+    return torch.stack(
+        [(mask * at).sum(dim=(1, 2)) / area, (mask * at[:, None]).sum(dim=(1, 2)) / area], dim=1
+    )
+
+
+def test_shape_shows_in_the_mask(truth):
+    # Area over that of the smallest circle around the same centre: a number of the outline alone.
+    expected = {"circle": 1.0, "square": 0.64, "triangle": 0.41, "star": 0.46, "cross": 0.67, "ring": 0.79}
+    whole = inside(truth)
+    mask, shape = truth["mask"][whole], truth["shape"][whole]
+    center = centroids(mask)
+    at = torch.arange(64) + 0.5
+    radius = torch.hypot(at - center[:, :1, None], at[:, None] - center[:, 1:, None])
+    reach = (radius * mask).amax(dim=(1, 2))
+    ratio = mask.sum(dim=(1, 2)) / (torch.pi * reach**2)
+    for index, name in enumerate(shapes.SHAPES):
+        assert ratio[shape == index].mean() == pytest.approx(expected[name], abs=0.05), name
+    hole = torch.stack([m[int(y), int(x)] for m, (x, y) in zip(mask, center, strict=True)])
+    assert torch.equal(~hole, shape == shapes.SHAPES.index("ring"))
+
+
+def test_patch_labels_follow_the_mask(truth):
+    share = torch.nn.functional.avg_pool2d(truth["mask"][:, None].float(), 8)[:, 0]
+    assert torch.equal(truth["patch_foreground"], share >= 0.5)
+    assert 0.1 < truth["patch_foreground"].float().mean() < 0.4
+    for key in ("shape", "texture"):
+        patches = truth[f"patch_{key}"]
+        assert patches.shape == (600, 8, 8) and patches.dtype == torch.int64
+        assert torch.equal(patches == -1, ~truth["patch_foreground"])
+        assert torch.equal(patches.amax(dim=(1, 2)), truth[key])
+
+
+def test_caption_says_what_the_picture_shows(truth):
+    world = Shapes("val")
+    hues = dict(red=0, orange=27, yellow=48, green=129, cyan=187, blue=223, purple=273, pink=328)
+    whole, center = inside(truth), centroids(truth["mask"])
+    areas: dict[str, list[float]] = {"small": [], "medium": [], "large": []}
+    for i in range(200):
+        what, where, ground = world.caption(i).split(", ")
+        article, size, color, texture, shape = what.split()
+        assert article == "a" and f"{texture} {shape}" == world.classes[truth["label"][i]]
+        assert size == shapes.SIZES[truth["size"][i]] and where == shapes.POSITIONS[truth["position"][i]]
+
+        hue = 360 * colorsys.rgb_to_hsv(*(truth["color_rgb"][i] / 255).tolist())[0]
+        assert min(hues, key=lambda name: abs((hue - hues[name] + 180) % 360 - 180)) == color
+
+        tone = ground.removeprefix("on a ").removesuffix(" background")
+        assert tone == shapes.BACKGROUNDS[truth["background"][i]]
+        outside = truth["image"][i].float()[:, ~truth["mask"][i]].mean(dim=1)
+        assert (outside.mean() < 128) == tone.startswith("dark")
+        channel = {"red": 0, "green": 1, "blue": 2}.get(tone.split()[1])
+        assert channel is None or outside.argmax() == channel
+
+        if whole[i]:
+            if shape == "circle":
+                areas[size].append(float(truth["mask"][i].sum()))
+            x, y = center[i] - 32
+            for offset, before, after in ((x, "left", "right"), (y, "top", "bottom")):
+                if abs(abs(offset) - 5) > 0.5:  # not on the fence
+                    assert (before in where.split()) == (offset < -5)
+                    assert (after in where.split()) == (offset > 5)
+    assert max(areas["small"]) < min(areas["medium"]) and max(areas["medium"]) < min(areas["large"])
+
+
+# The stream
+
+
+class Counting:
+    """Ten numbered pictures: the image is the number, the label what the generator says."""
+
+    name, classes, image_size = "counting", ["only"], 1
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, indices, rngs=None):
+        images = torch.tensor([int(i) for i in indices])
+        return {"image": images, "label": torch.tensor([int(rng.integers(2**40)) for rng in rngs])}
+
+
+def test_stream_continues_where_it_was_cut():
+    whole = list(data.stream(Counting(), 4, seed=5, steps=9))
+    rest = list(data.stream(Counting(), 4, seed=5, start=6, steps=3))
+    assert len(whole) == 9 and len(rest) == 3
+    assert all(equal(a, b) for a, b in zip(whole[6:], rest, strict=True))
+
+
+def test_processes_share_the_batch_that_one_would_read():
+    whole = list(data.stream(Counting(), 6, seed=5, steps=4))
+    parts = [list(data.stream(Counting(), 6, seed=5, steps=4, process=r, processes=3)) for r in range(3)]
+    for step, batch in enumerate(whole):
+        joined = {key: torch.cat([part[step][key] for part in parts]) for key in batch}
+        assert equal(joined, batch)
+    with pytest.raises(ValueError, match="batch_size 7 .* 3 processes"):
+        next(data.stream(Counting(), 7, seed=0, steps=1, processes=3))
+
+
+def test_every_epoch_shows_every_picture_once_in_its_own_order():
+    order = torch.cat([batch["image"] for batch in data.stream(Counting(), 4, seed=0, steps=5)])  # two epochs
+    first, second = order[:10].tolist(), order[10:].tolist()
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    other = torch.cat([batch["image"] for batch in data.stream(Counting(), 4, seed=1, steps=5)])
+    assert order.tolist() != other.tolist()
+
+
+def test_every_position_has_its_own_random_numbers():
+    labels = torch.cat([batch["label"] for batch in data.stream(Counting(), 4, seed=0, steps=10)])
+    assert len(labels.unique()) == 40
+
+
+def test_an_endless_source_never_repeats_and_seeds_do_not_meet():
+    def read(seed):
+        return torch.cat([batch["image"] for batch in data.stream(Counting(2**40), 50, seed=seed, steps=4)])
+
+    seen = torch.cat([read(0), read(1), read(2)])
+    assert len(seen.unique()) == 600 and seen.max() < 2**40
+
+
+@pytest.mark.parametrize("source", [Shapes("train"), data.Digits("train")], ids=["shapes", "digits"])
+def test_workers_change_nothing(source):
+    here = list(data.stream(source, 6, seed=1, start=3, steps=5))
+    there = list(data.stream(source, 6, seed=1, start=3, steps=5, workers=2))
+    assert len(there) == 5 and all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_stream_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    list(data.stream(Counting(), 2, seed=0, steps=2))
+    list(data.stream(Counting(), 2, seed=0, steps=2, workers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Digits
+
+
+def test_digits_are_split_resized_and_the_same_every_time():
+    train, val = data.load("digits"), data.load("digits", "val")
+    assert (len(train), len(val)) == (1500, 297) and train.classes == [str(d) for d in range(10)]
+    everything = torch.cat([train.read(range(1500))["image"], val.read(range(297))["image"]])
+    assert everything.dtype == torch.uint8 and everything.shape == (1797, 3, 64, 64)
+    assert len(everything.flatten(1).unique(dim=0)) == 1797  # so the splits share none
+    assert everything.max() == 255 and everything.float().mean() < 120  # light on dark
+    assert equal(pickle.loads(pickle.dumps(val)).read([3, 1]), data.Digits("val").read([3, 1]))
+    assert data.Digits("val", 32).read([0])["image"].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="'test'.*train, val"):
+        data.Digits("test")
+
+
+def test_digits_labels_belong_to_their_pictures():
+    train, val = data.Digits("train").read(range(1500)), data.Digits("val").read(range(297))
+
+    def small(batch):
+        return torch.nn.functional.avg_pool2d(batch["image"][:, :1].float(), 8).flatten(1)
+
+    nearest = torch.cdist(small(val), small(train)).argmin(dim=1)
+    assert (train["label"][nearest] == val["label"]).float().mean() > 0.95
+
+
+def test_digits_training_view_is_a_small_shift():
+    digits = data.Digits("train")
+    plain = digits.read([0] * 12)["image"]
+    shifted = digits.read([0] * 12, [np.random.default_rng(i) for i in range(12)])["image"]
+    again = digits.read([0] * 12, [np.random.default_rng(i) for i in range(12)])["image"]
+    assert torch.equal(shifted, again) and len(shifted.flatten(1).unique(dim=0)) > 6
+    for image in shifted:  # each is the plain one moved by at most 4 pixels: the middle is found again
+        middle = plain[0, :, 16:48, 16:48]
+        assert any(
+            torch.equal(image[:, 16 + y : 48 + y, 16 + x : 48 + x], middle)
+            for y in range(-4, 5)
+            for x in range(-4, 5)
+        )
+
+
+# Folder
+
+
+def paint(path, color, size=(40, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Twenty cats (reds) and twenty dogs (blues), each of its own shade, told apart by pixel [0, 0]."""
+    for i in range(20):
+        paint(tmp_path / "pets" / "cat" / f"{i:02}.png", (100 + i, 0, 0))
+        paint(tmp_path / "pets" / "dog" / "deeper" / f"{i:02}.PNG", (0, 0, 100 + i), size=(30, 50))
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("not a picture, and not called one")
+    (tmp_path / "pets" / "cat" / ".hidden.png").write_text("left by some file manager")
+    return tmp_path / "pets"
+
+
+def shades(source: data.Source) -> set[tuple[int, ...]]:
+    return {tuple(image[:, 0, 0].tolist()) for image in source.read(range(len(source)))["image"]}
+
+
+def test_folder_splits_into_disjoint_halves_of_the_whole(pets):
+    train, val = data.load("folder", folder=pets), data.load("folder", "val", folder=str(pets))
+    assert train.classes == val.classes == ["cat", "dog"]
+    assert (len(train), len(val)) == (38, 2)
+    assert len(shades(train)) == 38 and len(shades(val)) == 2 and not shades(train) & shades(val)
+    assert equal(train.read(range(38)), Folder(pets).read(range(38)))
+    batch = train.read(range(38))
+    assert batch["image"].shape == (38, 3, 64, 64) and batch["image"].dtype == torch.uint8
+    assert torch.equal(batch["label"], (batch["image"][:, 2, 0, 0] > 0).long())
+    with pytest.raises(IndexError, match="asked for 38"):
+        train.read([38])
+
+
+def test_folder_split_does_not_depend_on_where_it_lies(pets, tmp_path):
+    before = shades(Folder(pets, "val"))
+    assert shades(Folder(pets.rename(tmp_path / "elsewhere"), "val")) == before
+
+
+def test_folder_brings_its_own_split(tmp_path):
+    for split, color in (("train", (9, 0, 0)), ("val", (0, 9, 0))):
+        paint(tmp_path / split / "a" / "x.png", color)
+    paint(tmp_path / "train" / "b" / "x.png", (9, 0, 9))
+    train, val = Folder(tmp_path, "train"), Folder(tmp_path, "val")
+    assert train.classes == val.classes == ["a", "b"]
+    assert shades(train) == {(9, 0, 0), (9, 0, 9)} and shades(val) == {(0, 9, 0)}
+    paint(tmp_path / "val" / "c" / "x.png", (1, 1, 1))
+    with pytest.raises(ValueError, match="has not: c"):
+        Folder(tmp_path, "val")
+
+
+def test_folder_with_only_train_is_split(pets, tmp_path):
+    (tmp_path / "outer").mkdir()
+    pets.rename(tmp_path / "outer" / "train")
+    train = Folder(tmp_path / "outer", "train")
+    assert (
+        train.classes == ["cat", "dog"] and len(train) == 38 and len(Folder(tmp_path / "outer", "val")) == 2
+    )
+
+
+def test_training_view_crops_and_mirrors_and_repeats(tmp_path):
+    ramp = np.zeros((64, 128, 3), np.uint8)
+    ramp[..., 0] = np.arange(128) * 2
+    for name in "xy":
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(ramp).save(tmp_path / "a" / f"{name}.png")
+    source = Folder(tmp_path, "train", 32)
+
+    plain = source.read([0])["image"][0, 0].float()
+    assert plain.mean() == pytest.approx(127, abs=1)  # the middle square of the ramp
+    assert (plain[:, 1:] >= plain[:, :-1]).all()
+
+    views = source.read([0] * 40, [np.random.default_rng(i) for i in range(40)])["image"][:, 0].float()
+    again = source.read([0] * 40, [np.random.default_rng(i) for i in range(40)])["image"][:, 0].float()
+    assert torch.equal(views, again)
+    mirrored = views[:, 0, 0] > views[:, 0, -1]
+    assert 8 < mirrored.sum() < 32
+    means = views.mean(dim=(1, 2))  # 64 at the left end, 190 at the right
+    assert means.min() < 80 and means.max() > 175
+
+
+def test_a_corrupt_file_is_named_once_skipped_and_counted(pets):
+    order = [file for file, _ in Folder(pets)._files]
+    whole = Folder(pets).read(range(38))
+    last_cat = max(i for i, file in enumerate(order) if "/cat/" in file)
+    open(order[3], "wb").write(b"this is no picture")
+    truncated = open(order[last_cat], "rb").read()[:60]
+    open(order[last_cat], "wb").write(truncated)
+
+    source = Folder(pets)
+    with pytest.warns(UserWarning) as caught:
+        batch = source.read(range(38))
+    assert sorted(str(w.message).split(": ")[0] for w in caught) == sorted(
+        f"skipped {order[i]}" for i in (3, last_cat)
+    )
+    assert source.skipped == {order[3], order[last_cat]}
+    stand_in = list(range(38))
+    stand_in[3], stand_in[last_cat] = 4, last_cat + 1  # the second one's is a dog, and is labelled so
+    assert equal(batch, {key: value[stand_in] for key, value in whole.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # not reported again
+        assert equal(source.read(range(38)), batch)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_a_corrupt_file_changes_nothing_about_workers(pets):
+    open(Folder(pets)._files[5][0], "wb").write(b"")
+    here = list(data.stream(Folder(pets), 8, seed=0, steps=5))
+    there = list(data.stream(Folder(pets), 8, seed=0, steps=5, workers=2))
+    assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_folders_that_cannot_be_used_say_why(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a folder; expected .*CLASS"):
+        Folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no pictures in class folders.*expected .*CLASS"):
+        Folder(tmp_path)
+    paint(tmp_path / "loose.png", "red")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="no pictures in class folders.*expected .*CLASS"):
+        Folder(tmp_path)
+    for i in range(3):
+        (tmp_path / "a" / f"{i}.jpg").write_text("nonsense")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f"{tmp_path}: none of the 2 pictures"):
+        Folder(tmp_path)
+    with pytest.raises(ValueError, match="'test'.*train, val"):
+        Folder(tmp_path, "test")
+
+
+# Pictures from outside
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (60, 30), "blue")
+    picture.paste("red", (0, 0, 30, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned a quarter clockwise: the left half comes to the top
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    seen = open_rgb(tmp_path / "turned.jpg")
+    assert seen.size == (30, 60)
+    assert seen.getpixel((15, 10))[0] > 200 and seen.getpixel((15, 50))[2] > 200
+
+
+def test_transparency_becomes_white(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("LA", (8, 8), (0, 128)).save(tmp_path / "half.png")
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.save(tmp_path / "palette.png", transparency=1)
+    assert open_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert open_rgb(tmp_path / "half.png").getpixel((0, 0)) == pytest.approx((127, 127, 127), abs=1)
+    assert open_rgb(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_gray_sixteen_bit_and_cmyk_become_rgb(tmp_path):
+    Image.new("L", (8, 8), 90).save(tmp_path / "gray.png")
+    Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=95)
+    assert open_rgb(tmp_path / "gray.png").getpixel((0, 0)) == (90, 90, 90)
+    assert open_rgb(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+    red, green, blue = open_rgb(tmp_path / "print.jpg").getpixel((0, 0))
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_a_large_photo_may_be_decoded_smaller_but_not_too_small(tmp_path):
+    Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "photo.jpg")
+    assert open_rgb(tmp_path / "photo.jpg").size == (1600, 1200)
+    assert open_rgb(tmp_path / "photo.jpg", at_least=64).size == (200, 150)
+    assert fit(open_rgb(tmp_path / "photo.jpg"), 64).shape == (3, 64, 64)
+
+
+def test_a_very_long_picture_is_fitted():
+    assert fit(Image.new("RGB", (30_000, 1), "red"), 64).shape == (3, 64, 64)
+
+
+def test_what_is_no_picture_says_so(tmp_path):
+    (tmp_path / "words.png").write_text("words")
+    with pytest.raises(UnreadableImage, match="words.png"):
+        open_rgb(tmp_path / "words.png")
+
+
+# load
+
+
+def test_load_names_what_there_is():
+    assert len(data.load("shapes", "val").classes) == 24
+    assert not equal(data.load("shapes", seed=0).read([0]), data.load("shapes", seed=1).read([0]))
+    with pytest.raises(ValueError, match="'cifar'.*shapes, digits, folder"):
+        data.load("cifar")
+    with pytest.raises(ValueError, match="needs the path"):
+        data.load("folder")
+
+
+def test_to_float_spans_the_models_range():
+    levels = data.to_float(torch.tensor([0, 255], dtype=torch.uint8))
+    assert levels.tolist() == [-1.0, 1.0]
