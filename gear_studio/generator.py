@@ -24,9 +24,9 @@ class GeneratorConfig:
     classes: int = 24
     codes: int = 1024
     grid: int = 8
-    dim: int = 160
+    dim: int = 128
     blocks: int = 6
-    heads: int = 5
+    heads: int = 4
     tap: int = 3
     dropout: float = 0.1
     label_drop: float = 0.1

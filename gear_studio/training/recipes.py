@@ -56,7 +56,7 @@ _SMALL = Recipe(steps=0, batch_size=32, projector_hidden=256, betas=(0.9, 0.99),
 _SMALL_STAGES = {
     "warmup": replace(_SMALL, tokenizer_lr=1e-3),
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
-    "generator": replace(_SMALL, batch_size=64, generator_lr=5e-4),
+    "generator": replace(_SMALL, batch_size=48, generator_lr=5e-4),
 }
 BUDGETS = {  # steps of each stage
     "shipped": {"warmup": 2500, "joint": 2000, "generator": 3000},
