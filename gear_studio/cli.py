@@ -1,4 +1,4 @@
-"""The command line: `gear-studio train | reproduce | evaluate | sample | reconstruct | teacher`.
+"""The command line: `gear-studio train | evaluate | sample | reconstruct | reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -77,8 +77,150 @@ def train(
     print(f"finished: {run.folder}")
 
 
+def evaluate(
+    runs: Positional[list[Path]],
+    samples: int = 5000,
+    seeds: int = 3,
+    cfg_scale: float = 1.5,
+    folder: Path | None = None,
+) -> None:
+    """Measure runs on held-out images and write evaluation.json into each.
+
+    Args:
+        runs: Folders of runs, or names of shipped ones.
+        samples: Images behind every Frechet distance, the same for every run that is compared.
+        seeds: Sampling seeds, for the spread.
+        cfg_scale: Guidance scale of the guided figures.
+        folder: Where the pictures of a run on source `folder` lie.
+    """
+    from gear_studio.analysis import fidelity
+    from gear_studio.pretrained import write_json
+    from gear_studio.runs import Run
+
+    for name in runs:
+        run = Run.from_pretrained(name)
+        write_json(run.folder / "evaluation.json", fidelity.evaluate(run, samples, seeds, cfg_scale, folder))
+        print(f"measured: {run.folder / 'evaluation.json'}")
+
+
+def sample(
+    run: Positional[Path],
+    out: Path,
+    labels: list[str] | None = None,
+    count: int = 32,
+    cfg_scale: float = 1.5,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Write a grid of samples as one PNG.
+
+    Args:
+        run: A generator's run: a folder or the name of a shipped one.
+        out: The PNG to write.
+        labels: Class names or numbers, taken in turn. Default: all classes.
+        count: Pictures.
+        cfg_scale: Guidance; 1 is none.
+        temperature: 0 is greedy.
+        top_k: Keep the k likeliest codes; 0 keeps all.
+        top_p: Keep the likeliest codes of this mass; 1 keeps all.
+        seed: The same seed gives the same pictures.
+    """
+    import torch
+
+    from gear_studio import sampling
+    from gear_studio.pictures import write_grid
+    from gear_studio.runs import Run
+
+    loaded = Run.from_pretrained(run)
+    numbers = loaded.class_numbers(labels) if labels else list(range(len(loaded.config["classes"])))
+    condition = torch.tensor([numbers[i % len(numbers)] for i in range(count)])
+    indices = sampling.sample(loaded.generator, condition, cfg_scale, temperature, top_k, top_p, seed)
+    with torch.no_grad():
+        write_grid(loaded.tokenizer.decode(indices), out)
+    print(f"wrote {out}")
+
+
+def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Path) -> None:
+    """Write pictures and, below each, what the tokenizer makes of them, as one PNG.
+
+    Args:
+        run: Any run: a folder or the name of a shipped one.
+        pictures: Image files; centre-cropped to a square and resized.
+        out: The PNG to write.
+    """
+    import torch
+
+    from gear_studio import data
+    from gear_studio.data.folder import fit, open_rgb
+    from gear_studio.pictures import write_grid
+    from gear_studio.runs import Run
+
+    tokenizer = Run.from_pretrained(run).tokenizer
+    images = torch.stack(
+        [data.to_float(fit(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
+    )
+    with torch.no_grad():
+        write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))
+    print(f"wrote {out}")
+
+
+def reproduce(
+    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+    out: Path | None = None,
+    seed: int = 0,
+    at_once: int | None = None,
+    ship: bool = False,
+) -> None:
+    """Retrain and measure every shipped run; killed and started again it goes on.
+
+    Args:
+        budget: shipped (what the repository holds), quick (sees the effect), smoke (checks the plumbing).
+        out: Folder of the runs. Default: runs/reproduce-BUDGET-sSEED.
+        seed: Of all trainings.
+        at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
+        ship: Put the results in the place of the shipped runs.
+    """
+    import os
+
+    import torch
+
+    from gear_studio import reproduce as zoo
+
+    out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
+    zoo.run(zoo.jobs(out, budget, seed), at_once, max(1, cores // at_once))
+    if ship:
+        zoo.ship(out)
+    report(out)
+
+
+def report(runs: Positional[Path | None] = None) -> None:
+    """Print the README's tables from the shipped runs, or from a folder of runs.
+
+    Args:
+        runs: A folder that `reproduce` filled. Default: the shipped runs.
+    """
+    from gear_studio.report import tables
+    from gear_studio.runs import ZOO
+
+    print(tables(runs or ZOO))
+
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "reproduce": reproduce,
+    "report": report,
+}
+
+
 def main() -> None:
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": train}, prog="gear-studio", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gear-studio", description=__doc__)
     except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
         sys.exit(f"gear-studio: {error.args[0] if isinstance(error, KeyError) else error}")

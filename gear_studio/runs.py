@@ -109,6 +109,17 @@ class Run:
     def teacher(self) -> Teacher:
         return Teacher.from_pretrained(self.config["recipe"]["teacher"])
 
+    def class_numbers(self, names: list[str]) -> list[int]:
+        """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown one."""
+        classes = self.config["classes"]
+        known = {**{name: i for i, name in enumerate(classes)}, **{str(i): i for i in range(len(classes))}}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"unknown class {name!r}; choose from {', '.join(classes)}, or 0..{len(classes) - 1}"
+                )
+        return [known[name] for name in names]
+
     def _own(self, part: str) -> Path:
         if not self.has(part):
             raise FileNotFoundError(f"run {self.name} ({self.config['stage']}) holds no {part}")

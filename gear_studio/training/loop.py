@@ -21,10 +21,10 @@ import accelerate
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
-from torchvision.utils import save_image
 from tqdm import tqdm
 
 from gear_studio import data, sampling
+from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import Run, find
 from gear_studio.teachers import Teacher
@@ -154,12 +154,6 @@ def resume_metrics(path: Path, step: int) -> None:
             break
     with atomic(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in kept))
-
-
-def grid(images: Tensor, path: Path) -> None:
-    """Write images (n, 3, H, W) in [-1, 1] as one PNG, eight a row."""
-    with atomic(path) as temporary:
-        save_image((images.float().cpu() + 1) / 2, temporary, nrow=8, padding=2, format="png")
 
 
 def train(
@@ -329,9 +323,9 @@ def pictures(training: Stage, batch: tuple[Tensor, Tensor], out: Path, stage: st
     parts = training.parts()
     if "tokenizer" in parts:
         images = data.to_float(batch[0][:8])
-        grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")
+        write_grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")
     if stage == "generator":
         classes = training.recipe.generator.classes
         labels = torch.arange(32) % classes
         indices = sampling.sample(parts["generator"], labels, seed=0)
-        grid(training.tokenizer.decode(indices), out / "samples.png")
+        write_grid(training.tokenizer.decode(indices), out / "samples.png")

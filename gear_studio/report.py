@@ -1,0 +1,101 @@
+"""The README's tables, computed from the shipped Runs: every number there is printed here."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gear_studio.analysis.convergence import speed_up
+from gear_studio.pretrained import read_json
+from gear_studio.reproduce import GENERATORS, TOKENIZERS
+from gear_studio.runs import ZOO, Run
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def with_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
+    """mean ± standard deviation over sampling seeds."""
+    text = f"{value['mean'] * scale:.{digits}f}"
+    return text if value["std"] is None else f"{text} ± {value['std'] * scale:.{digits}f}"
+
+
+def tables(folder: Path) -> str:
+    """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups against `continued`."""
+    runs = {name: Run.from_pretrained(folder / name) for name in (*TOKENIZERS, *GENERATORS)}
+    parts = ["### Teacher and judge", teacher_table(), "### Tokenizers", tokenizer_table(runs)]
+    parts += ["### Generators, each from scratch on the frozen tokenizer", generator_table(runs)]
+    parts += ["### Steps to the control's final value", speed_table(runs)]
+    seconds = sum(run.record["seconds"] for run in runs.values())
+    devices = ", ".join(sorted({run.record["device"] for run in runs.values()}))
+    parts.append(f"Training time of these runs, added up: {seconds / 60:.0f} min on {devices}.")
+    return "\n\n".join(parts)
+
+
+def teacher_table() -> str:
+    teacher = read_json(ZOO / "teacher" / "evaluation.json", "the shipped teacher")
+    return str(teacher)
+
+
+def tokenizer_table(runs: dict[str, Run]) -> str:
+    rows = []
+    for name in TOKENIZERS:
+        e = runs[name].evaluation
+        rows.append(
+            [
+                f"`{name}`",
+                f"{e['psnr']:.2f}",
+                f"{e['rfd']:.2f}",
+                f"{100 * e['usage']:.1f}",
+                f"{e['perplexity']:.0f}",
+                f"{e['entropy_tau']:.3f}",
+                f"{e['effective_size_tau']:.1f}",
+                f"{e['mass_1_tau']:.3f}",
+                f"{100 * e['judge_accuracy']['reconstructed']:.1f}",
+            ]
+        )
+    header = [
+        "tokenizer",
+        "PSNR (dB)",
+        "rFD",
+        "codes used (%)",
+        "perplexity",
+        "entropy of softmax(A/tau) (nats)",
+    ]
+    return table([*header, "effective size (codes)", "top-1 mass", "judge on reconstructions (%)"], rows)
+
+
+def generator_table(runs: dict[str, Run]) -> str:
+    rows = []
+    for name in GENERATORS:
+        run = runs[name]
+        e = run.evaluation
+        rows.append(
+            [
+                f"`{name}`",
+                f"{run.series('val_ntp')[1][-1]:.3f}",
+                f"{run.series('val_alignment')[1][-1]:.3f}",
+                with_spread(e["fd"]),
+                with_spread(e["fd_guided"]),
+                f"{e['rfd']:.2f}",
+                with_spread(e["class_agreement"], 1, 100),
+            ]
+        )
+    header = ["generator", "NTP (nats/token)", "alignment (-cos)", "FD", "FD, guidance 1.5", "floor: rFD"]
+    return table([*header, "asked class, guidance 1.5 (%)"], rows)
+
+
+def speed_table(runs: dict[str, Run]) -> str:
+    rows = []
+    for key, label in (("val_ntp", "NTP"), ("val_alignment", "alignment")):
+        curves = {name: runs[name].series(key) for name in GENERATORS}
+        gear = curves["generator-gear"]
+        ratios = [
+            speed_up(curves[control], gear) for control in ("generator-baseline", "generator-continued")
+        ]
+        rows.append(
+            [label, *("not reached" if not np.isfinite(r) or r == 0 else f"{r:.2f}x" for r in ratios)]
+        )
+    return table(["measure", "gear against baseline", "gear against continued"], rows)
