@@ -1,0 +1,115 @@
+"""Looking at single codes: how often each is used and for what, and which ones a token could have had.
+
+A `Survey` runs a tokenizer once over some hundred pictures; usage, mean colours and galleries come from it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gear_studio.data.source import Source, to_float
+from gear_studio.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a tokenizer did with n pictures, on the CPU.
+
+    images: uint8 (n, 3, H, W). indices: int64 (n, N). counts: int64 (K,), tokens of each code.
+    colors: float (K, 3) in [0, 1], mean RGB of the patches a code stands for; 0.5 for codes never chosen."""
+
+    images: Tensor
+    indices: Tensor
+    counts: Tensor
+    colors: Tensor
+
+
+@torch.no_grad()
+def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
+    """Tokenize the first `pictures` pictures of `source`, evaluation view, of the tokenizer's size."""
+    device = tokenizer.quantizer.codebook.device
+    codes, patch = tokenizer.config.codes, tokenizer.config.image_size // tokenizer.grid
+    images = source.read(range(min(pictures, len(source))))["image"]
+    indices = [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(32)]
+    indices = torch.cat(indices)
+    counts = torch.bincount(indices.flatten(), minlength=codes)
+    patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)
+    sums = torch.zeros(codes, 3).index_add_(0, indices.flatten(), patches)
+    colors = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), 0.5)
+    return Survey(images, indices, counts, colors)
+
+
+def gallery(found: Survey, code: int, count: int = 12, margin: int = 1) -> tuple[Tensor, int]:
+    """Patches that `code` stands for, with `margin` patches around them, and how many there are in all.
+
+    Returns uint8 (m, 3, s, s), m <= count, s = patch size * (1 + 2 margin), spread evenly over them all."""
+    if not 0 <= code < len(found.counts):
+        raise ValueError(f"code {code} is not one of 0..{len(found.counts) - 1}")
+    places = (found.indices == code).nonzero()
+    grid = int(found.indices.shape[1] ** 0.5)
+    size = found.images.shape[-1] // grid
+    side = size * (1 + 2 * margin)
+    chosen = places[torch.linspace(0, len(places) - 1, min(count, len(places))).long()]
+    crops = [torch.empty(0, 3, side, side, dtype=torch.uint8)]
+    for picture, token in chosen.tolist():
+        padded = F.pad(found.images[picture][None].float(), (size * margin,) * 4, mode="replicate").byte()
+        top, left = (token // grid) * size, (token % grid) * size
+        crops.append(padded[:, :, top : top + side, left : left + side])
+    return torch.cat(crops), len(places)
+
+
+def code_layout(codebook: Tensor) -> np.ndarray:
+    """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call.
+
+    McInnes et al. 2018. The first call compiles for some seconds; call it from one thread at a time."""
+    import umap  # here: it takes seconds to import, and only this needs it
+
+    vectors = codebook.detach().float().cpu().numpy()
+    neighbors = min(15, len(vectors) - 1)
+    return umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors)
+
+
+class Candidate(NamedTuple):
+    """A code that a token could have. score: A_k. hard, soft: its weight in the two read-outs, in [0, 1]."""
+
+    code: int
+    score: float
+    hard: float
+    soft: float
+
+
+def top_codes(scores: Tensor, tau: float, count: int = 8) -> list[Candidate]:
+    """The `count` best codes of one token, best first. scores: (K,) one row of A; tau > 0.
+
+    hard is one-hot at the arg max, soft is softmax(A / tau)."""
+    scores = scores.float().cpu()
+    soft = torch.softmax(scores / tau, dim=-1)
+    best = scores.topk(min(count, len(scores)))
+    return [
+        Candidate(code, score, float(rank == 0), float(soft[code]))
+        for rank, (score, code) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+    ]
+
+
+def token_entropy(scores: Tensor, tau: float) -> Tensor:
+    """Entropy in nats, in [0, ln K], of softmax(A / tau) of every token. scores: (..., K). Returns (...)."""
+    return torch.special.entr(torch.softmax(scores.float() / tau, dim=-1)).sum(-1)
+
+
+def with_codes(indices: Tensor, edits: Mapping[int, int], codes: int) -> Tensor:
+    """A copy of one picture's indices (N,) with some tokens' codes replaced: edits maps position -> code.
+
+    Raises ValueError for a position or a code (of `codes`) that does not exist."""
+    indices = indices.clone()
+    for position, code in edits.items():
+        if not 0 <= position < len(indices):
+            raise ValueError(f"token {position} is not one of 0..{len(indices) - 1}")
+        if not 0 <= code < codes:
+            raise ValueError(f"code {code} is not one of 0..{codes - 1}")
+        indices[position] = code
+    return indices

@@ -1,0 +1,66 @@
+"""A picture from a stranger's computer: checked before it is decoded, refused in a sentence.
+
+Everything in an `UploadError` may be shown to the person who uploaded: what was wrong, and the limit.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gear_studio.data.folder import UnreadableImage, fit, open_rgb
+
+MAX_BYTES = 20 * 1024**2
+MAX_SIDE = 4096
+# Only plain bitmap formats: Pillow would hand some others (EPS) to outside programs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+class UploadError(ValueError):
+    """The upload cannot be used; the message is a sentence for its sender."""
+
+
+def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
+    """The middle square of an uploaded picture, uint8 RGB (3,image_size,image_size).
+
+    Turned upright by its EXIF orientation, transparency laid on white, greyscale and 16-bit made RGB; of an
+    animation, the first frame. Raises UploadError for a file that is empty, above 20 MB, no picture or a
+    damaged one, or above 4096 px a side.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise UploadError(f"{path.name} is empty (0 bytes). Please choose a picture file.")
+    if size > MAX_BYTES:
+        raise UploadError(
+            f"{path.name} is {size / 1024**2:.1f} MB; the limit is {MAX_BYTES // 1024**2} MB. "
+            "Please save it smaller."
+        )
+    width, height = _dimensions(path)
+    if max(width, height) > MAX_SIDE:
+        raise UploadError(
+            f"{path.name} is {width} x {height} px; the limit is {MAX_SIDE} px a side. Please scale it down."
+        )
+    try:
+        return fit(open_rgb(path, at_least=image_size), image_size)
+    except UnreadableImage as error:
+        raise UploadError(f"{path.name} is damaged: it starts like a picture but does not decode.") from error
+
+
+def _dimensions(path: Path) -> tuple[int, int]:
+    """Width and height from the header alone, so that a small file cannot unpack into a huge picture."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
+            with Image.open(path, formats=FORMATS) as picture:
+                return picture.size
+    except UnidentifiedImageError as error:
+        known = "PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+        raise UploadError(f"{path.name} is not a picture that can be read here ({known}).") from error
+    except Image.DecompressionBombError as error:
+        raise UploadError(
+            f"{path.name} unpacks into far too many pixels; the limit is {MAX_SIDE} px a side."
+        ) from error
+    except Exception as error:  # what a decoder raises on a bad header is an open list
+        raise UploadError(f"{path.name} is damaged: its header cannot be read.") from error
