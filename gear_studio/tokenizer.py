@@ -16,10 +16,10 @@ class TokenizerConfig:
 
     image_size: int = 64
     channels: int = 32
-    multipliers: tuple[int, ...] = (1, 2, 3)
+    multipliers: tuple[int, ...] = (2, 3)
     res_blocks: int = 1
     mid: bool = False
-    patch: int = 2
+    patch: int = 4
     latent: int = 128
     codes: int = 1024
     code_dim: int = 8

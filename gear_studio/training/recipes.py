@@ -34,7 +34,7 @@ class Recipe:
     tau: float = 0.1  # temperature of the soft read-out
     alignment_weight: float = 0.5  # lambda, on both sides
     perceptual_weight: float = 1.0
-    perceptual_blocks: tuple[int, ...] = (2, 5)  # of the teacher
+    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher
     entropy_weight: float = 0.05
     gan_weight: float = 0.0  # 0: no discriminator
     log_every: int = 50
@@ -52,15 +52,23 @@ class Recipe:
         return asdict(self)
 
 
-_SMALL = Recipe(steps=0, batch_size=32, projector_hidden=256, betas=(0.9, 0.99), ema=0.995)
+_SMALL = Recipe(
+    steps=0,
+    batch_size=32,
+    projector_hidden=256,
+    betas=(0.9, 0.99),
+    ema=0.995,
+    log_every=25,
+    checkpoint_every=125,
+)
 _SMALL_STAGES = {
     "warmup": replace(_SMALL, tokenizer_lr=1e-3),
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
-    "generator": replace(_SMALL, batch_size=48, generator_lr=5e-4),
+    "generator": replace(_SMALL, generator_lr=5e-4),
 }
 BUDGETS = {  # steps of each stage
-    "shipped": {"warmup": 2500, "joint": 2000, "generator": 3000},
-    "quick": {"warmup": 1000, "joint": 750, "generator": 1000},
+    "shipped": {"warmup": 2000, "joint": 1500, "generator": 2500},
+    "quick": {"warmup": 750, "joint": 500, "generator": 750},
     "smoke": {"warmup": 4, "joint": 4, "generator": 4},
 }
 

@@ -134,10 +134,12 @@ class Stage:
         """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on the device."""
         with self.accelerator.autocast():
             with torch.no_grad():
-                target = self.teacher(images)
+                *seen, target = self.teacher.features(
+                    images, (*self.recipe.perceptual_blocks, self.teacher.depth)
+                )
             losses: dict[str, Tensor] = {}
             if "tokenizer" in self.modules:
-                reconstruction, assignment = self.update_tokenizer(images, labels, target, losses)
+                reconstruction, assignment = self.update_tokenizer(images, labels, seen, target, losses)
                 if "discriminator" in self.modules:
                     self.update_discriminator(images, reconstruction.detach(), losses)
             else:
@@ -154,7 +156,7 @@ class Stage:
         return losses
 
     def update_tokenizer(
-        self, images: Tensor, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, images: Tensor, labels: Tensor, seen: list[Tensor], target: Tensor, losses: dict[str, Tensor]
     ) -> tuple[Tensor, Assignment]:
         recipe = self.recipe
         reconstruction, quantized = self.wrapped["tokenizer"](images)
@@ -164,10 +166,8 @@ class Stage:
         losses["code_entropy"] = entropy_loss(assignment.scores)
         objective = losses["l1"] + losses["quantizer"] + recipe.entropy_weight * losses["code_entropy"]
         if recipe.perceptual_weight > 0:
-            with torch.no_grad():
-                theirs = self.teacher.features(images, recipe.perceptual_blocks)
             ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
-            losses["perceptual"] = perceptual_loss(ours, theirs)
+            losses["perceptual"] = perceptual_loss(ours, seen)
             objective = objective + recipe.perceptual_weight * losses["perceptual"]
         if "discriminator" in self.modules:
             with frozen(self.modules["discriminator"]):

@@ -1,0 +1,281 @@
+"""Every figure, once, in one style: matplotlib Figures for charts, PIL images for pictures and token maps.
+
+Notable here:
+- Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
+- Pictures and token maps are enlarged without smoothing, cell for cell, so that a click or a look finds its token.
+- Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
+  states a map's scale and unit.
+"""
+
+import html
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from gear_studio.runs import Run
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+INK, PALE, PENDING = "#1f2933", "#d5dae0", 128  # text; grid lines; grey of what is not decoded yet
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": matplotlib.cycler(color=OKABE_ITO),
+    "grid.color": PALE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.dpi": 144,
+    "figure.facecolor": "white",
+}
+_style = threading.Lock()  # matplotlib's settings are the process's, not the thread's
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a figure's function in the house style."""
+
+    @wraps(draw)
+    def inside(*args, **settings) -> Figure:
+        with _style, matplotlib.rc_context(STYLE):
+            return draw(*args, **settings)
+
+    return inside
+
+
+# Charts
+
+
+@styled
+def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Figure:
+    """A validation metric against training steps. runs: label -> the Runs of its seeds.
+
+    Each seed is a thin line, their mean a bold one, over the steps all seeds have measured. Raises KeyError
+    when a Run has no metric `key`."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for color, (label, seeds) in zip(OKABE_ITO, runs.items(), strict=False):
+        curves = [dict(zip(*run.series(key), strict=True)) for run in seeds]
+        for curve in curves if len(curves) > 1 else []:
+            axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.5)
+        steps = sorted(set.intersection(*map(set, curves)))
+        mean = [np.mean([curve[step] for curve in curves]) for step in steps]
+        name = f"{label} (mean of {len(curves)} seeds)" if len(curves) > 1 else label
+        axes.plot(steps, mean, color=color, linewidth=2.4, label=name)
+    axes.set(xlabel="training step", ylabel=ylabel)
+    axes.legend()
+    return figure
+
+
+@styled
+def sample_grid(images: Tensor, columns: int, titles: Sequence[str] | None = None) -> Figure:
+    """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture."""
+    count = len(images)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.4 * columns, (1.65 if titles else 1.4) * rows), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if i < count:
+            axes.imshow(to_rgb(images[i]))
+            if titles:
+                axes.set_title(titles[i], fontsize=9, fontweight="normal", loc="center")
+    return figure
+
+
+@styled
+def usage_histogram(counts: Tensor, chosen: int | None = None) -> Figure:
+    """How often each code is used. counts: (K,), tokens of each code; chosen: a code to point out."""
+    counts = counts.cpu().double()
+    share = (counts / counts.sum() * len(counts)).numpy()
+    order = np.argsort(-share)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(np.arange(1, len(share) + 1), share[order], step="mid", color=OKABE_ITO[0], alpha=0.85)
+    axes.axhline(1, color=INK, linewidth=1, linestyle="--")
+    axes.annotate("all codes alike", (len(share), 1), (0, 3), textcoords="offset points", ha="right")
+    if chosen is not None:
+        rank = int(np.flatnonzero(order == chosen)[0]) + 1
+        axes.plot([rank], [share[chosen]], "o", color=OKABE_ITO[1], markersize=8, clip_on=False)
+        side = "left" if rank < 0.7 * len(share) else "right"
+        axes.annotate(
+            f"code {chosen}",
+            (rank, share[chosen]),
+            (8 if side == "left" else -8, 8),
+            textcoords="offset points",
+            ha=side,
+            color=OKABE_ITO[1],
+        )
+    axes.set(xlabel="codes, most used first", ylabel="use, times the average (1/K)")
+    axes.set_xlim(0, len(share) + 1)
+    axes.set_ylim(0)
+    return figure
+
+
+@styled
+def code_map(
+    layout: np.ndarray, counts: Tensor, colors: Tensor, method: str, chosen: int | None = None
+) -> Figure:
+    """The codebook laid out in two dimensions, coloured by usage and by mean colour.
+
+    layout: (K, 2). counts: (K,). colors: (K, 3) in [0, 1]. method: what made the layout, for the title."""
+    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    counts = counts.cpu().numpy()
+    used = counts > 0
+    points = left.scatter(
+        *layout[used].T, c=counts[used], s=14, cmap="viridis", norm=matplotlib.colors.LogNorm()
+    )
+    left.scatter(*layout[~used].T, s=14, marker="x", linewidths=0.8, color="#9aa5b1")
+    figure.colorbar(points, ax=left, label="tokens in the survey (log scale)")
+    left.set_title(f"{method} of the codes: usage" + ("" if used.all() else " (x: never used)"))
+    right.scatter(*layout[used].T, c=colors.cpu().numpy()[used], s=16, edgecolors="#7b8794", linewidths=0.25)
+    right.set_title("mean colour of their patches")
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.set_aspect("equal", adjustable="datalim")
+        if chosen is not None:
+            axes.scatter(
+                *layout[chosen][:, None], s=130, facecolors="none", edgecolors=OKABE_ITO[1], linewidths=2.2
+            )
+            axes.annotate(
+                f"code {chosen}",
+                layout[chosen],
+                (9, 7),
+                textcoords="offset points",
+                color=OKABE_ITO[1],
+                fontweight="bold",
+            )
+    return figure
+
+
+# Pictures and token maps
+
+
+def to_rgb(images: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3) on the CPU."""
+    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
+    return pixels.movedim(-3, -1).cpu().numpy()
+
+
+def colored(values: Tensor, low: float, high: float, cmap: str) -> np.ndarray:
+    """Values of any shape -> uint8 colours (..., 3); what lies outside low..high gets the end colours."""
+    scaled = ((values.float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
+    return (matplotlib.colormaps[cmap](scaled)[..., :3] * 255).round().astype(np.uint8)
+
+
+def enlarge(pixels: np.ndarray, side: int = 512) -> Image.Image:
+    """uint8 (H, W, 3) -> an image `side` high, every pixel a crisp block."""
+    height, width = pixels.shape[:2]
+    return Image.fromarray(pixels).resize((side * width // height, side), Image.Resampling.NEAREST)
+
+
+def grid_map(colors: np.ndarray, side: int = 512) -> Image.Image:
+    """One colour a token, uint8 (N, 3) in raster order, as a square picture."""
+    grid = math.isqrt(len(colors))
+    return enlarge(colors.reshape(grid, grid, 3), side)
+
+
+def heat_map(values: Tensor, low: float, high: float, cmap: str = "viridis", side: int = 512) -> Image.Image:
+    """One number a token, (N,), as a square picture."""
+    return grid_map(colored(values, low, high, cmap), side)
+
+
+def index_map(indices: Tensor, colors: Tensor, side: int = 512) -> Image.Image:
+    """Indices (N,) written into cells of their code's mean colour; colors: (K, 3) in [0, 1]."""
+    cells = (colors[indices.cpu()] * 255).round().byte().numpy()
+    picture = grid_map(cells, side)
+    grid = math.isqrt(len(indices))
+    cell, draw = side / grid, ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=cell * 0.36)
+    for token, (index, color) in enumerate(zip(indices.tolist(), cells.tolist(), strict=True)):
+        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        middle = (token % grid + 0.5) * cell, (token // grid + 0.5) * cell
+        draw.text(middle, str(index), fill=INK if bright else "white", font=font, anchor="mm")
+    return picture
+
+
+def mark(picture: Image.Image, token: int | None, grid: int) -> Image.Image:
+    """A copy with one cell of the token grid framed; without a token, as it was."""
+    picture = picture.copy()
+    if token is not None:
+        cell = picture.height / grid
+        left, top = token % grid * cell, token // grid * cell
+        box = (left, top, left + cell, top + cell)
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle(box, outline="black", width=6)
+        draw.rectangle(tuple(np.add(box, (1, 1, -1, -1))), outline="#ffd400", width=3)
+    return picture
+
+
+def patch_gallery(crops: Tensor, columns: int = 6, side: int = 96, gap: int = 8) -> Image.Image:
+    """Patches in their surroundings, uint8 (m, 3, s, s) with the patch in the middle third, framed."""
+    rows = math.ceil(len(crops) / columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
+    for i, crop in enumerate(crops):
+        tile = mark(enlarge(crop.permute(1, 2, 0).numpy(), side), token=4, grid=3)
+        sheet.paste(tile, (i % columns * (side + gap), i // columns * (side + gap)))
+    return sheet
+
+
+def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, codes: int) -> Image.Image:
+    """Pictures being sampled, each above its maps of log-probability and entropy; what is not decoded is grey.
+
+    images: (B, 3, H, W) in [-1, 1]. log_probs, entropy: (B, N) in nats, of which [:, :done] is known.
+    codes: K, which sets both colour scales: log-probability -ln K..0, entropy 0..ln K."""
+    count, tokens = log_probs.shape
+    grid, columns = math.isqrt(tokens), math.ceil(math.sqrt(count))
+    side = {1: 512, 2: 384, 3: 288}.get(columns, 240)
+    known, gap, caption = done // grid / grid, 12, 30
+    half = (side - gap) // 2
+    height = side + 6 + half + caption
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (height + gap) - gap), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17 if side > 300 else 14)
+    limit = math.log(codes)
+    for i, pixels in enumerate(to_rgb(images)):
+        maps = [pixels]
+        for values, low, high, cmap in (
+            (log_probs, -limit, 0, "magma"),
+            (entropy, 0, limit, "viridis"),
+        ):
+            maps.append(colored(values[i], low, high, cmap).reshape(grid, grid, 3))
+        left, top = i % columns * (side + gap), i // columns * (height + gap)
+        places = [
+            (left, top, side),
+            (left, top + side + 6, half),
+            (left + half + gap, top + side + 6, half),
+        ]
+        for part, (x, y, size) in zip(maps, places, strict=True):
+            part[round(known * len(part)) :] = PENDING
+            sheet.paste(enlarge(part, size), (x, y))
+        means = [float(values[i, :done].mean()) for values in (log_probs, entropy)]
+        for x, name, mean in zip((left, left + half + gap), ("log p", "H"), means, strict=True):
+            draw.text((x, top + height - caption + 5), f"{name} {mean:.2f}", fill=INK, font=font)
+    return sheet
+
+
+def legend(text: str, low: float, high: float, cmap: str = "viridis", digits: int = 1) -> str:
+    """A colour scale as HTML, with its ends and middle labelled. text: the quantity and its unit."""
+    stops = map(matplotlib.colors.to_hex, matplotlib.colormaps[cmap](np.linspace(0, 1, 9)))
+    ticks = "".join(f"<span>{value:.{digits}f}</span>" for value in (low, (low + high) / 2, high))
+    bar = f"background:linear-gradient(90deg,{','.join(stops)})"
+    return (
+        f'<div class="scale"><div class="bar" style="{bar}"></div>'
+        f'<div class="ticks">{ticks}</div><div class="unit">{html.escape(text)}</div></div>'
+    )
