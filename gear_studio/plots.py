@@ -2,7 +2,7 @@
 
 Notable here:
 - Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
-- Pictures and token maps are enlarged without smoothing, cell for cell, so that a click or a look finds its token.
+- Pictures and token maps are enlarged without smoothing, cell for cell: a click or a look finds its token.
 - Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
   states a map's scale and unit.
 """
@@ -234,7 +234,7 @@ def patch_gallery(crops: Tensor, columns: int = 6, side: int = 96, gap: int = 8)
 
 
 def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, codes: int) -> Image.Image:
-    """Pictures being sampled, each above its maps of log-probability and entropy; what is not decoded is grey.
+    """Pictures being sampled, each above its maps of log-probability and entropy; what is to come is grey.
 
     images: (B, 3, H, W) in [-1, 1]. log_probs, entropy: (B, N) in nats, of which [:, :done] is known.
     codes: K, which sets both colour scales: log-probability -ln K..0, entropy 0..ln K."""

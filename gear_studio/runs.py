@@ -42,6 +42,24 @@ def find(name_or_folder: str | Path) -> Path:
     )
 
 
+def listed(folder: str | Path = ZOO) -> "dict[str, Run]":
+    """The Runs directly inside a folder that hold weights and can reach a tokenizer, by name.
+
+    Anything else there (the teacher, a training under way, a damaged folder) is passed over."""
+    found = {}
+    for path in sorted(Path(folder).glob("*/config.json")):
+        try:
+            run = Run(path.parent)
+        except ValueError:
+            continue
+        missing_parent = (
+            not run.has("tokenizer") and not (path.parent.parent / str(run.config["parent"])).is_dir()
+        )
+        if any(map(run.has, PARTS)) and not missing_parent:
+            found[run.name] = run
+    return found
+
+
 class Run:
     def __init__(self, folder: Path):
         self.folder = folder
