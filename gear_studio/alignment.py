@@ -1,4 +1,5 @@
-"""Representation alignment: the generator's hidden states, projected, against a frozen teacher's patch features."""
+"""Representation alignment: the generator's hidden states, projected, against a frozen teacher's patch
+features."""
 
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Projector(Pretrained):
 
 
 def patch_cosine(projected: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine of every projected hidden state with the teacher's feature of its patch: (B, N, d_f) twice -> (B, N) in [-1, 1]."""
+    """Cosine of every projected hidden state with the teacher's feature of its patch: (B, N, d_f) twice ->
+    (B, N) in [-1, 1]."""
     return F.cosine_similarity(projected.float(), teacher.float(), dim=-1)
 
 

@@ -1,8 +1,9 @@
 """The convolutional encoder and decoder of the VQGAN family, from the small preset up to VQ-16.
 
-Notable: GroupNorm (eps 1e-6) + SiLU residual blocks, one self-attention after each block of the lowest resolution, stride-2
-convolutions padded right and bottom by one, nearest upsampling + convolution. `patch` > 1 folds pixels into channels at
-the door (pixel unshuffle / shuffle), which makes the small preset four times cheaper at the resolution that costs most.
+Notable: GroupNorm (eps 1e-6) + SiLU residual blocks, one self-attention after each block of the lowest
+resolution, stride-2 convolutions padded right and bottom by one, nearest upsampling + convolution. `patch` >
+1 folds pixels into channels at the door (pixel unshuffle / shuffle), which makes the small preset four times
+cheaper at the resolution that costs most.
 """
 
 import torch.nn.functional as F
@@ -95,7 +96,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, z, h, w) -> images (B, 3, f h, f w), not clamped. One more residual block a level than the encoder."""
+    """Latent (B, z, h, w) -> images (B, 3, f h, f w), not clamped. One more residual block a level than the
+    encoder."""
 
     def __init__(
         self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, patch: int, mid: bool

@@ -48,9 +48,12 @@ def train(
     """Train one stage, or continue it where it was killed.
 
     Args:
-        source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by class.
-        stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen tokenizer).
-        arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the warm-up.
+        source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by
+        class.
+        stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
+        tokenizer).
+        arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
+        warm-up.
         seed: Decides weights, images and dropout.
         budget: Preset number of steps.
         steps: Steps, instead of the budget's.

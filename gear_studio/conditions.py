@@ -1,7 +1,7 @@
 """Conditions: what the generator is asked for, as embedded positions in front of the tokens.
 
-A class label is one position. The null class, one past the last, stands for "no condition" in classifier-free guidance;
-in training the label is dropped to it with probability `drop`.
+A class label is one position. The null class, one past the last, stands for "no condition" in classifier-free
+guidance; in training the label is dropped to it with probability `drop`.
 """
 
 import torch

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). BatchNorm becomes SyncBatchNorm when several processes train."""
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). BatchNorm becomes SyncBatchNorm when several
+    processes train."""
 
     def __init__(self, channels: int = 64, layers: int = 3):
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

@@ -1,10 +1,12 @@
 """The generator: a causal transformer over [condition, tokens] with the LlamaGen architecture.
 
-Notable: RMSNorm (eps 1e-5), SwiGLU, 2-D rotary positions on the token grid with the condition position unrotated, no biases,
-an output head that starts at zero, and a *tap*: the hidden states after block `l` (1-based) that the alignment loss reads.
+Notable: RMSNorm (eps 1e-5), SwiGLU, 2-D rotary positions on the token grid with the condition position
+unrotated, no biases, an output head that starts at zero, and a *tap*: the hidden states after block `l`
+(1-based) that the alignment loss reads.
 
-The generator takes *embeddings*, not indices: the caller chooses the read-out (see `readout`). Position i (0-based, the
-condition first) predicts token i + 1, so the hidden state aligned with patch i has seen only the tokens before it.
+The generator takes *embeddings*, not indices: the caller chooses the read-out (see `readout`). Position i
+(0-based, the condition first) predicts token i + 1, so the hidden state aligned with patch i has seen only
+the tokens before it.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ class GeneratorConfig:
     label_drop: float = 0.1
 
 
-SIZES = {  # name: (blocks, dim, heads, tap); taps for B, L, XL are the paper's, the others keep the same third
+# name: (blocks, dim, heads, tap). The taps of B, L and XL are the paper's; the others keep the same third.
+SIZES = {
     "S": (12, 384, 12, 4),
     "B": (12, 768, 12, 4),
     "L": (24, 1024, 16, 8),
@@ -51,7 +54,8 @@ def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int =
 
 
 class Cache:
-    """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a block."""
+    """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a
+    block."""
 
     def __init__(self, config: GeneratorConfig, batch: int, length: int, like: Tensor):
         shape = (config.blocks, 2, batch, config.heads, length, config.dim // config.heads)
@@ -66,7 +70,8 @@ class Cache:
 
 
 def rotary_table(grid: int, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Angles for 2-D rotary positions, (1 + grid^2, head_dim / 2): zero for the condition, then half by row, half by column."""
+    """Angles for 2-D rotary positions, (1 + grid^2, head_dim / 2): zero for the condition, then half by row,
+    half by column."""
     frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
     angles = torch.outer(torch.arange(grid).float(), frequencies)
     rows, columns = angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)
@@ -97,7 +102,8 @@ class Attention(nn.Module):
         (q, k), v = rotate(qkv[:2], angles), qkv[2]
         if cache is not None:
             k, v = cache.extend(block, k, v)
-        # A single new position may look at everything cached; longer inputs start at position 0 and are causal.
+        # A single new position may look at everything cached; longer inputs start at position 0 and are
+        # causal.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -167,7 +173,8 @@ class Generator(Pretrained):
         return self.config.grid**2
 
     def hidden(self, embeddings: Tensor, condition: Tensor, blocks: list[int]) -> list[Tensor]:
-        """Hidden states after each of `blocks` (1-based, ascending); only as many blocks run as the last one needs.
+        """Hidden states after each of `blocks` (1-based, ascending); only as many blocks run as the last one
+        needs.
 
         embeddings: (B, N-1, d), a read-out of the first N-1 tokens. condition: labels (B,).
         Returns tensors (B, N, d); position i is the state that predicts token i + 1.
@@ -199,7 +206,8 @@ class Generator(Pretrained):
         return Cache(self.config, batch, self.length, self.token_table)
 
     def decode(self, x: Tensor, cache: Cache) -> Tensor:
-        """One cached step. x: (B, 1, d), the condition or the last token, embedded. Returns logits (B, K) of the next token."""
+        """One cached step. x: (B, 1, d), the condition or the last token, embedded. Returns logits (B, K) of
+        the next token."""
         angles = self.angles[cache.length : cache.length + 1]
         for number, block in enumerate(self.blocks):
             x = block(x, angles, cache, number)

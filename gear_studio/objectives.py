@@ -24,13 +24,15 @@ def entropy(p: Tensor) -> Tensor:
 def entropy_loss(scores: Tensor, temperature: float = 0.01) -> Tensor:
     """E_tokens[H(p)] - H(E_tokens[p]), p = softmax(A / 0.01): sure about each token, all codes used overall.
 
-    scores: (B, N, K). The average assignment is taken over all processes, so the loss does not depend on their number."""
+    scores: (B, N, K). The average assignment is taken over all processes, so the loss does not depend on
+    their number."""
     p = torch.softmax(scores.float() / temperature, dim=-1).flatten(0, 1)
     return entropy(p).mean() - entropy(mean_over_processes(p.mean(0)))
 
 
 def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-    """Mean over blocks of 1 - cosine between the teacher's features of two images, each (B, N, d): a scalar in [0, 2].
+    """Mean over blocks of 1 - cosine between the teacher's features of two images, each (B, N, d): a scalar
+    in [0, 2].
 
     The stand-in for LPIPS on the small world: the frozen teacher is the perceptual network."""
     return torch.stack(
@@ -44,7 +46,8 @@ def next_token_loss(logits: Tensor, indices: Tensor) -> Tensor:
 
 
 def straight_through_next_token_loss(logits: Tensor, assignment: Assignment) -> Tensor:
-    """`next_token_loss` whose target is also a straight-through one-hot: codes can move towards what is easy to predict.
+    """`next_token_loss` whose target is also a straight-through one-hot: codes can move towards what is easy
+    to predict.
 
     This is the loss the paper warns of; only the `straight-through` arm uses it."""
     p = torch.softmax(assignment.scores.float(), dim=-1)

@@ -1,6 +1,8 @@
-"""Weights on disk: a folder with config.json and model.safetensors, written atomically and read with clear errors.
+"""Weights on disk: a folder with config.json and model.safetensors, written atomically and read with clear
+errors.
 
-`Tokenizer`, `Generator` and `Projector` inherit `Pretrained`; a config is a frozen dataclass beside each model.
+`Tokenizer`, `Generator` and `Projector` inherit `Pretrained`; a config is a frozen dataclass beside each
+model.
 """
 
 import dataclasses
@@ -38,7 +40,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, what: str) -> dict:
-    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a run"."""
+    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a
+    run"."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
     try:
@@ -50,7 +53,8 @@ def read_json(path: Path, what: str) -> dict:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load safetensors into `module`, in the module's own dtype. Missing, extra or misshapen keys are refused by name."""
+    """Load safetensors into `module`, in the module's own dtype. Missing, extra or misshapen keys are refused
+    by name."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; expected a safetensors file")
     try:
@@ -82,7 +86,8 @@ class Pretrained(nn.Module):
     Config: Callable
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config and weights; dtype (say torch.float16) halves what is shipped. Each file is replaced atomically."""
+        """Write config and weights; dtype (say torch.float16) halves what is shipped. Each file is replaced
+        atomically."""
         folder = Path(folder)
         write_json(folder / "config.json", dataclasses.asdict(self.config))
         state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in self.state_dict().items()}
@@ -91,7 +96,8 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """Read a folder, or the part of this kind out of a Run's folder or a shipped Run's name. Returned in eval mode."""
+        """Read a folder, or the part of this kind out of a Run's folder or a shipped Run's name. Returned in
+        eval mode."""
         from gear_studio.runs import find
 
         folder = find(name_or_folder)

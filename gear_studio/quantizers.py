@@ -1,7 +1,7 @@
 """Quantizers: latent (B, N, D) -> Assignment, code vectors, quantizer loss.
 
-Every quantizer answers the same four questions (`scores`, `assign`, `codes`, `forward`), so that the read-outs, the
-objectives and the probes never ask which one they hold.
+Every quantizer answers the same four questions (`scores`, `assign`, `codes`, `forward`), so that the
+read-outs, the objectives and the probes never ask which one they hold.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from gear_studio.readout import Assignment
 
 @dataclass(frozen=True)
 class Quantized:
-    """assignment; decoder_input (B, N, D), what the decoder is fed in training; loss, scalar quantizer loss."""
+    """assignment; decoder_input (B, N, D), what the decoder is fed in training; loss, scalar quantizer
+    loss."""
 
     assignment: Assignment
     decoder_input: Tensor
@@ -23,7 +24,8 @@ class Quantized:
 
 
 class VectorQuantizer(nn.Module):
-    """L2-normalised vector quantization (LlamaGen VQ-16): A_k = -||z - c_k||^2 = -(2 - 2 z.c_k) on the unit sphere."""
+    """L2-normalised vector quantization (LlamaGen VQ-16): A_k = -||z - c_k||^2 = -(2 - 2 z.c_k) on the unit
+    sphere."""
 
     def __init__(self, codes: int, dim: int):
         super().__init__()

@@ -1,7 +1,8 @@
-"""Retrain everything that ships: the zoo's jobs, what each waits for, and a runner that starts as many as fit.
+"""Retrain everything that ships: the zoo's jobs, what each waits for, and a runner that starts as many as
+fit.
 
-A job is a `gear-studio` command line and nothing more, so that every shipped Run records a command anyone can repeat.
-Every job resumes by itself; running the whole again does what is missing.
+A job is a `gear-studio` command line and nothing more, so that every shipped Run records a command anyone can
+repeat. Every job resumes by itself; running the whole again does what is missing.
 """
 
 import os
@@ -43,9 +44,11 @@ def jobs(out: Path, budget: str, seed: int) -> list[Job]:
 
 
 def run(todo: list[Job], at_once: int, threads: int) -> None:
-    """Run jobs as their needs are met, at most `at_once` together with `threads` CPU threads each; stop at the first failure.
+    """Run jobs as their needs are met, at most `at_once` together with `threads` CPU threads each; stop at
+    the first failure.
 
-    Each writes to its own log beside the others' folders; RuntimeError names the job and the log that failed."""
+    Each writes to its own log beside the others' folders; RuntimeError names the job and the log that
+    failed."""
     waiting, running, done = list(todo), {}, set()
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     logs = Path(todo[0].command[todo[0].command.index("--out") + 1]).parent / "logs"

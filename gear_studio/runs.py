@@ -8,8 +8,8 @@
     evaluation.json   what `gear-studio evaluate` measured
     checkpoints/      resumable state, never shipped
 
-A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's Run names
-the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
+A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's
+Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
 """
 
 import json
@@ -32,7 +32,8 @@ PARTS = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
 
 
 def find(name_or_folder: str | Path) -> Path:
-    """A folder as given, or the folder of a shipped Run by name. Raises FileNotFoundError listing the shipped names."""
+    """A folder as given, or the folder of a shipped Run by name. Raises FileNotFoundError listing the shipped
+    names."""
     for folder in (Path(name_or_folder), ZOO / name_or_folder):
         if folder.is_dir():
             return folder
@@ -88,7 +89,8 @@ class Run:
         return [json.loads(line) for line in lines]
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one metric, two float arrays of equal length, at the steps where it was measured."""
+        """Steps and values of one metric, two float arrays of equal length, at the steps where it was
+        measured."""
         rows = [(row["step"], row[key]) for row in self.metrics if key in row]
         if not rows:
             known = sorted({name for row in self.metrics for name in row} - {"step"})
@@ -128,7 +130,8 @@ class Run:
         return Teacher.from_pretrained(self.config["recipe"]["teacher"])
 
     def class_numbers(self, names: list[str]) -> list[int]:
-        """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown one."""
+        """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown
+        one."""
         classes = self.config["classes"]
         known = {**{name: i for i, name in enumerate(classes)}, **{str(i): i for i in range(len(classes))}}
         for name in names:

@@ -1,7 +1,9 @@
-"""Sampling from a generator: cached decoding with guidance, temperature, top-k, top-p and seeds, whole or row by row.
+"""Sampling from a generator: cached decoding with guidance, temperature, top-k, top-p and seeds, whole or row
+by row.
 
-Picture i of a call with seed s draws its randomness from (s, i) alone, one uniform number a token, so it does not change
-with how many pictures are asked for, and two generators given the same seed are compared on the same numbers.
+Picture i of a call with seed s draws its randomness from (s, i) alone, one uniform number a token, so it does
+not change with how many pictures are asked for, and two generators given the same seed are compared on the
+same numbers.
 """
 
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from gear_studio.generator import Generator
 
 @dataclass(frozen=True)
 class Progress:
-    """A sampling in progress. indices (B, N) int64, log_probs and entropy (B, N) in nats; only [:, :done] is filled."""
+    """A sampling in progress. indices (B, N) int64, log_probs and entropy (B, N) in nats; only [:, :done] is
+    filled."""
 
     indices: Tensor
     log_probs: Tensor
@@ -24,7 +27,8 @@ class Progress:
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Put -inf on all but the top_k logits (0: all) and on those outside the smallest set of mass top_p. logits: (B, K)."""
+    """Put -inf on all but the top_k logits (0: all) and on those outside the smallest set of mass top_p.
+    logits: (B, K)."""
     if top_k > 0:
         kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
         logits = logits.masked_fill(logits < kept[:, -1:], float("-inf"))
@@ -57,7 +61,8 @@ def stream(
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
 
-    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k / top-p: how
+    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k /
+    top-p: how
     sure the model was, not how the dice were loaded."""
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
@@ -112,7 +117,9 @@ def sample(
 ) -> Tensor:
     """Sample token indices (B, N) for labels `condition` (B,).
 
-    cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0 and top_p 1
-    keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s = 1.5 or 1.0)."""
+    cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
+    and top_p 1
+    keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s = 1.5 or
+    1.0)."""
     *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed)
     return last.indices

@@ -1,4 +1,5 @@
-"""Tokenizer = encoder + quantizer + decoder. An image becomes N = (H/f)(W/f) indices in raster order, and back."""
+"""Tokenizer = encoder + quantizer + decoder. An image becomes N = (H/f)(W/f) indices in raster order, and
+back."""
 
 from dataclasses import dataclass
 

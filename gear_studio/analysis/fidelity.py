@@ -1,8 +1,10 @@
-"""How good pictures are: PSNR, Frechet distance in the teacher's feature space, and whether samples show the asked class.
+"""How good pictures are: PSNR, Frechet distance in the teacher's feature space, and whether samples show the
+asked class.
 
-The distance between Gaussians fitted to mean-pooled teacher features is the formula of FID in another space. It is called
-FD here, never FID: numbers from different spaces do not compare. From few samples it is biased and noisy, so every arm gets
-the same count (5,000 by default) and the distance of the reconstructions, the floor a generator cannot pass, stands beside.
+The distance between Gaussians fitted to mean-pooled teacher features is the formula of FID in another space.
+It is called FD here, never FID: numbers from different spaces do not compare. From few samples it is biased
+and noisy, so every arm gets the same count (5,000 by default) and the distance of the reconstructions, the
+floor a generator cannot pass, stands beside.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +37,8 @@ class Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017). Zero for equal statistics."""
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017). Zero for equal
+    statistics."""
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
@@ -79,10 +82,11 @@ def evaluate(
 ) -> dict:
     """Measure a Run with its EMA weights; a plain dict, ready for evaluation.json.
 
-    A tokenizer's Run: psnr (dB), rfd, codebook statistics on `samples` held-out images, and real_fd, the distance of as
-    many other real images: what counting noise alone gives. A generator's Run: fd without and with guidance over sampling
-    seeds 0..seeds-1, its tokenizer's rfd as the floor, and class_agreement: the share of 480 guided samples a seed that
-    the judge gives the asked class, beside the judge's accuracy on real images and on their reconstructions."""
+    A tokenizer's Run: psnr (dB), rfd, codebook statistics on `samples` held-out images, and real_fd, the
+    distance of as many other real images: what counting noise alone gives. A generator's Run also: fd without
+    and with guidance over sampling seeds 0..seeds-1 (its tokenizer's rfd is the floor), and class_agreement, the
+    share of 480 guided samples a seed that the judge gives the asked class, beside the judge's accuracy on real
+    images and on their reconstructions."""
     source = data.load(run.config["source"], "val", run.tokenizer.config.image_size, folder)
     teacher, tokenizer = run.teacher, run.tokenizer
     count = min(samples, len(source))

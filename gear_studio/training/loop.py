@@ -2,11 +2,13 @@
 
 Three promises, and how they are kept:
 
-- *A killed run continues exactly.* Every step takes its randomness from (seed, step, process) and its images from
-  (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics logged after it are
-  dropped on resuming.
+- *A killed run continues exactly.* Every step takes its randomness from (seed, step, process) and its images
+  from
+  (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics logged
+  after it are dropped on resuming.
 - *CUDA is never waited for.* Metrics are summed on the device and read back once every `log_every` steps.
-- *A diverged run says so.* The first step at which any loss was not finite is kept on the device and reported at the
+- *A diverged run says so.* The first step at which any loss was not finite is kept on the device and reported
+  at the
   next log, before a checkpoint can be overwritten.
 """
 
@@ -75,7 +77,8 @@ class Meter:
             self.first_bad[name] = torch.minimum(self.first_bad.get(name, bad), bad)
 
     def read(self) -> tuple[dict[str, float], tuple[int, str] | None]:
-        """Means over the steps and processes since the last read, and the first (step, loss) that was not finite."""
+        """Means over the steps and processes since the last read, and the first (step, loss) that was not
+        finite."""
         names = list(self.sums)
         means = self.accelerator.reduce(
             torch.stack([self.sums[n] for n in names]) / self.count, "mean"
@@ -105,7 +108,8 @@ class Checkpoints:
             old.unlink()
 
     def load(self) -> dict | None:
-        """The newest state, or None. Raises ValueError naming a file that is damaged or is no checkpoint of ours."""
+        """The newest state, or None. Raises ValueError naming a file that is damaged or is no checkpoint of
+        ours."""
         if not self.paths():
             return None
         path = self.paths()[-1]
@@ -123,7 +127,8 @@ class Checkpoints:
 
 
 def prepare_folder(folder: Path, config: dict) -> None:
-    """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what differs."""
+    """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what
+    differs."""
     config = json.loads(json.dumps(config))
     if (folder / "config.json").exists():
         held = read_json(folder / "config.json", "a run")
@@ -170,9 +175,12 @@ def train(
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
-    source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the joint stage
-    starts from or the generator stage is trained on; it must lie beside `out`. workers: data-loading processes.
-    Raises ValueError for an arm the stage does not know, a folder that holds another run or a damaged checkpoint;
+    source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
+    joint stage
+    starts from or the generator stage is trained on; it must lie beside `out`. workers: data-loading
+    processes.
+    Raises ValueError for an arm the stage does not know, a folder that holds another run or a damaged
+    checkpoint;
     DivergedError when a loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
@@ -245,8 +253,8 @@ def train(
         row, bad = meter.read()
         if bad:
             raise DivergedError(
-                f"loss {bad[1]!r} was not finite at step {bad[0]} of {out}; the last good checkpoint is {last_good}. "
-                "Start again with a lower learning rate (the same command would meet the same step)"
+                f"loss {bad[1]!r} was not finite at step {bad[0]} of {out}; the last good "
+                f"checkpoint is {last_good}. Start again with a lower learning rate (the same command would meet the same step)"
             )
         row |= {name: value.item() for name, value in training.codebook_metrics().items()}
         checkpoint = step % recipe.checkpoint_every == 0 or step == recipe.steps
@@ -319,7 +327,8 @@ def validate(
 
 @torch.no_grad()
 def pictures(training: Stage, batch: tuple[Tensor, Tensor], out: Path, stage: str) -> None:
-    """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance 1.5."""
+    """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance
+    1.5."""
     parts = training.parts()
     if "tokenizer" in parts:
         images = data.to_float(batch[0][:8])

@@ -18,7 +18,8 @@ ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's
 
 @dataclass(frozen=True)
 class Recipe:
-    """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of `batch_size` images."""
+    """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of
+    `batch_size` images."""
 
     steps: int
     batch_size: int

@@ -1,14 +1,19 @@
-"""The stages of GEAR, one training step each (paper: "joint step: three disjoint updates on one tokenizer forward").
+"""The stages of GEAR, one training step each (paper: "joint step: three disjoint updates on one tokenizer
+forward").
 
     warmup     1. tokenizer: L_VQ                              2. discriminator
-    joint      1. tokenizer: L_VQ + lambda L_align(soft)       2. discriminator    3. generator: L_NTP + lambda L_align(hard)
-    generator                                                                      3. the same, the tokenizer frozen
+    joint      1. tokenizer: L_VQ + lambda L_align(soft)       2. discriminator    3. generator: L_NTP +
+    lambda L_align(hard)
+    generator                                                                      3. the same, the tokenizer
+    frozen
 
-Who may be updated by what is visible where the step is written: update 1 runs the generator `frozen`, update 2 sees a
-detached reconstruction, update 3 sees a detached assignment. The joint stage's arms differ in update 1 only:
+Who may be updated by what is visible where the step is written: update 1 runs the generator `frozen`, update
+2 sees a detached reconstruction, update 3 sees a detached assignment. The joint stage's arms differ in update
+1 only:
 
     gear               lambda L_align through the soft read-out
-    straight-through   L_NTP + lambda L_align through the straight-through read-out: the ablation that collapses
+    straight-through   L_NTP + lambda L_align through the straight-through read-out: the ablation that
+    collapses
     continued          neither, and no generator: the tokenizer trained as long, unguided
 """
 
@@ -40,7 +45,8 @@ from gear_studio.training.recipes import Recipe
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout, no label drop) and no gradient to parameters; gradients still pass through to the inputs."""
+    """Eval mode (no dropout, no label drop) and no gradient to parameters; gradients still pass through to
+    the inputs."""
     was_training = [module.training for module in modules]
     for module in modules:
         module.eval().requires_grad_(False)
@@ -77,7 +83,8 @@ class AlignedGenerator(nn.Module):
 class Stage:
     """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
 
-    modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them is frozen."""
+    modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
+    is frozen."""
 
     def __init__(
         self,
@@ -131,7 +138,8 @@ class Stage:
         self.last_scores: Tensor | None = None
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on the device."""
+        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on
+        the device."""
         with self.accelerator.autocast():
             with torch.no_grad():
                 *seen, target = self.teacher.features(
