@@ -1,4 +1,4 @@
-"""The command line: `gear-studio train | evaluate | sample | reconstruct | reproduce | report`.
+"""The command line: `gear-studio train | supervise | evaluate | sample | reconstruct | reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from gear_studio.training.recipes import small
+from gear_studio.training.recipes import BUDGETS, small
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
@@ -78,6 +78,29 @@ def train(
         )
     run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers)
     print(f"finished: {run.folder}")
+
+
+def supervise(
+    model: Positional[Literal["teacher", "judge"]],
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Train the tiny teacher or the judge on the world's truth, or continue it; then measure it.
+
+    Args:
+        model: teacher (frozen patch features) or judge (names the class of a picture).
+        steps: Default: as shipped.
+        seed: Decides weights and images.
+        out: Folder. Default: runs/MODEL.
+    """
+    from gear_studio.training import teacher
+
+    out = out or Path("runs") / model
+    train_model = {"teacher": teacher.train_teacher, "judge": teacher.train_judge}[model]
+    train_model(out, steps or BUDGETS["shipped"][model], seed)
+    {"teacher": teacher.evaluate_teacher, "judge": teacher.evaluate_judge}[model](out)
+    print(f"finished: {out}")
 
 
 def evaluate(
@@ -214,6 +237,7 @@ def report(runs: Positional[Path | None] = None) -> None:
 
 COMMANDS = {
     "train": train,
+    "supervise": supervise,
     "evaluate": evaluate,
     "sample": sample,
     "reconstruct": reconstruct,

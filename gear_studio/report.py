@@ -23,7 +23,7 @@ def with_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups against `continued`."""
+    """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups."""
     runs = {name: Run.from_pretrained(folder / name) for name in (*TOKENIZERS, *GENERATORS)}
     parts = ["### Teacher and judge", teacher_table(), "### Tokenizers", tokenizer_table(runs)]
     parts += ["### Generators, each from scratch on the frozen tokenizer", generator_table(runs)]
@@ -36,7 +36,17 @@ def tables(folder: Path) -> str:
 
 def teacher_table() -> str:
     teacher = read_json(ZOO / "teacher" / "evaluation.json", "the shipped teacher")
-    return str(teacher)
+    judge = read_json(ZOO / "judge" / "evaluation.json", "the shipped judge")
+    tasks = ("foreground", "texture", "shape")
+    rows = [
+        [
+            label,
+            *(f"{100 * teacher[key][t]['mean']:.1f} ± {100 * teacher[key][t]['spread']:.1f}" for t in tasks),
+        ]
+        for key, label in (("teacher", "tiny teacher"), ("random", "the same ViT, random weights"))
+    ]
+    probes = table(["linear probe on held-out patches (%)", *tasks], rows)
+    return f"{probes}\n\nThe judge names the class of {100 * judge['accuracy']:.1f} % of held-out images."
 
 
 def tokenizer_table(runs: dict[str, Run]) -> str:

@@ -2,7 +2,9 @@
 fit.
 
 A job is a `gear-studio` command line and nothing more, so that every shipped Run records a command anyone can
-repeat. Every job resumes by itself; running the whole again does what is missing.
+repeat. Every job resumes by itself; running the whole again does what is missing. Teacher and judge are
+retrained and measured too, but the Runs keep aligning with, and being measured by, the shipped ones:
+distances in the feature spaces of two teachers do not compare.
 """
 
 import os
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gear_studio.runs import ZOO, Run
+from gear_studio.training.recipes import BUDGETS
 
 TOKENIZERS = ("warmup", "continued", "gear")
 GENERATORS = {"generator-baseline": "warmup", "generator-continued": "continued", "generator-gear": "gear"}
@@ -33,11 +36,17 @@ def jobs(out: Path, budget: str, seed: int) -> list[Job]:
         command += ["--out", str(out / name)] + (["--parent", str(out / parent)] if parent else [])
         return Job(name, command, [parent] if parent else [])
 
-    todo = [train("warmup", "warmup", "warmup")]
+    def supervise(model: str) -> Job:
+        steps = str(BUDGETS[budget][model])
+        return Job(
+            model, ["supervise", model, "--steps", steps, "--seed", str(seed), "--out", str(out / model)]
+        )
+
+    todo = [train("warmup", "warmup", "warmup"), supervise("teacher"), supervise("judge")]
     todo += [train("gear", "joint", "gear", "warmup"), train("continued", "joint", "continued", "warmup")]
     for name, parent in GENERATORS.items():
         todo.append(train(name, "generator", name.removeprefix("generator-"), parent))
-    samples = ["--samples", "5000" if budget == "shipped" else "1000"]
+    samples = ["--samples", {"shipped": "5000", "quick": "2000", "smoke": "24"}[budget]]
     for name in (*TOKENIZERS, *GENERATORS):
         todo.append(Job(f"evaluate {name}", ["evaluate", str(out / name), *samples], [name]))
     return todo

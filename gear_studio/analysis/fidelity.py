@@ -84,8 +84,10 @@ def evaluate(
 
     A tokenizer's Run: psnr (dB), rfd, codebook statistics on `samples` held-out images, and real_fd, the
     distance of as many other real images: what counting noise alone gives. A generator's Run also: fd without
-    and with guidance over sampling seeds 0..seeds-1 (its tokenizer's rfd is the floor), and class_agreement, the
-    share of 480 guided samples a seed that the judge gives the asked class, beside the judge's accuracy on real
+    and with guidance over sampling seeds 0..seeds-1 (its tokenizer's rfd is the floor), and class_agreement,
+    the
+    share of 480 guided samples a seed that the judge gives the asked class, beside the judge's accuracy on
+    real
     images and on their reconstructions."""
     source = data.load(run.config["source"], "val", run.tokenizer.config.image_size, folder)
     teacher, tokenizer = run.teacher, run.tokenizer

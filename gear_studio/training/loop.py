@@ -254,7 +254,8 @@ def train(
         if bad:
             raise DivergedError(
                 f"loss {bad[1]!r} was not finite at step {bad[0]} of {out}; the last good "
-                f"checkpoint is {last_good}. Start again with a lower learning rate (the same command would meet the same step)"
+                f"checkpoint is {last_good}. Start again with a lower learning rate: the same command would "
+                "meet the same step"
             )
         row |= {name: value.item() for name, value in training.codebook_metrics().items()}
         checkpoint = step % recipe.checkpoint_every == 0 or step == recipe.steps
