@@ -85,11 +85,11 @@ class Meter:
         ).tolist()
         bad = self.accelerator.gather(torch.stack([self.first_bad[n] for n in names])[None]).amin(0).tolist()
         self.sums, self.first_bad, self.count = {}, {}, 0
-        worst = min(zip(bad, names, strict=True))
-        return dict(zip(names, means, strict=True)), None if worst[0] == torch.inf else (
-            int(worst[0]),
-            worst[1],
-        )
+        first = min(
+            range(len(names)), key=bad.__getitem__
+        )  # a tie goes to the loss computed first: the cause
+        diverged = None if bad[first] == torch.inf else (int(bad[first]), names[first])
+        return dict(zip(names, means, strict=True)), diverged
 
 
 class Checkpoints:
@@ -210,6 +210,8 @@ def train(
     if main:
         prepare_folder(out, config)
     accelerator.wait_for_everyone()
+    if Run(out).finished:
+        return Run(out)
 
     torch.manual_seed(seed)
     tokenizer = Run.from_pretrained(find(parent)).tokenizer if parent else Tokenizer(recipe.tokenizer)
@@ -281,8 +283,7 @@ def train(
     if main:
         for name, module in training.parts().items():
             module.save_pretrained(out / name)
-        if not (out / "record.json").is_file() or not read_json(out / "record.json", "a run")["finished"]:
-            write_record(out, accelerator, recipe, elapsed + time.monotonic() - began, finished=True)
+        write_record(out, accelerator, recipe, elapsed + time.monotonic() - began, finished=True)
     accelerator.wait_for_everyone()
     return Run(out)
 
