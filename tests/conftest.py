@@ -1,0 +1,17 @@
+"""One thread: the fastest for models this small on a shared machine, and sums are the same everywhere."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random teacher, for recipes to name."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny.teacher().save_pretrained(folder)
+    return folder

@@ -1,0 +1,118 @@
+"""Runs: what is read out of a folder, and what is shipped."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gear_studio import Generator, Run, Tokenizer
+from gear_studio.alignment import Projector, ProjectorConfig
+
+
+def write_run(folder: Path, stage: str, parent: str | None = None, teacher: Path | str = "") -> Path:
+    """A finished run with random weights, written without the training loop."""
+    folder.mkdir()
+    torch.manual_seed(1)
+    config = {"stage": stage, "arm": "gear", "parent": parent, "recipe": asdict(tiny.recipe(teacher))}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "record.json").write_text(json.dumps({"finished": True, "command": "gear-studio train"}))
+    rows = [{"step": 2, "l1": 0.5}, {"step": 4, "l1": 0.25, "val_psnr": 20.0}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if stage != "generator":
+        Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
+    if stage != "warmup":
+        tiny.generator().save_pretrained(folder / "generator")
+        Projector(ProjectorConfig(32, 32, 16)).save_pretrained(folder / "projector")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-00000004.pt").write_bytes(b"state")
+    (folder / "samples.png").write_bytes(b"picture")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path, teacher_folder) -> Path:
+    write_run(tmp_path / "joint", "joint", teacher=teacher_folder)
+    write_run(tmp_path / "generator", "generator", parent="joint", teacher=teacher_folder)
+    return tmp_path
+
+
+def test_a_run_reads_its_parts_metrics_and_teacher(runs):
+    run = Run.from_pretrained(runs / "joint")
+    assert (run.name, run.finished, run.config["stage"]) == ("joint", True, "joint")
+    assert isinstance(run.generator, Generator) and isinstance(run.projector, Projector)
+    assert run.tokenizer.config.codes == 64 and run.teacher.dim == 32
+    assert run.metrics[1]["val_psnr"] == 20.0 and run.parent is None and run.evaluation == {}
+    steps, values = run.series("l1")
+    assert (steps.tolist(), values.tolist()) == ([2, 4], [0.5, 0.25])
+    assert [v.tolist() for v in run.series("val_psnr")] == [[4], [20.0]]
+    assert isinstance(values, np.ndarray)
+
+
+def test_a_generator_run_uses_the_tokenizer_of_the_run_beside_it(runs):
+    run = Run.from_pretrained(runs / "generator")
+    assert run.parent.name == "joint"
+    theirs = Run.from_pretrained(runs / "joint").tokenizer.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in run.tokenizer.state_dict().items())
+
+
+def test_models_can_be_taken_out_of_a_run_s_folder(runs):
+    assert Tokenizer.from_pretrained(runs / "joint").config.codes == 64
+    assert Generator.from_pretrained(str(runs / "generator")).config.dim == 32
+    with pytest.raises(ValueError, match="does not describe a Tokenizer"):
+        Tokenizer.from_pretrained(runs / "generator")
+
+
+def test_what_a_run_lacks_is_named(runs):
+    write_run(runs / "warmup", "warmup")
+    run = Run.from_pretrained(runs / "warmup")
+    with pytest.raises(FileNotFoundError, match=r"run warmup \(warmup\) holds no generator"):
+        _ = run.generator
+    with pytest.raises(KeyError, match="no metric 'ntp'; it has l1, val_psnr"):
+        run.series("ntp")
+    (runs / "generator" / "config.json").write_text(
+        (runs / "generator" / "config.json").read_text().replace('"joint"', '"gone"')
+    )
+    with pytest.raises(FileNotFoundError, match="gone"):
+        _ = Run.from_pretrained(runs / "generator").tokenizer
+
+
+def test_folders_that_are_no_runs_are_refused(runs):
+    with pytest.raises(FileNotFoundError, match="no folder 'nowhere'.*shipped"):
+        Run.from_pretrained("nowhere")
+    with pytest.raises(ValueError, match="is not a run: its config.json names no stage"):
+        Run.from_pretrained(runs / "joint" / "tokenizer")
+    (runs / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty is not a run: it has no config.json"):
+        Run.from_pretrained(runs / "empty")
+    (runs / "joint" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        Run.from_pretrained(runs / "joint")
+
+
+def test_a_run_without_a_record_is_not_finished(runs):
+    (runs / "joint" / "record.json").unlink()
+    assert not Run.from_pretrained(runs / "joint").finished
+
+
+def test_shipping_halves_the_weights_and_leaves_checkpoints_behind(runs):
+    run = Run.from_pretrained(runs / "joint")
+    (runs / "shipped").mkdir()
+    (runs / "shipped" / "stale.json").write_text("{}")
+    run.save_pretrained(runs / "shipped", parts=("tokenizer", "generator"))
+    names = {path.name for path in (runs / "shipped").iterdir()}
+    assert names == {
+        "config.json",
+        "record.json",
+        "metrics.jsonl",
+        "samples.png",
+        "tokenizer",
+        "generator",
+    }
+    shipped = Run.from_pretrained(runs / "shipped")
+    assert shipped.metrics == run.metrics
+    for name, value in run.generator.state_dict().items():
+        assert torch.equal(shipped.generator.state_dict()[name], value.half().float())

@@ -1,0 +1,161 @@
+"""Cached decoding, guidance, the filters and the dice."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from gear_studio import sampling
+from gear_studio.generator import Generator
+
+LABELS = torch.tensor([0, 3, 9])
+
+
+@pytest.fixture(scope="module")
+def gen() -> Generator:
+    return tiny.generator()
+
+
+def full_logits(gen: Generator, indices: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One forward over whole sequences, without a cache."""
+    with torch.no_grad():
+        return gen(gen.token_table[indices[:, :-1]], labels)
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.full((3,), 10)], ids=["classes", "null"])
+def test_cached_decoding_equals_the_full_forward_token_by_token(gen, labels):
+    indices = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(5))
+    expected = full_logits(gen, indices, labels)
+    assert expected.std() > 0.1  # otherwise there would be nothing to compare
+    cache = gen.new_cache(3)
+    with torch.no_grad():
+        x = gen.condition(labels)
+        for i in range(16):
+            torch.testing.assert_close(gen.decode(x, cache), expected[:, i], atol=1e-5, rtol=0)
+            x = gen.token_table[indices[:, i]][:, None]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 4.0])
+def test_greedy_sampling_takes_the_best_code_of_the_guided_full_forward(gen, scale):
+    indices = sampling.sample(gen, LABELS, cfg_scale=scale, temperature=0)
+    conditional = full_logits(gen, indices, LABELS)
+    null = full_logits(gen, indices, torch.full_like(LABELS, 10))
+    assert torch.equal(indices, (null + scale * (conditional - null)).argmax(-1))
+
+
+def test_guidance_matters_but_a_scale_of_one_is_none(gen):
+    def draw(scale: float) -> torch.Tensor:
+        return sampling.sample(gen, LABELS, cfg_scale=scale, seed=2)
+
+    assert not torch.equal(draw(1.0), draw(3.0))
+    # Guided arithmetic at a scale a hair from 1 takes the other branch and must agree with it.
+    assert torch.equal(draw(1.0), draw(1 + 1e-7))
+
+
+def test_stream_yields_every_row_and_ends_with_what_sample_returns(gen):
+    steps = list(sampling.stream(gen, LABELS, seed=7, temperature=0.9, top_k=20, top_p=0.9))
+    assert [step.done for step in steps] == [4, 8, 12, 16]
+    final = sampling.sample(gen, LABELS, seed=7, temperature=0.9, top_k=20, top_p=0.9)
+    assert torch.equal(steps[-1].indices, final)
+    for step in steps:
+        assert torch.equal(step.indices[:, : step.done], final[:, : step.done])
+        assert not step.indices[:, step.done :].any()
+
+
+def test_reported_log_probabilities_and_entropies_are_those_of_the_guided_model(gen):
+    *_, last = sampling.stream(gen, LABELS, cfg_scale=2.0, temperature=0.5, top_k=5, seed=1)
+    conditional = full_logits(gen, last.indices, LABELS)
+    null = full_logits(gen, last.indices, torch.full_like(LABELS, 10))
+    log_p = (null + 2 * (conditional - null)).log_softmax(-1)
+    chosen = log_p.gather(-1, last.indices[..., None]).squeeze(-1)
+    torch.testing.assert_close(last.log_probs, chosen, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last.entropy, -(log_p.exp() * log_p).sum(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_seed_decides_each_picture_whatever_the_count(gen):
+    same = torch.full((5,), 4)
+    five = sampling.sample(gen, same, seed=11)
+    assert torch.equal(sampling.sample(gen, same[:2], seed=11), five[:2])
+    assert len({tuple(row.tolist()) for row in five}) == 5
+    assert not torch.equal(sampling.sample(gen, same, seed=12), five)
+
+
+def test_sampling_with_a_seed_leaves_the_global_dice_alone(gen):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    sampling.sample(gen, LABELS, seed=0)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_without_a_seed_every_call_differs(gen):
+    assert not torch.equal(sampling.sample(gen, LABELS), sampling.sample(gen, LABELS))
+
+
+def test_keeping_one_code_is_greedy(gen):
+    greedy = sampling.sample(gen, LABELS, temperature=0)
+    assert torch.equal(sampling.sample(gen, LABELS, top_k=1, seed=5), greedy)
+    assert torch.equal(sampling.sample(gen, LABELS, top_p=1e-9, seed=5), greedy)
+    assert not torch.equal(sampling.sample(gen, LABELS, seed=5), greedy)
+
+
+def kept(logits: list[float], **filters) -> list[int]:
+    filtered = sampling.filter_logits(torch.tensor([logits]), **filters)[0]
+    alive = filtered.isfinite()
+    assert torch.equal(filtered[alive], torch.tensor(logits)[alive])
+    return alive.nonzero().flatten().tolist()
+
+
+def test_top_k_keeps_the_best():
+    logits = [0.0, 3.0, -1.0, 2.0]
+    assert kept(logits, top_k=2) == [1, 3]
+    assert kept(logits, top_k=3) == [0, 1, 3]
+    assert kept(logits, top_k=0) == kept(logits, top_k=99) == [0, 1, 2, 3]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
+    logits = [math.log(p) for p in (0.1, 0.5, 0.15, 0.25)]
+    assert kept(logits, top_p=0.4) == [1]
+    assert kept(logits, top_p=0.6) == [1, 3]
+    assert kept(logits, top_p=0.76) == [1, 2, 3]
+    assert kept(logits, top_p=1.0) == [0, 1, 2, 3]
+
+
+def test_top_p_counts_the_mass_that_top_k_left():
+    logits = [math.log(p) for p in (0.1, 0.5, 0.15, 0.25)]
+    # Of the best two, the first holds 2/3 of the mass: enough for 0.6, which of all four it is not.
+    assert kept(logits, top_k=2, top_p=0.6) == [1]
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (1.0, 3)])
+def test_draws_follow_the_distribution(temperature, top_k):
+    gen = tiny.generator(codes=6)
+    count = 3000
+    first = next(sampling.stream(gen, torch.full((count,), 2), 1.0, temperature, top_k, seed=0)).indices[:, 0]
+    with torch.no_grad():
+        logits = full_logits(gen, torch.zeros(1, 16, dtype=torch.long), torch.tensor([2]))[0, 0]
+    p = sampling.filter_logits(logits[None] / temperature, top_k)[0].softmax(-1).double()
+    seen = torch.bincount(first, minlength=6).double()
+    possible = p > 0
+    assert seen[~possible].sum() == 0
+    chi_square = ((seen - count * p).square() / (count * p))[possible].sum().item()
+    assert chi_square < 20.5  # 99.9 % of honest dice stay below, with 5 degrees of freedom
+    # The same dice against a distribution a little off do not pass: the test can tell.
+    off = (p + 0.05) / (p + 0.05).sum()
+    assert ((seen - count * off).square() / (count * off)).sum() > 20.5
+
+
+def test_uniforms_cover_the_unit_interval_evenly():
+    draws = sampling.uniforms(seed=0, batch=200, length=50)
+    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.mean().item() == pytest.approx(0.5, abs=0.01)
+    across = torch.corrcoef(draws[:2])[0, 1].item()
+    assert abs(across) < 0.4  # neighbouring pictures are not copies of each other
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}])
+def test_impossible_settings_are_refused_by_name(gen, bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        sampling.sample(gen, LABELS, **bad)

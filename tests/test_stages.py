@@ -1,0 +1,353 @@
+"""Who is updated by what: for each loss exactly the intended parameters receive gradient."""
+
+from collections import defaultdict
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from gear_studio.readout import Assignment
+from gear_studio.training import stages
+from gear_studio.training.stages import Stage
+
+GAN = {"gan_weight": 0.1}
+ARMS = [
+    pytest.param("warmup", "warmup", {}, ["tokenizer"], id="warmup"),
+    pytest.param("warmup", "warmup", GAN, ["tokenizer", "discriminator"], id="warmup-gan"),
+    pytest.param("joint", "gear", {}, ["tokenizer", "aligned"], id="gear"),
+    pytest.param("joint", "gear", GAN, ["tokenizer", "discriminator", "aligned"], id="gear-gan"),
+    pytest.param("joint", "straight-through", {}, ["tokenizer", "aligned"], id="straight-through"),
+    pytest.param(
+        "joint", "straight-through", GAN, ["tokenizer", "discriminator", "aligned"], id="straight-through-gan"
+    ),
+    pytest.param("joint", "continued", {}, ["tokenizer"], id="continued"),
+    pytest.param("joint", "continued", GAN, ["tokenizer", "discriminator"], id="continued-gan"),
+    pytest.param("generator", "baseline", {}, ["aligned"], id="baseline"),
+    pytest.param("generator", "gear", {}, ["aligned"], id="generator"),
+]
+
+ENCODER = {"tokenizer.encoder", "tokenizer.to_code"}
+CODES = ENCODER | {"tokenizer.quantizer"}
+PICTURE = ENCODER | {
+    "tokenizer.from_code",
+    "tokenizer.decoder",
+}  # the codebook is behind the decoder's stop-gradient
+UP_TO_TAP = {"condition", "tokens", "blocks.0", "blocks.1"}
+GENERATOR = {f"aligned.generator.{part}" for part in UP_TO_TAP | {"blocks.2", "norm", "head"}}
+REACHED = {  # by the gradient of each loss
+    "l1": PICTURE,
+    "perceptual": PICTURE,
+    "gan": PICTURE,
+    "quantizer": CODES,
+    "code_entropy": CODES,
+    "alignment_soft": CODES,
+    "alignment_straight_through": CODES,
+    "ntp_straight_through": CODES,
+    "discriminator": {"discriminator"},
+    "ntp": GENERATOR,
+    "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projector"},
+}
+
+
+def everything(stage: Stage) -> dict[str, nn.Parameter]:
+    """All parameters, trained or not, by name."""
+    modules = {"tokenizer": stage.tokenizer, "teacher": stage.teacher, **stage.modules}
+    return {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
+
+
+def group(name: str) -> str:
+    """The part of the model that the table above speaks of."""
+    parts = name.split(".")
+    if name.startswith("aligned.generator.blocks"):
+        return ".".join(parts[:4])
+    depth = {"tokenizer": 2, "discriminator": 1, "teacher": 1, "aligned": 2}[parts[0]]
+    return ".".join(parts[: 3 if name.startswith("aligned.generator") else depth])
+
+
+def copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+@pytest.mark.parametrize(("name", "arm", "changes", "updates"), ARMS)
+def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, updates, monkeypatch):
+    stage = tiny.stage(name, arm, **changes)
+    parameters = everything(stage)
+    reached: dict[str, set[str]] = {}
+    really_update = Stage._update
+
+    def look_first(self, which, objective, losses):
+        for loss in losses.keys() - reached.keys() - {"tokenizer", "generator"}:
+            if not losses[loss].requires_grad:
+                continue  # the norms of the updates before
+            wanted = [p for p in parameters.values() if p.requires_grad]
+            gradients = torch.autograd.grad(losses[loss], wanted, retain_graph=True, allow_unused=True)
+            names = [n for n, p in parameters.items() if p.requires_grad]
+            moved = {n for n, g in zip(names, gradients, strict=True) if g is not None and g.any()}
+            reached[loss] = {group(n) for n in moved}
+        really_update(self, which, objective, losses)
+
+    monkeypatch.setattr(Stage, "_update", look_first)
+    stage.step(1, *tiny.batch())
+    expected = {"l1", "quantizer", "code_entropy", "perceptual"} if "tokenizer" in updates else set()
+    expected |= {"gan", "discriminator"} if "discriminator" in updates else set()
+    expected |= {"ntp", "alignment_hard"} if "aligned" in updates else set()
+    if name == "joint":
+        expected |= {
+            "gear": {"alignment_soft"},
+            "straight-through": {"ntp_straight_through", "alignment_straight_through"},
+            "continued": set(),
+        }[arm]
+    assert reached == {loss: REACHED[loss] for loss in expected}
+
+
+@pytest.mark.parametrize(("name", "arm", "changes", "updates"), ARMS)
+def test_each_update_gives_gradients_to_its_own_module_alone(name, arm, changes, updates, monkeypatch):
+    stage = tiny.stage(name, arm, **changes)
+    parameters = everything(stage)
+    before = copies(parameters)
+    seen = []
+
+    def watch(which: str, optimizer: torch.optim.Optimizer):
+        really_step = optimizer.step
+
+        def step():
+            here = {n for n, p in parameters.items() if p.grad is not None}
+            seen.append((which, here))
+            assert {n for n in here if parameters[n].grad.any()}
+            really_step()
+            for parameter in parameters.values():  # so that the next update shows its own
+                parameter.grad = None
+
+        monkeypatch.setattr(optimizer, "step", step)
+
+    for which, optimizer in stage.optimizers.items():
+        watch(which, optimizer)
+    stage.step(1, *tiny.batch())
+    assert [which for which, _ in seen] == updates
+    for which, here in seen:
+        assert here == {n for n in parameters if n.startswith(which + ".")}
+    changed = {n.split(".")[0] for n, p in parameters.items() if not torch.equal(p, before[n])}
+    assert changed == set(updates)
+
+
+def test_every_part_of_what_is_trained_moves():
+    stage = tiny.stage("joint", "gear", **GAN)
+    before = copies(everything(stage))
+    stage.step(1, *tiny.batch())
+    moved = defaultdict(set)
+    for name, parameter in everything(stage).items():
+        moved[not torch.equal(parameter, before[name])].add(group(name))
+    assert moved[True] == CODES | PICTURE | GENERATOR | {"aligned.projector", "discriminator"}
+    assert "teacher" in moved[False]
+
+
+@pytest.mark.parametrize("name", ["warmup", "joint", "generator"])
+def test_the_teacher_is_never_given_a_gradient_and_never_trains(name):
+    stage = tiny.stage(name, "warmup" if name == "warmup" else "gear")
+    stage.step(1, *tiny.batch())
+    assert all(p.grad is None and not p.requires_grad for p in stage.teacher.parameters())
+    assert not any(module.training for module in stage.teacher.encoder.modules())
+
+
+def modes(stage: Stage) -> list[tuple[bool, bool]]:
+    """For each pass through the generator to come: is it in training mode, and would its weights learn?"""
+    seen = []
+    generator = stage.modules["aligned"].generator
+    generator.blocks[0].register_forward_pre_hook(
+        lambda *_: seen.append(
+            (
+                any(m.training for m in stage.modules["aligned"].modules()),
+                any(p.requires_grad for p in stage.modules["aligned"].parameters()),
+            )
+        )
+    )
+    return seen
+
+
+@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+def test_the_generator_is_frozen_and_in_eval_mode_in_update_1_and_trains_in_update_3(arm):
+    stage = tiny.stage("joint", arm)
+    seen = modes(stage)
+    stage.step(1, *tiny.batch())
+    stage.step(2, *tiny.batch(1))
+    assert seen == [(False, False), (True, True)] * 2
+    assert all(m.training for m in stage.modules["aligned"].modules())
+    assert all(p.requires_grad for p in stage.modules["aligned"].parameters())
+
+
+def test_guidance_runs_only_the_blocks_up_to_the_tap():
+    stage = tiny.stage("joint", "gear")
+    ran = []
+    for number, block in enumerate(stage.modules["aligned"].generator.blocks, start=1):
+        block.register_forward_hook(lambda *_, n=number: ran.append(n))
+    stage.step(1, *tiny.batch())
+    assert ran == [1, 2] + [1, 2, 3]
+
+
+def guidance(stage: Stage, seed: int = 0) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The guidance losses and what they make of the tokenizer's gradient."""
+    images, labels = tiny.batch()
+    torch.manual_seed(seed)
+    losses: dict[str, Tensor] = {}
+    loss = stage.guidance(stage.tokenizer.assign(images), labels, stage.teacher(images), losses)
+    wanted = [*stage.tokenizer.encoder.parameters(), stage.tokenizer.quantizer.codebook]
+    return losses, list(torch.autograd.grad(loss, wanted))
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+def test_label_drop_and_dropout_are_off_in_update_1(arm):
+    certain = {"generator": tiny.replace(tiny.GENERATOR, label_drop=1.0, dropout=0.5)}
+    never = {"generator": tiny.replace(tiny.GENERATOR, label_drop=0.0, dropout=0.0)}
+    dropping, plain = tiny.stage("joint", arm, **certain), tiny.stage("joint", arm, **never)
+    assert equal(guidance(dropping, seed=1)[1], guidance(plain, seed=2)[1])
+    images, labels = tiny.batch()
+    with torch.no_grad():
+        assignment = dropping.tokenizer.assign(images)
+        first, second = (dropping.modules["aligned"](assignment, labels)[0] for _ in range(2))
+    assert not torch.equal(first, second)  # while in update 3 they are on
+
+
+def test_next_token_prediction_reaches_the_tokenizer_in_the_straight_through_arm_only():
+    for arm, blind in (("gear", True), ("straight-through", False)):
+        stage = tiny.stage("joint", arm)
+        before = guidance(stage)[1]
+        with torch.no_grad():  # the head decides what is predicted and nothing else
+            stage.modules["aligned"].generator.head.weight.copy_(torch.randn(64, 32))
+        assert equal(before, guidance(stage)[1]) == blind, arm
+
+
+def test_guidance_is_weighted_and_read_at_tau():
+    losses, gradient = guidance(tiny.stage("joint", "gear", alignment_weight=0.5))
+    doubled, twice = guidance(tiny.stage("joint", "gear", alignment_weight=1.0))
+    assert torch.equal(losses["alignment_soft"], doubled["alignment_soft"])
+    torch.testing.assert_close([2 * g for g in gradient], twice)
+    sharper, _ = guidance(tiny.stage("joint", "gear", tau=0.01))
+    assert not torch.equal(sharper["alignment_soft"], losses["alignment_soft"])
+
+
+def test_guidance_is_what_training_the_tokenizer_adds():
+    """`continued` differs from `gear` by the guidance and by nothing else."""
+    gear, continued = tiny.stage("joint", "gear"), tiny.stage("joint", "continued")
+    unguided = tiny.stage("joint", "gear", alignment_weight=0.0)
+    for stage in (gear, continued, unguided):
+        stage.step(1, *tiny.batch())
+    same, other = (
+        [torch.equal(a, b) for a, b in zip(x.tokenizer.parameters(), y.tokenizer.parameters(), strict=True)]
+        for x, y in ((unguided, continued), (gear, continued))
+    )
+    assert all(same) and not all(other)
+
+
+def test_update_1_leaves_the_discriminator_s_running_statistics_alone(monkeypatch):
+    stage = tiny.stage("warmup", "warmup", **GAN)
+    buffers = dict(stage.modules["discriminator"].named_buffers())
+    before = copies(buffers)
+    with monkeypatch.context() as without_update_2:
+        without_update_2.setattr(Stage, "update_discriminator", lambda *_: None)
+        stage.step(1, *tiny.batch())
+    assert all(torch.equal(buffers[name], before[name]) for name in before)
+    stage.step(2, *tiny.batch())
+    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+
+
+def test_update_3_learns_from_detached_indices_of_this_very_step(monkeypatch):
+    stage = tiny.stage("joint", "gear")
+    given = []
+    monkeypatch.setattr(
+        stages,
+        "next_token_loss",
+        lambda logits, indices: given.append(indices) or nn.functional.mse_loss(logits, logits * 0),
+    )
+    images, labels = tiny.batch()
+    with torch.no_grad():
+        expected = stage.tokenizer.assign(images).indices
+    stage.step(1, images, labels)
+    assert torch.equal(given[0], expected)
+
+
+def test_the_generator_stage_leaves_the_tokenizer_alone_and_in_eval_mode():
+    stage = tiny.stage("generator", "gear")
+    assert not any(p.requires_grad for p in stage.tokenizer.parameters())
+    assert not stage.tokenizer.training and "tokenizer" not in stage.optimizers
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported(monkeypatch):
+    stage = tiny.stage("joint", "gear", clip=1e-3)
+    norms = {}
+    for name, optimizer in stage.optimizers.items():
+
+        def step(name=name):
+            gradients = [p.grad for p in stage.modules[name].parameters()]
+            norms[name] = nn.utils.get_total_norm(gradients).item()
+
+        monkeypatch.setattr(optimizer, "step", step)
+    losses = stage.step(1, *tiny.batch())
+    assert norms == {"tokenizer": pytest.approx(1e-3, rel=1e-3), "aligned": pytest.approx(1e-3, rel=1e-3)}
+    assert losses["grad_norm_tokenizer"] > 1e-2 and losses["grad_norm_generator"] > 1e-2
+
+
+def test_the_tokenizer_objective_is_the_weighted_sum_of_its_terms():
+    stage = tiny.stage("joint", "gear", gan_weight=0.1, entropy_weight=0.05, perceptual_weight=0.7)
+    found = stage.step(1, *tiny.batch())
+    expected = (
+        found["l1"]
+        + found["quantizer"]
+        + 0.05 * found["code_entropy"]
+        + 0.7 * found["perceptual"]
+        + 0.1 * found["gan"]
+        + 0.5 * found["alignment_soft"]
+    )
+    torch.testing.assert_close(found["tokenizer"], expected)
+    torch.testing.assert_close(found["generator"], found["ntp"] + 0.5 * found["alignment_hard"])
+
+
+def test_the_average_weights_follow_the_trained_ones():
+    stage = tiny.stage("joint", "gear", ema=0.9)
+    for number in (1, 2, 3, 4):
+        before = copies(dict(stage.ema["tokenizer"].module.named_parameters()))
+        stage.step(number, *tiny.batch(number))
+    decay = stage.ema["tokenizer"].get_decay(4)
+    assert 0.5 < decay < 0.9  # still warming up
+    trained = dict(stage.tokenizer.named_parameters())
+    for name, average in stage.parts()["tokenizer"].named_parameters():
+        torch.testing.assert_close(average, decay * before[name] + (1 - decay) * trained[name])
+    assert set(stage.parts()) == {"tokenizer", "generator", "projector"}
+
+
+def test_codebook_metrics_count_the_codes_since_the_last_call():
+    stage = tiny.stage("generator", "gear")
+    with torch.no_grad():
+        images = [tiny.batch(seed)[0] for seed in range(3)]
+        indices = [stage.tokenizer.assign(image).indices.unique() for image in images]
+    for number in (0, 1):
+        stage.step(number + 1, images[number], tiny.batch()[1])
+    used = torch.cat(indices[:2]).unique()
+    assert stage.codebook_metrics()["usage"].item() == pytest.approx(len(used) / 64)
+    stage.step(3, images[2], tiny.batch()[1])
+    assert stage.codebook_metrics()["usage"].item() == pytest.approx(len(indices[2]) / 64)
+
+
+def test_frozen_lets_gradients_through_and_gives_the_module_back_as_it_was():
+    layer = nn.Linear(2, 2).train()
+    x = torch.randn(1, 2, requires_grad=True)
+    with stages.frozen(layer):
+        assert not layer.training
+        layer(x).sum().backward()
+    assert x.grad.any() and layer.weight.grad is None
+    assert layer.training and layer.weight.requires_grad
+
+
+def test_a_step_takes_no_other_assignment_than_the_detached_one(monkeypatch):
+    stage = tiny.stage("joint", "gear")
+    seen: list[Assignment] = []
+    really = Stage.update_generator
+    monkeypatch.setattr(
+        Stage, "update_generator", lambda self, a, *rest: seen.append(a) or really(self, a, *rest)
+    )
+    stage.step(1, *tiny.batch())
+    assert not seen[0].scores.requires_grad

@@ -1,0 +1,405 @@
+"""The loop: resuming after SIGKILL, damaged checkpoints, folders of other runs, divergence, validation."""
+
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from gear_studio import Run
+from gear_studio.training import loop, stages
+from gear_studio.training.recipes import Recipe, small
+
+STAGES = {  # name: stage, arm, parent, changes to the recipe
+    "warmup": ("warmup", "warmup", None, {"gan_weight": 0.1}),
+    "joint": ("joint", "gear", "warmup", {}),
+    "generator": ("generator", "gear", "joint", {}),
+}
+
+
+def train(name: str, folder: Path, teacher: Path, out: str | None = None, **changes) -> Run:
+    stage, arm, parent, own = STAGES[name]
+    recipe = tiny.recipe(teacher, **own | changes)
+    parent = folder / parent if parent else None
+    return loop.train("digits", stage, arm, recipe, out=folder / (out or name), parent=parent, progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, teacher_folder) -> Path:
+    """The three stages, trained without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in STAGES:
+        train(name, folder, teacher_folder)
+    return folder
+
+
+@pytest.fixture
+def again(whole, tmp_path) -> Path:
+    """A copy of the finished runs, to be spoilt."""
+    return Path(shutil.copytree(whole, tmp_path / "again"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*/model.safetensors"))
+    return {f"{path.parent.name}.{k}": v for path in files for k, v in load_file(path).items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert tiny.metrics(one) == tiny.metrics(other)
+    assert weights(one).keys() == weights(other).keys() and weights(one)
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+    newest = [torch.load(loop.Checkpoints(f / "checkpoints").paths()[-1]) for f in (one, other)]
+    torch.testing.assert_close(
+        *({k: v for k, v in state.items() if k != "seconds"} for state in newest), rtol=0, atol=0
+    )
+
+
+# A run
+
+
+def test_a_run_holds_what_its_readers_expect(whole, teacher_folder):
+    for name, parts in (
+        ("warmup", {"tokenizer"}),
+        ("joint", {"tokenizer", "generator", "projector"}),
+        ("generator", {"generator", "projector"}),
+    ):
+        run = Run.from_pretrained(whole / name)
+        assert (
+            run.finished
+            and {part for part in ("tokenizer", "generator", "projector") if run.has(part)} == parts
+        )
+        assert run.config["stage"] == name and run.config["seed"] == 0
+        assert run.config["recipe"]["teacher"] == str(teacher_folder)
+        assert [row["step"] for row in run.metrics] == [2, 4, 6, 8, 10, 12]
+        assert run.record["device"] and run.record["command"] and run.record["versions"]["torch"]
+        assert all(math.isfinite(value) for row in run.metrics for value in row.values())
+    assert Run.from_pretrained(whole / "generator").parent.name == "joint"
+    pictures = {path.relative_to(whole).as_posix(): Image.open(path) for path in whole.glob("*/*.png")}
+    assert set(pictures) == {
+        "warmup/reconstructions.png",
+        "joint/reconstructions.png",
+        "generator/samples.png",
+    }
+    assert all(np.asarray(picture).std() > 1 for picture in pictures.values())
+
+
+def test_metrics_say_everything_that_is_promised(whole):
+    codebook = {"usage", "perplexity"} | {
+        f"{name}{suffix}"
+        for name in ("entropy", "effective_size", "mass_1", "mass_10", "mass_100")
+        for suffix in ("", "_tau")
+    }
+    always = {"step", "images_per_second", "seconds"} | codebook
+    tokenizer = {"l1", "quantizer", "code_entropy", "perceptual", "tokenizer", "grad_norm_tokenizer"}
+    gan = {"gan", "discriminator", "grad_norm_discriminator"}
+    generator = {"ntp", "alignment_hard", "generator", "grad_norm_generator"}
+    expected = {
+        "warmup": tokenizer | gan,
+        "joint": tokenizer | generator | {"alignment_soft"},
+        "generator": generator,
+    }
+    validated = {"warmup": {"val_psnr"}, "generator": {"val_ntp", "val_alignment"}}
+    validated["joint"] = validated["warmup"] | validated["generator"]
+    for name, losses in expected.items():
+        first, second, *_ = Run.from_pretrained(whole / name).metrics
+        assert set(first) == always | losses
+        assert set(second) == always | losses | validated[name]  # step 4 is a checkpoint
+
+
+def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
+    from gear_studio import data
+    from gear_studio.alignment import alignment_loss
+    from gear_studio.objectives import next_token_loss
+
+    run = Run.from_pretrained(whole / "joint")
+    batch = data.load("digits", "val", 32).read(range(8))
+    images = data.to_float(batch["image"])
+    with torch.no_grad():
+        assignment = run.tokenizer.assign(images)
+        error = (run.tokenizer.decode(assignment.indices) - images).square().mean((1, 2, 3))
+        embedded = run.generator.token_table[assignment.indices[:, :-1]]
+        logits, hidden = run.generator(embedded, batch["label"], tap=2)
+        aligned = alignment_loss(run.projector(hidden), run.teacher(images))
+    last = run.metrics[-1]
+    assert last["val_psnr"] == pytest.approx((10 * torch.log10(4 / error)).mean().item(), rel=1e-4)
+    assert last["val_ntp"] == pytest.approx(next_token_loss(logits, assignment.indices).item(), rel=1e-4)
+    assert last["val_alignment"] == pytest.approx(aligned.item(), rel=1e-4)
+
+
+def test_training_learns(tmp_path, teacher_folder):
+    """Loss on held-out pictures falls: a sign error in any update would show."""
+    longer = {"steps": 60, "log_every": 20, "checkpoint_every": 20, "batch_size": 16}
+    warmup = train("warmup", tmp_path, teacher_folder, gan_weight=0.0, tokenizer_lr=3e-3, **longer).metrics
+    assert warmup[-1]["val_psnr"] > warmup[0]["val_psnr"] + 1
+    joint = train("joint", tmp_path, teacher_folder, generator_lr=3e-3, **longer).metrics
+    assert joint[-1]["val_ntp"] < joint[0]["val_ntp"] - 0.1 < math.log(64)
+    assert joint[-1]["val_alignment"] < joint[0]["val_alignment"] - 0.1
+    assert joint[-1]["alignment_soft"] < joint[0]["alignment_soft"] - 0.1
+
+
+def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, teacher_folder):
+    short = {"steps": 4}
+    train("warmup", tmp_path, teacher_folder, out="same", **short)
+    assert tiny.metrics(tmp_path / "same") == tiny.metrics(whole / "warmup")[:2]
+    stage, arm, _, own = STAGES["warmup"]
+    recipe = tiny.recipe(teacher_folder, **own, **short)
+    loop.train("digits", stage, arm, recipe, seed=1, out=tmp_path / "other", progress=False)
+    assert tiny.metrics(tmp_path / "other")[0]["l1"] != tiny.metrics(whole / "warmup")[0]["l1"]
+
+
+# Resuming
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(name: str, folder: Path, teacher: Path, moment: str) -> None:
+    """Train until SIGKILL comes at a moment chosen to hurt. Runs in a process of its own."""
+    torch.set_num_threads(1)
+    if moment == "while writing the second checkpoint":
+        really_save, saves = torch.save, []
+
+        def save(state, path):
+            saves.append(path)
+            really_save(state, path)
+            if len(saves) == 2:
+                os.truncate(path, path.stat().st_size // 2)
+                die()
+
+        loop.torch.save = save
+    else:
+        last, torn = {
+            "in the middle of step 7": (7, b""),
+            "while writing the metrics of step 10": (11, None),
+        }[moment]
+        really_step = stages.Stage.step
+
+        def step(self, number, images, labels):
+            if number == last:
+                if torn is None:  # what a kill between two blocks of the file leaves
+                    path = folder / name / "metrics.jsonl"
+                    path.write_bytes(path.read_bytes()[:-20])
+                die()
+            return really_step(self, number, images, labels)
+
+        stages.Stage.step = step
+    train(name, folder, teacher)
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        ("warmup", "while writing the second checkpoint"),
+        ("joint", "in the middle of step 7"),
+        ("generator", "while writing the metrics of step 10"),
+    ],
+)
+def test_a_killed_run_continues_exactly(name, moment, again, whole, teacher_folder):
+    shutil.rmtree(again / name)
+    assert tiny.run_apart(train_and_die, name, again, teacher_folder, moment) == -signal.SIGKILL
+    died = Run.from_pretrained(again / name)
+    assert not died.finished and not weights(again / name)
+    train(name, again, teacher_folder)
+    assert Run.from_pretrained(again / name).finished
+    assert_same_run(again / name, whole / name)
+
+
+def test_killed_before_its_first_checkpoint_a_run_begins_again(again, whole, teacher_folder, monkeypatch):
+    shutil.rmtree(again / "warmup")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(loop.Checkpoints, "save", interrupted)
+        train("warmup", again, teacher_folder)
+    assert [row["step"] for row in tiny.metrics(again / "warmup")] == [2, 4]
+    train("warmup", again, teacher_folder)
+    assert_same_run(again / "warmup", whole / "warmup")
+
+
+def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 8, "l1": 0.')
+    loop.resume_metrics(path, 8)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n{"step": 6}\n'
+    loop.resume_metrics(path, 4)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
+
+
+def test_a_finished_run_started_again_does_nothing(again, teacher_folder):
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    run = train("generator", again, teacher_folder)
+    assert run.finished
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
+
+
+def test_only_the_last_two_checkpoints_are_kept(whole):
+    names = [path.name for path in sorted((whole / "warmup" / "checkpoints").iterdir())]
+    assert names == ["step-00000008.pt", "step-00000012.pt"]
+
+
+# Damage
+
+
+class Stranger:
+    """Something that weights-only reading does not build."""
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    torch.save({"step": 12, "modules": {}, "ema": {}, "optimizers": Stranger()}, path)
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Stranger()))
+
+
+def other_content(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [truncated, empty, foreign, plain_pickle, other_content])
+def test_a_damaged_or_foreign_checkpoint_is_refused_by_name_and_the_one_before_serves(
+    damage, again, whole, teacher_folder
+):
+    newest = again / "joint" / "checkpoints" / "step-00000012.pt"
+    unfinish(again / "joint")
+    damage(newest)
+    with pytest.raises(
+        ValueError, match=r"step-00000012\.pt is not a complete checkpoint.*delete it"
+    ) as refusal:
+        train("joint", again, teacher_folder)
+    assert "\n" not in str(refusal.value)
+    newest.unlink()
+    train("joint", again, teacher_folder)
+    assert_same_run(again / "joint", whole / "joint")
+
+
+def unfinish(folder: Path) -> None:
+    """As it is when the kill comes after the last checkpoint and before the weights are written."""
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"finished": False}))
+
+
+def test_reading_a_checkpoint_runs_no_code(again, teacher_folder, tmp_path):
+    unfinish(again / "joint")
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    torch.save({"step": Trap()}, again / "joint" / "checkpoints" / "step-00000012.pt")
+    with pytest.raises(ValueError, match="step-00000012.pt"):
+        train("joint", again, teacher_folder)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"generator_lr": 0.5}, "generator_lr is 0.001, asked for 0.5"),
+        ({"steps": 16}, "steps is 12, asked for 16"),
+        ({"tokenizer": tiny.replace(tiny.TOKENIZER, codes=128)}, "tokenizer is "),
+    ],
+)
+def test_a_folder_that_holds_another_run_is_refused_naming_what_differs(
+    changes, named, again, teacher_folder
+):
+    before = (again / "joint" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds another run") as refusal:
+        train("joint", again, teacher_folder, **changes)
+    assert named in str(refusal.value)
+    with pytest.raises(ValueError, match="stage is 'joint', asked for 'generator'"):
+        train("generator", again, teacher_folder, out="joint")
+    assert (again / "joint" / "metrics.jsonl").read_bytes() == before
+
+
+# Divergence
+
+
+def test_nan_stops_the_run_naming_step_loss_and_checkpoint_and_the_run_can_go_on(
+    again, whole, teacher_folder, monkeypatch
+):
+    shutil.rmtree(again / "joint")
+    really, calls = stages.next_token_loss, []
+
+    def spoilt(logits, indices):
+        calls.append(1)
+        loss = really(logits, indices)
+        # Each step asks once; each checkpoint's validation once more. The seventh step is the eighth call.
+        return loss * math.nan if len(calls) == 8 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "next_token_loss", spoilt)
+        with pytest.raises(loop.DivergedError) as stop:
+            train("joint", again, teacher_folder)
+    message = str(stop.value)
+    assert "'ntp'" in message and "step 7" in message
+    good = again / "joint" / "checkpoints" / "step-00000004.pt"
+    assert str(good) in message
+    assert [path.name for path in good.parent.iterdir()] == [good.name]
+    state = torch.load(good, weights_only=True)
+    assert all(v.isfinite().all() for m in state["modules"].values() for v in m.values())
+    assert [row["step"] for row in tiny.metrics(again / "joint")] == [2, 4, 6]
+    train("joint", again, teacher_folder)
+    assert_same_run(again / "joint", whole / "joint")
+
+
+def test_infinity_before_any_checkpoint_says_that_there_is_none(tmp_path, teacher_folder):
+    with pytest.raises(loop.DivergedError, match="last good checkpoint is none yet"):
+        train("warmup", tmp_path, teacher_folder, tokenizer_lr=1e30)
+
+
+# What is asked for
+
+
+def test_arms_and_parents_that_do_not_fit_are_refused(whole, tmp_path, teacher_folder):
+    recipe = tiny.recipe(teacher_folder)
+    with pytest.raises(ValueError, match="stage joint has no arm 'baseline'; choose one of gear"):
+        loop.train("digits", "joint", "baseline", recipe, out=tmp_path / "run", parent=whole / "warmup")
+    with pytest.raises(ValueError, match="stage joint needs a parent"):
+        loop.train("digits", "joint", "gear", recipe, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="stage warmup starts from nothing"):
+        loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "run", parent=whole / "warmup")
+    with pytest.raises(ValueError, match="unknown data source"):
+        loop.train("cats", "warmup", "warmup", recipe, out=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="teacher 'nobody'"):
+        loop.train("digits", "warmup", "warmup", tiny.recipe("nobody"), out=tmp_path / "run")
+    assert not list(tmp_path.glob("run/metrics.jsonl"))
+
+
+def test_the_baseline_is_trained_on_the_warm_up_s_tokenizer(again, teacher_folder):
+    recipe = tiny.recipe(teacher_folder, steps=4)
+    run = loop.train(
+        "digits", "generator", "baseline", recipe, out=again / "base", parent=again / "warmup", progress=False
+    )
+    assert run.parent.name == "warmup" and not run.has("tokenizer")
+    theirs = Run.from_pretrained(again / "warmup").tokenizer.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in run.tokenizer.state_dict().items())
+
+
+def test_recipes_that_cannot_resume_exactly_or_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="checkpoint_every 5 is not a multiple of log_every 2"):
+        Recipe(steps=1, batch_size=1, log_every=2, checkpoint_every=5)
+    with pytest.raises(ValueError, match="unknown stage 'cool-down'"):
+        small("cool-down")
+    with pytest.raises(ValueError, match="unknown budget 'lavish'"):
+        small("warmup", "lavish")

@@ -1,0 +1,105 @@
+"""What many tests share: models of a few thousand weights, recipes of a few steps, processes to run them in.
+
+With these a training step takes milliseconds."""
+
+import functools
+import json
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from gear_studio.discriminator import PatchDiscriminator
+from gear_studio.generator import Generator, GeneratorConfig
+from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
+from gear_studio.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.training import stages
+from gear_studio.training.recipes import Recipe
+from gear_studio.training.stages import Stage
+
+TOKENIZER = TokenizerConfig(
+    image_size=32, channels=32, multipliers=(1, 1), patch=4, latent=32, codes=64, code_dim=8
+)
+GENERATOR = GeneratorConfig(classes=10, codes=64, grid=4, dim=32, blocks=3, heads=2, tap=2)
+TIMINGS = ("images_per_second", "seconds")  # the metrics that differ between two equal runs
+
+# The only model whose size no recipe sets.
+stages.PatchDiscriminator = functools.partial(PatchDiscriminator, channels=8)
+
+# Starting Python and importing torch costs seconds; a fork server pays it once for all tests' processes.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["gear_studio.training.loop"])
+
+
+def teacher(seed: int = 0) -> Teacher:
+    torch.manual_seed(seed)
+    config = TeacherConfig(image_size=32, patch_size=8, dim=32, depth=2, heads=2)
+    return Teacher(config, build_encoder(config))
+
+
+def generator(seed: int = 0, **changes) -> Generator:
+    """In eval mode, with a head that is not zero, so that logits depend on everything before them."""
+    torch.manual_seed(seed)
+    made = Generator(replace(GENERATOR, **changes)).eval()
+    wake(made)
+    return made
+
+
+def wake(module: Generator) -> None:
+    """Weights large enough that every position matters, and a head that is not zero."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=1.0 if "tokens" in name or "condition" in name else 0.2)
+
+
+def recipe(teacher: str | Path = "", **changes) -> Recipe:
+    made = Recipe(
+        steps=12,
+        batch_size=8,
+        tokenizer=TOKENIZER,
+        generator=GENERATOR,
+        projector_hidden=32,
+        teacher=str(teacher),
+        tokenizer_lr=1e-3,
+        generator_lr=1e-3,
+        ema=0.9,
+        perceptual_blocks=(1, 2),
+        log_every=2,
+        checkpoint_every=4,
+        validation_images=8,
+    )
+    return replace(made, **changes)
+
+
+def stage(name: str, arm: str, seed: int = 0, **changes) -> Stage:
+    """A Stage with random weights; its generator's head is not zero."""
+    torch.manual_seed(seed)
+    made = Stage(name, arm, recipe(**changes), teacher(), Accelerator(cpu=True), Tokenizer(TOKENIZER))
+    if "aligned" in made.modules:
+        wake(made.modules["aligned"].generator)
+    return made
+
+
+def batch(seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return torch.rand(size, 3, 32, 32, generator=source) * 2 - 1, torch.arange(size) % GENERATOR.classes
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def run_apart(target: Callable, *arguments) -> int:
+    """Call `target` in a process of its own. Returns its exit code, minus the signal's number if killed."""
+    process = processes.Process(target=target, args=arguments)
+    process.start()
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError(f"{target.__name__} did not end within 120 s")
+    return process.exitcode
