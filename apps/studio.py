@@ -1,0 +1,167 @@
+"""What the explorer's tabs share: the Runs on offer, their models on one device, surveys, pictures.
+
+Models are read on first use and kept. Layouts of codebooks take many seconds, and their library must not run
+in two threads at once: one background thread makes them, and the tabs show what they have until it is done.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, RLock, Thread
+
+import gradio as gr
+import torch
+from torch import Tensor, nn
+
+from gear_studio import data, runs
+from gear_studio.analysis import codes
+from gear_studio.data.upload import read_upload
+from gear_studio.generator import Generator
+from gear_studio.teachers import Teacher, to_size
+from gear_studio.tokenizer import Tokenizer
+
+SIDE = 512  # of every picture and map in the page, in pixels
+WORLD_PICTURES = 1000  # how many pictures of the world the slider offers
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture looked at: number `index` of the world, or the user's own `photo`, uint8 (3, H, W)."""
+
+    index: int = 0
+    photo: Tensor | None = None
+    name: str = ""
+
+
+class Studio:
+    def __init__(self, folder: Path | None):
+        """folder: where more Runs lie, beside the shipped ones. Raises ValueError when there are none."""
+        self.runs = dict(runs.listed())
+        if folder is not None:
+            more = runs.listed(folder)
+            if not more:
+                raise ValueError(
+                    f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
+                    "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
+                )
+            self.runs |= {name if name not in self.runs else f"{folder}/{name}": more[name] for name in more}
+        self.tokenizers = [name for name, run in self.runs.items() if run.has("tokenizer")]
+        self.generators = [name for name, run in self.runs.items() if run.has("projector")]
+        if not self.tokenizers or not self.generators:
+            raise ValueError(
+                "there are no trained runs to explore: train some (gear-studio reproduce) "
+                "and name their folder with --runs FOLDER"
+            )
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._loading = RLock()
+        self._surveying = Lock()
+        self._background = ThreadPoolExecutor(1)
+        self._surveys: dict[str, codes.Survey] = {}
+        self._layouts: dict[str, Future] = {}
+
+    def first(self, names: list[str], *wishes: tuple[str, str]) -> str:
+        """The first of `names` whose Run has one of the wished (stage, arm), else the last of them."""
+        for wish in wishes:
+            for name in names:
+                if (self.runs[name].config["stage"], self.runs[name].config["arm"]) == wish:
+                    return name
+        return names[-1]
+
+    def _part(self, name: str, part: str) -> nn.Module:
+        with self._loading:  # two users who come at once load a model once
+            return getattr(self.runs[name], part).to(self.device)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        return self._part(name, "tokenizer")
+
+    def generator(self, name: str) -> Generator:
+        return self._part(name, "generator")
+
+    def projector(self, name: str) -> nn.Module:
+        return self._part(name, "projector")
+
+    def teacher(self, name: str) -> Teacher:
+        return self._part(name, "teacher")
+
+    def survey(self, name: str) -> codes.Survey:
+        """What the tokenizer of Run `name` does with 512 held-out pictures of the world; computed once."""
+        with self._surveying:
+            if name not in self._surveys:
+                tokenizer = self.tokenizer(name)
+                world = data.load("shapes", "val", tokenizer.config.image_size)
+                self._surveys[name] = codes.survey(tokenizer, world)
+            return self._surveys[name]
+
+    def layout(self, name: str) -> Future:
+        """UMAP of a codebook, (K, 2), under way or done."""
+        codebook = self.tokenizer(name).quantizer.codebook
+        with self._loading:
+            if name not in self._layouts:
+                self._layouts[name] = self._background.submit(codes.code_layout, codebook)
+            return self._layouts[name]
+
+    def warm_up(self, name: str) -> None:
+        """Compute, beside the running app, what the first visitor will ask for."""
+        Thread(target=lambda: (self.survey(name), self.layout(name)), daemon=True).start()
+
+    def image(self, picture: Picture, size: int) -> Tensor:
+        """The picture for a model: float (1, 3, size, size) in [-1, 1] on the device."""
+        if picture.photo is None:
+            pixels = data.load("shapes", "val", size).read([picture.index])["image"]
+            return data.to_float(pixels).to(self.device)
+        return to_size(data.to_float(picture.photo[None]), size).clamp(-1, 1).to(self.device)
+
+    def label(self, picture: Picture, name: str) -> int | None:
+        """The picture's class, or None (null condition) for a photo or a generator of other classes."""
+        world = data.load("shapes", "val")
+        if picture.photo is not None or self.runs[name].config["classes"] != world.classes:
+            return None
+        return int(world.read([picture.index])["label"][0])
+
+    def photo(self, path: str) -> Picture:
+        """The user's own picture; raises UploadError, whose message may be shown."""
+        size = max(self.runs[name].tokenizer.config.image_size for name in self.tokenizers)
+        return Picture(photo=read_upload(path, size), name=Path(path).name)
+
+    def caption(self, picture: Picture) -> str:
+        if picture.photo is not None:
+            return f"Your picture **{picture.name}**, its middle square."
+        caption = data.load("shapes", "val").caption(picture.index)
+        return f"Picture {picture.index} of the held-out world: {caption}."
+
+
+@contextmanager
+def polite() -> Iterator[None]:
+    """Turn an error that the user can act on into a message in the page, without a traceback in the log."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise gr.Error(str(error), duration=12, print_exception=False) from error
+
+
+def clicked_token(event: gr.SelectData, grid: int) -> int:
+    """The token under a click on a picture SIDE pixels wide and high, in raster order."""
+    column, row = (min(grid - 1, max(0, int(at * grid // SIDE))) for at in event.index)
+    return row * grid + column
+
+
+def text(title: str, note: str, **settings) -> gr.HTML:
+    return gr.HTML(
+        f'<div class="title">{title}</div><div class="note">{note}</div>', padding=False, **settings
+    )
+
+
+def panel(title: str, note: str, name: str) -> gr.Image:
+    """A titled square picture with a line of explanation, to click tokens in. name: its id in the page."""
+    text(title, note)
+    return gr.Image(
+        show_label=False,
+        interactive=False,
+        format="png",
+        buttons=[],
+        elem_id=name,
+        elem_classes="panel",
+        alt_text=title,
+    )
