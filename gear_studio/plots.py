@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -167,6 +168,11 @@ def code_map(
 # Pictures and token maps
 
 
+def text_font(size: float) -> ImageFont.FreeTypeFont:
+    """The charts' typeface, for text in pictures; size in pixels."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
 def to_rgb(images: Tensor) -> np.ndarray:
     """(..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3) on the CPU."""
     pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
@@ -202,7 +208,7 @@ def index_map(indices: Tensor, colors: Tensor, side: int = 512) -> Image.Image:
     picture = grid_map(cells, side)
     grid = math.isqrt(len(indices))
     cell, draw = side / grid, ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=cell * 0.36)
+    font = text_font(cell * 0.3)
     for token, (index, color) in enumerate(zip(indices.tolist(), cells.tolist(), strict=True)):
         bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         middle = (token % grid + 0.5) * cell, (token // grid + 0.5) * cell
@@ -241,12 +247,12 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
     count, tokens = log_probs.shape
     grid, columns = math.isqrt(tokens), math.ceil(math.sqrt(count))
     side = {1: 512, 2: 384, 3: 288}.get(columns, 240)
-    known, gap, caption = done // grid / grid, 12, 30
+    known, gap, caption = done // grid / grid, 12, 34
     half = (side - gap) // 2
     height = side + 6 + half + caption
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (height + gap) - gap), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17 if side > 300 else 14)
+    draw, font = ImageDraw.Draw(sheet), text_font(22 if side > 300 else 17)
     limit = math.log(codes)
     for i, pixels in enumerate(to_rgb(images)):
         maps = [pixels]
@@ -266,7 +272,9 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
             sheet.paste(enlarge(part, size), (x, y))
         means = [float(values[i, :done].mean()) for values in (log_probs, entropy)]
         for x, name, mean in zip((left, left + half + gap), ("log p", "H"), means, strict=True):
-            draw.text((x, top + height - caption + 5), f"{name} {mean:.2f}", fill=INK, font=font)
+            draw.text(
+                (x, top + height - caption + 5), f"{name} {mean:.2f}".replace("-", "−"), fill=INK, font=font
+            )
     return sheet
 
 

@@ -50,17 +50,17 @@ def alignment_map(
 def pca_rgb(features: Tensor) -> Tensor:
     """The first three principal components of one picture's features (N, d) as colours (N, 3) in [0, 1].
 
-    Each component is stretched to its own range and oriented so that its largest loading is positive: the
-    same features always give the same colours, but colours of two feature spaces mean nothing to each other.
+    Each component is stretched from its 2 % to its 98 % quantile and turned so that its largest loading is
+    positive: equal features get equal colours, but colours of two feature spaces mean nothing to each other.
     Where features have fewer than three components, the missing ones are 0.5."""
     x = features.float() - features.float().mean(0)
     _, values, axes = torch.linalg.svd(x, full_matrices=False)
     axes = axes[:3]
     signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     scores = x @ (axes * signs).T
-    low, high = scores.amin(0), scores.amax(0)
+    low, high = scores.quantile(torch.tensor([0.02, 0.98], device=x.device), dim=0)
     real = values[:3] > 1e-5 * values[0].clamp_min(1e-12)
-    stretched = torch.where(real, (scores - low) / (high - low).clamp_min(1e-12), 0.5)
+    stretched = torch.where(real, ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1), 0.5)
     return F.pad(stretched, (0, 3 - stretched.shape[1]), value=0.5)
 
 
