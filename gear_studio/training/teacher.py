@@ -45,7 +45,7 @@ SHAPES, TEXTURES = 6, 4
 
 def train_teacher(
     folder: str | Path,
-    steps: int = 5000,
+    steps: int = 3600,
     seed: int = 0,
     batch_size: int = 32,
     device: str | None = None,
