@@ -3,13 +3,11 @@
 Three promises, and how they are kept:
 
 - *A killed run continues exactly.* Every step takes its randomness from (seed, step, process) and its images
-  from
-  (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics logged
-  after it are dropped on resuming.
+  from (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics
+  logged after it are dropped on resuming.
 - *CUDA is never waited for.* Metrics are summed on the device and read back once every `log_every` steps.
 - *A diverged run says so.* The first step at which any loss was not finite is kept on the device and reported
-  at the
-  next log, before a checkpoint can be overwritten.
+  at the next log, before a checkpoint can be overwritten.
 """
 
 import dataclasses
@@ -176,10 +174,10 @@ def train(
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
     source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
-    joint stage
-    starts from or the generator stage is trained on; it must lie beside `out`. workers: data-loading
-    processes.
-    Raises ValueError for an arm the stage does not know, a folder that holds another run or a damaged
+    joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
+    data-loading
+    processes. Raises ValueError for an arm the stage does not know, a folder that holds another run or a
+    damaged
     checkpoint;
     DivergedError when a loss is not finite."""
     if arm not in ARMS[stage]:

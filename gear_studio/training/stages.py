@@ -1,19 +1,17 @@
-"""The stages of GEAR, one training step each (paper: "joint step: three disjoint updates on one tokenizer
-forward").
+"""The stages of GEAR, one training step each: up to three disjoint updates on one tokenizer forward (paper,
+"joint step").
 
-    warmup     1. tokenizer: L_VQ                              2. discriminator
-    joint      1. tokenizer: L_VQ + lambda L_align(soft)       2. discriminator    3. generator: L_NTP +
-    lambda L_align(hard)
-    generator                                                                      3. the same, the tokenizer
-    frozen
+    stage       1. tokenizer                   2. discriminator   3. generator and projector
+    warmup      L_VQ                           hinge
+    joint       L_VQ + lambda L_align(soft)    hinge              L_NTP + lambda L_align(hard)
+    generator   (frozen)                                          L_NTP + lambda L_align(hard)
 
 Who may be updated by what is visible where the step is written: update 1 runs the generator `frozen`, update
-2 sees a detached reconstruction, update 3 sees a detached assignment. The joint stage's arms differ in update
-1 only:
+2 sees a detached reconstruction, update 3 a detached assignment. The joint stage's arms differ in update 1
+only:
 
     gear               lambda L_align through the soft read-out
-    straight-through   L_NTP + lambda L_align through the straight-through read-out: the ablation that
-    collapses
+    straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
     continued          neither, and no generator: the tokenizer trained as long, unguided
 """
 
