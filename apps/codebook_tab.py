@@ -108,12 +108,13 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
         found, points = studio.survey(name), studio.layout(name)
         current = _current_code(studio, name, chosen, state)
         statistics = usage_statistics(found.counts)
+        used, total = int((found.counts > 0).sum()), len(found.counts)
         facts = (
-            f'<div class="note">{int((found.counts > 0).sum())} of {len(found.counts)} codes used; perplexity '
-            f"{statistics['perplexity']:.0f} (it would be {len(found.counts)} if all were used alike)</div>"
+            f'<div class="note">{used} of {total} codes used; perplexity {statistics["perplexity"]:.0f} '
+            f"(it would be {total} if all were used alike)</div>"
         )
         if points.done():
-            note = "of the L2-normalised codes, by cosine distance: codes that lie together stand for similar patches"
+            note = "of the L2-normalised codes, by cosine distance"
             chart = plots.code_map(points.result(), found.counts, found.colors, "UMAP", current)
         else:
             note, chart = "being computed, which takes up to a minute after the app has started ...", None

@@ -161,6 +161,7 @@ def code_map(
                 textcoords="offset points",
                 color=OKABE_ITO[1],
                 fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
             )
     return figure
 

@@ -14,7 +14,7 @@ from gear_studio.data.folder import UnreadableImage, fit, open_rgb
 MAX_BYTES = 20 * 1024**2
 MAX_SIDE = 4096
 # Only plain bitmap formats: Pillow would hand some others (EPS) to outside programs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class UploadError(ValueError):

@@ -1,0 +1,378 @@
+"""The explorer's computing: patch features, single codes, uploads, and the figures made of them."""
+
+import io
+import math
+import struct
+import types
+import zlib
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from gear_studio import plots, readout, runs
+from gear_studio.alignment import Projector, ProjectorConfig
+from gear_studio.analysis import codes, features
+from gear_studio.data import to_float
+from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
+from gear_studio.pretrained import write_json
+from gear_studio.readout import Assignment
+from gear_studio.tokenizer import Tokenizer
+
+TOKENS = tiny.GENERATOR.grid**2
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer(tiny.TOKENIZER).eval()
+
+
+def some_indices(seed: int = 0, size: int = 2) -> torch.Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(0, tiny.GENERATOR.codes, (size, TOKENS), generator=source)
+
+
+# features
+
+
+def test_tokenizer_features_after_quantization_are_the_chosen_code_vectors(tokenizer):
+    images, _ = tiny.batch()
+    z = features.tokenizer_features(tokenizer, images)
+    torch.testing.assert_close(z, tokenizer.encode(images))
+    codebook = torch.nn.functional.normalize(tokenizer.quantizer.codebook, dim=-1)
+    nearest = torch.cdist(torch.nn.functional.normalize(z, dim=-1), codebook[None]).argmin(-1)
+    torch.testing.assert_close(features.tokenizer_features(tokenizer, images, True), codebook[nearest])
+
+
+def test_generator_features_are_those_of_the_training_pass():
+    generator, indices, labels = tiny.generator(), some_indices(), torch.tensor([3, 7])
+    embedded = readout.hard(Assignment(torch.zeros(0), indices), generator.token_table)[:, :-1]
+    _, expected = generator(embedded, labels, tap=2)
+    first, second = features.generator_features(generator, indices, [1, 2], labels)
+    torch.testing.assert_close(second, expected)
+    assert not torch.allclose(first, second)
+
+
+def test_generator_position_sees_only_the_tokens_before_it():
+    generator, indices = tiny.generator(), some_indices()
+    (before,) = features.generator_features(generator, indices, [3])
+    changed = indices.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % tiny.GENERATOR.codes
+    (after,) = features.generator_features(generator, changed, [3])
+    same = (before == after).all(-1).all(0)
+    assert same[:6].all() and not same[6:].any()
+
+
+def test_no_label_is_the_null_condition():
+    generator, indices = tiny.generator(), some_indices()
+    nulls = torch.full((2,), generator.condition.null)
+    (without,) = features.generator_features(generator, indices, [1])
+    torch.testing.assert_close(without, features.generator_features(generator, indices, [1], nulls)[0])
+    labelled = features.generator_features(generator, indices, [1], torch.tensor([0, 0]))[0]
+    assert not torch.allclose(without, labelled)
+
+
+def test_alignment_map_is_the_cosine_of_the_projected_tap():
+    torch.manual_seed(1)
+    generator, indices, labels = tiny.generator(), some_indices(), torch.tensor([1, 2])
+    projector = Projector(ProjectorConfig(dim=32, teacher_dim=6, hidden=8))
+    teacher = torch.randn(2, TOKENS, 6)
+    (tap,) = features.generator_features(generator, indices, [tiny.GENERATOR.tap], labels)
+    a, b = projector(tap).detach().double().numpy(), teacher.double().numpy()
+    expected = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    found = features.alignment_map(generator, projector, indices, teacher, labels)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_pca_finds_the_directions_of_most_variance():
+    source = torch.Generator().manual_seed(0)
+    latent = torch.rand(400, 3, generator=source) * torch.tensor([16.0, 4.0, 1.0])
+    turn, _ = torch.linalg.qr(torch.randn(10, 10, generator=source))
+    colors = features.pca_rgb(latent @ turn[:3] + 5)
+    assert colors.shape == (400, 3) and colors.min() == 0 and colors.max() == 1
+    for channel in range(3):  # up to the sign, which the direction alone does not fix
+        correlation = np.corrcoef(colors[:, channel], latent[:, channel])[0, 1]
+        assert abs(correlation) > 0.97
+
+
+def test_pca_of_features_along_one_line_leaves_two_channels_grey():
+    colors = features.pca_rgb(torch.linspace(0, 1, 16)[:, None] * torch.tensor([[1.0, 2.0, 0.5, 0.0]]))
+    assert (colors[:, 0].diff() >= 0).all() and colors[0, 0] == 0 and colors[-1, 0] == 1
+    assert (colors[:, 1:] == 0.5).all()
+
+
+def test_similarity_by_hand():
+    found = features.similarity(torch.tensor([[1.0, 0], [3, 0], [0, 2], [-1, 0], [1, 1]]), 0)
+    torch.testing.assert_close(found, torch.tensor([1, 1, 0, -1, 2**-0.5]))
+    with pytest.raises(ValueError, match=r"patch 5 is not one of 0\.\.4"):
+        features.similarity(torch.ones(5, 2), 5)
+
+
+# codes
+
+
+class Pictures:
+    """Twelve random pictures of the tiny tokenizer's size."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, indices, rngs=None) -> dict[str, torch.Tensor]:
+        images = [np.random.default_rng(i).integers(0, 256, (3, 32, 32), np.uint8) for i in indices]
+        return {"image": torch.from_numpy(np.stack(images)), "label": torch.zeros(len(images)).long()}
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer) -> codes.Survey:
+    return codes.survey(tokenizer, Pictures(), pictures=40)
+
+
+def test_survey_counts_every_token_and_averages_its_colors(tokenizer, found):
+    images = Pictures().read(range(12))["image"]
+    assert torch.equal(found.indices, tokenizer.assign(to_float(images)).indices)
+    totals, sums = np.zeros(64), np.zeros((64, 3))
+    for image, indices in zip(images.numpy(), found.indices.numpy(), strict=True):
+        for token, code in enumerate(indices):
+            row, column = divmod(token, 4)
+            patch = image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+            totals[code] += 1
+            sums[code] += patch.mean((1, 2)) / 255
+    assert (found.counts.numpy() == totals).all() and totals.sum() == 12 * 16
+    used = totals > 0
+    np.testing.assert_allclose(found.colors.numpy()[used], sums[used] / totals[used, None], atol=1e-5)
+    assert (found.colors.numpy()[~used] == 0.5).all() and (~used).any()
+
+
+def test_gallery_shows_the_patches_of_the_code(found):
+    code = int(found.counts.argmax())
+    crops, total = codes.gallery(found, code, count=5)
+    assert total == found.counts[code] and crops.shape == (5, 3, 24, 24)
+    patches = found.images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    of_code = patches[found.indices == code]
+    for crop in crops:
+        assert (of_code == crop[:, 8:16, 8:16]).flatten(1).all(1).any()
+    assert len(crops.flatten(1).unique(dim=0)) == 5
+    unused = int((found.counts == 0).nonzero()[0])
+    assert codes.gallery(found, unused)[0].shape == (0, 3, 24, 24)
+    with pytest.raises(ValueError, match=r"code 64 is not one of 0\.\.63"):
+        codes.gallery(found, 64)
+
+
+def test_top_codes_by_hand():
+    scores = torch.tensor([-2.0, -0.5, -4.0, -0.3])
+    best = codes.top_codes(scores, tau=0.1, count=3)
+    weights = np.exp(scores.double().numpy() / 0.1)
+    weights /= weights.sum()
+    assert [c.code for c in best] == [3, 1, 0] and [c.hard for c in best] == [1, 0, 0]
+    np.testing.assert_allclose([c.soft for c in best], weights[[3, 1, 0]], rtol=1e-4)
+    np.testing.assert_allclose([c.score for c in best], [-0.3, -0.5, -2], rtol=1e-6)
+    assert codes.top_codes(scores, tau=0.001)[0].soft == pytest.approx(1)
+
+
+def test_token_entropy_spans_certain_to_undecided():
+    scores = torch.stack([torch.zeros(64), torch.arange(64.0) * -100])
+    torch.testing.assert_close(codes.token_entropy(scores, 0.1), torch.tensor([math.log(64), 0.0]))
+    two = torch.tensor([0.0, 0.0, -1e4])
+    assert codes.token_entropy(two, 1.0).item() == pytest.approx(math.log(2))
+
+
+def test_replaced_codes_change_only_what_was_asked():
+    indices = torch.arange(16)
+    edited = codes.with_codes(indices, {3: 40, 9: 0}, codes=64)
+    assert edited[3] == 40 and edited[9] == 0 and (edited != indices).sum() == 2
+    assert torch.equal(indices, torch.arange(16))
+    with pytest.raises(ValueError, match=r"code 64 is not one of 0\.\.63"):
+        codes.with_codes(indices, {0: 64}, codes=64)
+    with pytest.raises(ValueError, match=r"token 16 is not one of 0\.\.15"):
+        codes.with_codes(indices, {16: 1}, codes=64)
+
+
+# uploads
+
+
+def saved(path: Path, picture: Image.Image, **settings) -> Path:
+    picture.save(path, **settings)
+    return path
+
+
+def halves(mode: str = "RGB") -> Image.Image:
+    """Red left, blue right, 80 x 40."""
+    picture = Image.new("RGB", (80, 40), "red")
+    picture.paste("blue", (40, 0, 80, 40))
+    return picture.convert(mode)
+
+
+def test_upload_is_the_middle_square(tmp_path):
+    image = read_upload(saved(tmp_path / "a.png", halves()), 64)
+    assert image.shape == (3, 64, 64) and image.dtype == torch.uint8
+    assert image[:, 32, 4].tolist() == [255, 0, 0] and image[:, 32, 60].tolist() == [0, 0, 255]
+
+
+def test_upload_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: what is on the left comes to the top
+    picture = halves().crop((20, 0, 60, 40))
+    image = read_upload(saved(tmp_path / "a.jpg", picture, exif=exif, quality=95), 64).float()
+    assert image[0, 8].mean() > 200 and image[2, 8].mean() < 60
+    assert image[2, 56].mean() > 200 and image[0, 56].mean() < 60
+
+
+def test_upload_transparency_becomes_white(tmp_path):
+    picture = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    picture.paste((0, 128, 0, 255), (0, 0, 20, 40))
+    image = read_upload(saved(tmp_path / "a.png", picture), 32)
+    assert image[:, 16, 4].tolist() == [0, 128, 0] and image[:, 16, 28].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16"])
+def test_upload_of_any_mode_is_rgb(tmp_path, mode):
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((20, 20), 257 * 200, np.uint16))
+    else:
+        picture = Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode)
+    path = saved(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"), picture)
+    image = read_upload(path, 16)
+    assert image.shape == (3, 16, 16) and image.float().mean() == (200 if mode == "I;16" else 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4096, 1), (1, 4096), (4096, 4096)])
+def test_upload_of_extreme_sizes(tmp_path, size):
+    assert read_upload(saved(tmp_path / "a.png", Image.new("RGB", size, "teal")), 64).shape == (3, 64, 64)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims a size; nothing follows."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def truncated() -> bytes:
+    """Half of a PNG whose pixels do not compress."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    return stream.getvalue()[: stream.tell() // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.png", b"", "none.png is empty"),
+        ("note.png", b"just words, not a picture", "note.png is not a picture"),
+        ("vector.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "vector.eps is not a picture"),
+        ("half.png", truncated(), "half.png is damaged"),
+        ("wide.png", png_header(4097, 8), "wide.png is 4097 x 8 px; the limit is 4096 px"),
+        ("bomb.png", png_header(60000, 60000), "bomb.png unpacks into far too many pixels"),
+        ("large.png", bytes(MAX_BYTES + 1), "large.png is 20.0 MB; the limit is 20 MB"),
+    ],
+)
+def test_bad_upload_is_refused_in_words(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UploadError, match=message):
+        read_upload(tmp_path / name, 64)
+
+
+# figures
+
+
+def test_convergence_draws_each_seed_thin_and_their_mean_bold():
+    def run(*values):
+        series = np.array([10.0, 20, 30][: len(values)]), np.array(values)
+        return types.SimpleNamespace(series=lambda key: {"ntp": series}[key])
+
+    settings = dict(matplotlib.rcParams)
+    runs_by_arm = {"gear": [run(4.0, 2.0, 1.0), run(6.0, 4.0)], "baseline": [run(5.0, 5.0, 5.0)]}
+    (axes,) = plots.convergence(runs_by_arm, "ntp", "next-token loss (nats)").axes
+    widths = [line.get_linewidth() for line in axes.lines]
+    means = [line for line in axes.lines if line.get_linewidth() == max(widths)]
+    assert len(axes.lines) == 4 and [line.get_ydata().tolist() for line in means] == [[5, 3], [5, 5, 5]]
+    assert axes.get_ylabel() == "next-token loss (nats)" and axes.get_xlabel() == "training step"
+    assert dict(matplotlib.rcParams) == settings
+
+
+def test_sample_grid_shows_every_picture():
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (-1.0, 0.0, 1.0)])
+    figure = plots.sample_grid(images, columns=2, titles=["a", "b", "c"])
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+    assert [pixels[0, 0].tolist() for pixels in shown] == [[0] * 3, [128] * 3, [255] * 3]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""]
+
+
+def test_charts_of_a_codebook_render(found):
+    layout = np.random.default_rng(0).normal(size=(64, 2))
+    for figure in (
+        plots.usage_histogram(found.counts, chosen=3),
+        plots.code_map(layout, found.counts, found.colors, "UMAP", chosen=3),
+    ):
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
+        assert np.asarray(Image.open(stream).convert("L")).std() > 5
+        assert any(text.get_text() == "code 3" for axes in figure.axes for text in axes.texts)
+
+
+def test_maps_have_one_crisp_cell_a_token():
+    values = torch.arange(16.0)
+    pixels = np.asarray(plots.heat_map(values, 0, 15, "viridis", side=64))
+    expected = (matplotlib.colormaps["viridis"](np.linspace(0, 1, 16))[:, :3] * 255).round()
+    for token in range(16):
+        cell = pixels[token // 4 * 16 :, token % 4 * 16 :][:16, :16]
+        assert (cell == expected[token]).all()
+
+
+def test_mark_frames_one_cell():
+    blank = Image.new("RGB", (64, 64))
+    changed = np.asarray(plots.mark(blank, 6, 4)).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert (rows.min() // 16, columns.min() // 16) == (1, 2) and rows.max() <= 32 and columns.max() <= 48
+    assert not np.asarray(plots.mark(blank, None, 4)).any()
+
+
+def test_index_map_writes_on_the_codes_colors():
+    colors = torch.rand(64, 3, generator=torch.Generator().manual_seed(0))
+    indices = torch.arange(16) + 7
+    pixels = np.asarray(plots.index_map(indices, colors, side=256))
+    corners = pixels[2::64, 2::64].reshape(16, 3)
+    np.testing.assert_array_equal(corners, (colors[indices] * 255).round().byte().numpy())
+    assert (pixels[16:48, 16:48] != corners[0]).any()
+
+
+def test_sample_sheet_is_grey_where_nothing_is_decoded():
+    images = torch.ones(3, 3, 32, 32)
+    part, whole = (
+        np.asarray(plots.sample_sheet(images, torch.zeros(3, 16), torch.zeros(3, 16), done, 64))
+        for done in (8, 16)
+    )
+    assert part.shape == whole.shape
+    tile = part[:384, :384]  # the first of 2 x 2 pictures
+    assert (tile[:192] == 255).all() and (tile[192:] == plots.PENDING).all()
+    assert (whole[:384, :384] == 255).all()
+
+
+def test_legend_names_quantity_and_ends():
+    text = plots.legend("entropy <nats>", 0, 6.93)
+    assert "entropy &lt;nats&gt;" in text and "<span>0.0</span>" in text and "<span>6.9</span>" in text
+
+
+# runs
+
+
+def test_runs_listed_are_those_one_can_look_at(tmp_path, tokenizer):
+    for name, config in {
+        "warmup": {"stage": "warmup", "parent": None},
+        "underway": {"stage": "joint", "parent": "warmup"},
+        "generator": {"stage": "generator", "parent": "warmup"},
+        "orphan": {"stage": "generator", "parent": "lost"},
+        "teacher": {"kind": "teacher"},
+    }.items():
+        write_json(tmp_path / name / "config.json", config)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    tokenizer.save_pretrained(tmp_path / "warmup" / "tokenizer")
+    for name in ("generator", "orphan"):
+        tiny.generator().save_pretrained(tmp_path / name / "generator")
+    assert list(runs.listed(tmp_path)) == ["generator", "warmup"]
