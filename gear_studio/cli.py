@@ -3,10 +3,11 @@
 Errors that a user can act on end in one line, not in a traceback.
 """
 
+import ast
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -32,6 +33,27 @@ def default_parent(out: Path, source: str, stage: str, arm: str, seed: int) -> P
             return out.parent / run_name(source, "joint", arm, seed)
 
 
+def change(config: Any, name: str, value: str) -> Any:
+    """A config with the field `name` (dots reach into nested configs) set to `value`, read as the field's
+    type.
+
+    Raises ValueError for a name it does not have or a value of another type."""
+    name, _, rest = name.partition(".")
+    known = [field.name for field in dataclasses.fields(config)]
+    if name not in known:
+        raise ValueError(f"no setting {name!r} to change; choose from {', '.join(known)}")
+    old = getattr(config, name)
+    if rest:
+        if not dataclasses.is_dataclass(old):
+            raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
+        return dataclasses.replace(config, **{name: change(old, rest, value)})
+    try:
+        new = value if isinstance(old, str) else type(old)(ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f"{name}={value!r}: expected a {type(old).__name__} like {old!r}") from None
+    return dataclasses.replace(config, **{name: new})
+
+
 def train(
     source: Positional[Literal["shapes", "digits", "folder"]],
     stage: Stage = "warmup",
@@ -44,6 +66,7 @@ def train(
     out: Path | None = None,
     parent: Path | None = None,
     workers: int = 0,
+    set: list[str] | None = None,
 ) -> None:
     """Train one stage, or continue it where it was killed.
 
@@ -62,6 +85,7 @@ def train(
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
         workers: Data-loading processes; 0 loads in the training process.
+        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER generator.blocks=4.
     """
     from gear_studio.training.loop import train as run_training
 
@@ -69,6 +93,8 @@ def train(
     recipe = small(stage, budget)
     changes = {"steps": steps, "batch_size": batch_size}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+    for assignment in set or []:
+        recipe = change(recipe, *assignment.partition("=")[::2])
     out = out or Path("runs") / run_name(source, stage, arm, seed)
     parent = parent or default_parent(out, source, stage, arm, seed)
     if parent is not None and not (parent / "tokenizer").is_dir():

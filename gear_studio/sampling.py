@@ -118,8 +118,9 @@ def sample(
     """Sample token indices (B, N) for labels `condition` (B,).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
-    and top_p 1
-    keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s = 1.5 or
-    1.0)."""
+    and
+    top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s =
+    1.5
+    or 1.0)."""
     *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed)
     return last.indices

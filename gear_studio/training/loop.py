@@ -192,10 +192,24 @@ def train(
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     main = accelerator.is_main_process
-    train_source = data.load(source, "train", recipe.tokenizer.image_size, folder)
-    held_out = data.load(source, "val", recipe.tokenizer.image_size, folder)
-    classes = len(train_source.classes)
-    recipe = dataclasses.replace(recipe, generator=dataclasses.replace(recipe.generator, classes=classes))
+    torch.manual_seed(seed)
+    tokenizer = Run.from_pretrained(find(parent)).tokenizer if parent else Tokenizer(recipe.tokenizer)
+    train_source = data.load(source, "train", tokenizer.config.image_size, folder)
+    held_out = data.load(source, "val", tokenizer.config.image_size, folder)
+    teacher = Teacher.from_pretrained(recipe.teacher)
+    if teacher.grid != tokenizer.grid:
+        raise ValueError(
+            f"teacher {recipe.teacher!r} sees {teacher.grid} x {teacher.grid} patches and the tokenizer "
+            f"makes {tokenizer.grid} x {tokenizer.grid} tokens; alignment needs one patch a token"
+        )
+    # What follows from the data and the tokenizer is not the recipe's to choose.
+    generator = dataclasses.replace(
+        recipe.generator,
+        classes=len(train_source.classes),
+        codes=tokenizer.config.codes,
+        grid=tokenizer.grid,
+    )
+    recipe = dataclasses.replace(recipe, tokenizer=tokenizer.config, generator=generator)
     config = {
         "source": source,
         "stage": stage,
@@ -211,9 +225,7 @@ def train(
     if Run(out).finished:
         return Run(out)
 
-    torch.manual_seed(seed)
-    tokenizer = Run.from_pretrained(find(parent)).tokenizer if parent else Tokenizer(recipe.tokenizer)
-    training = Stage(stage, arm, recipe, Teacher.from_pretrained(recipe.teacher), accelerator, tokenizer)
+    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
