@@ -94,6 +94,11 @@ def metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
+def metrics_whole_lines(folder: Path) -> list[str]:
+    """The lines that are written to the end, of a file that may be growing."""
+    return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+
+
 def run_apart(target: Callable, *arguments) -> int:
     """Call `target` in a process of its own. Returns its exit code, minus the signal's number if killed."""
     process = processes.Process(target=target, args=arguments)

@@ -1,0 +1,248 @@
+"""The command line, end to end on budgets of a few steps."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from gear_studio import Run, cli, reproduce
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `gear-studio ...` in this process: (exit code, what it printed, what it complained)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gear-studio", *map(str, words)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        if isinstance(code, str):  # what Python prints before it exits with 1
+            return 1, printed.out, code
+        return code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    """The whole method on the embedded world, by the commands a user would type."""
+    folder = tmp_path_factory.mktemp("shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (
+            "--stage warmup",
+            "--stage joint --arm gear",
+            "--stage generator",
+            "--stage generator --arm baseline",
+        ):
+            command = ["gear-studio", "train", "shapes", "--budget", "smoke", *words.split()]
+            patch.setattr(sys, "argv", command)
+            cli.main()
+    return folder / "runs"
+
+
+def test_the_three_stages_on_shapes(shapes):
+    runs = {path.name: Run.from_pretrained(path) for path in shapes.iterdir()}
+    assert {name: run.config["parent"] for name, run in runs.items()} == {
+        "shapes-warmup-s0": None,
+        "shapes-joint-gear-s0": "shapes-warmup-s0",
+        "shapes-generator-gear-s0": "shapes-joint-gear-s0",
+        "shapes-generator-baseline-s0": "shapes-warmup-s0",
+    }
+    assert all(run.finished and run.metrics[-1]["step"] == 4 for run in runs.values())
+    generator = runs["shapes-generator-gear-s0"]
+    assert generator.record["command"] == "gear-studio train shapes --budget smoke --stage generator"
+    assert len(generator.config["classes"]) == 24
+
+
+def test_a_finished_training_started_again_says_so(shapes, command, monkeypatch):
+    monkeypatch.chdir(shapes.parent)
+    record = (shapes / "shapes-warmup-s0" / "record.json").read_bytes()
+    code, out, _ = command("train", "shapes", "--budget", "smoke")
+    assert code == 0 and "finished: runs/shapes-warmup-s0" in out.replace(os.sep, "/")
+    assert (shapes / "shapes-warmup-s0" / "record.json").read_bytes() == record
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of two classes of real files, one of them broken."""
+    folder = tmp_path_factory.mktemp("pictures")
+    dice = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 200)):
+        for split in ("train", "val"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(5):
+                noise = dice.integers(level - 50, level + 50, size=(70 + 10 * i, 90, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / split / name / f"{i}.png")
+    (folder / "train" / "dark" / "broken.png").write_bytes(b"not a picture")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*broken.png")
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_the_three_stages_on_other_sources(source, pictures, tmp_path, command):
+    more = ["--folder", pictures] if source == "folder" else []
+    for stage in ("warmup", "joint", "generator"):
+        out = tmp_path / (f"{source}-warmup-s0" if stage == "warmup" else f"{source}-{stage}-gear-s0")
+        words = [source, "--stage", stage, "--budget", "smoke", "--steps", 2, "--batch-size", 2, "--out", out]
+        code, printed, complaint = command("train", *words, *more)
+        assert code == 0, complaint
+        assert f"finished: {out}" in printed
+    run = Run.from_pretrained(tmp_path / f"{source}-generator-gear-s0")
+    assert run.finished and run.config["classes"] == (
+        [str(digit) for digit in range(10)] if source == "digits" else ["dark", "light"]
+    )
+    assert run.config["recipe"]["batch_size"] == 2 and run.metrics[-1]["step"] == 2
+    assert run.generator.config.classes == len(run.config["classes"])
+    assert run.tokenizer.reconstruct(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def in_a_shell(*words: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gear_studio", *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_from_outside_and_started_again_it_ends_as_if_nothing_had_been(tmp_path, command):
+    words = ["train", "digits", "--budget", "smoke", "--steps", "14", "--out"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = in_a_shell(*words, killed)
+    deadline = time.monotonic() + 120
+    while not (killed / "metrics.jsonl").exists() or len(tiny.metrics_whole_lines(killed)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    assert not Run.from_pretrained(killed).finished
+    for folder in (killed, whole):
+        assert command(*words, folder)[0] == 0
+    assert tiny.metrics(killed) == tiny.metrics(whole) and len(tiny.metrics(whole)) == 7
+    mine, theirs = (Run.from_pretrained(folder).tokenizer.state_dict() for folder in (killed, whole))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_an_error_ends_in_one_line_and_a_bad_exit_code(tmp_path):
+    process = in_a_shell("train", "shapes", "--stage", "joint", "--out", tmp_path / "run")
+    complaint = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert complaint.startswith("gear-studio: stage joint builds on") and complaint.count("\n") == 1
+
+
+def complains(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, complaint = result
+    assert code != 0
+    for part in parts:
+        assert part in complaint
+    assert "Traceback" not in complaint and "\n" not in complaint.strip()
+
+
+def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(shapes.parent)
+    generator, nothing = shapes / "shapes-generator-gear-s0", tmp_path / "empty"
+    out, picture = ("--out", tmp_path / "run"), ("--out", tmp_path / "x.png")
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    nothing.mkdir()
+    for words, *parts in (
+        (("train", "folder", *out), "'folder' needs the path of a folder"),
+        (("train", "folder", *out, "--folder", nothing), str(nothing)),
+        (("train", "shapes", "--budget", "smoke", "--steps", "5"), "another run", "steps is 4, asked for 5"),
+        (("train", "shapes", "--stage", "joint", "--arm", "baseline"), "has no arm 'baseline'"),
+        (("train", "shapes", "--arm", "gear", *out), "has no arm 'gear'"),
+        (("sample", tmp_path / "nowhere", *picture), "nowhere", "no shipped run"),
+        (("sample", shapes / "shapes-warmup-s0", *picture), "holds no generator"),
+        (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
+        (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
+        (("reconstruct", generator, tmp_path / "no.png", *picture), "no.png"),
+    ):
+        complains(command(*words), *parts)
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("words", [["train", "cats"], ["train", "shapes", "--stage", "nap"], ["fly"], []])
+def test_words_it_does_not_know_are_refused_with_usage(words, command):
+    code, out, err = command(*words)
+    assert code == 2 and "gear-studio" in out + err and "Traceback" not in out + err
+
+
+def test_help_names_every_command(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+
+
+def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):
+    generator = shapes / "shapes-generator-gear-s0"
+
+    def draw(name: str, *words: object) -> np.ndarray:
+        options = ("--count", 3, "--out", tmp_path / name)
+        code, out, complaint = command("sample", generator, *options, *words)
+        assert code == 0, complaint
+        assert str(tmp_path / name) in out
+        return np.asarray(Image.open(tmp_path / name))
+
+    label = Run.from_pretrained(generator).config["classes"][5]
+    one = draw("one.png", "--labels", label, "--seed", 1)
+    assert one.ndim == 3 and one.shape[0] >= 64 and one.shape[1] >= 3 * 64 and one.std() > 1
+    assert np.array_equal(draw("again.png", "--labels", 5, "--seed", 1), one)
+    assert not np.array_equal(draw("other.png", "--labels", 5, "--seed", 2), one)
+
+
+def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, pictures, command, tmp_path):
+    files = sorted((pictures / "val" / "light").glob("*.png"))[:2]
+    out = tmp_path / "both.png"
+    code, _, complaint = command("reconstruct", shapes / "shapes-generator-gear-s0", *files, "--out", out)
+    assert code == 0, complaint
+    picture = np.asarray(Image.open(out)).astype(float)
+    assert picture.shape[0] >= 128 and picture.shape[1] >= 128
+    above, below = np.array_split(picture, 2)
+    assert above.mean() > 150 and not np.allclose(above, below, atol=5)
+
+
+def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):
+    jobs = reproduce.jobs(tmp_path / "runs", "quick", seed=3)
+    done: set[str] = set()
+    for job in jobs:
+        assert done.issuperset(job.needs), f"{job.name} comes before what it needs"
+        done.add(job.name)
+    trained = {*reproduce.TOKENIZERS, *reproduce.GENERATORS}
+    assert trained <= done and {f"evaluate {name}" for name in trained} <= done
+    for job in jobs:
+        if "--parent" in job.command:
+            parent = Path(job.command[job.command.index("--parent") + 1])
+            assert parent.name in job.needs and parent.parent == tmp_path / "runs"
+
+
+def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monkeypatch):
+    """With a stand-in for Python, that writes down what it is asked to do and fails for the job `bad`."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\necho "$3" >> {tmp_path}/order\n[ "$3" != bad ]\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(reproduce.sys, "executable", str(stand_in))
+
+    def job(name: str, *needs: str) -> reproduce.Job:
+        return reproduce.Job(name, [name, "--out", str(tmp_path / name)], list(needs))
+
+    order = tmp_path / "order"
+    reproduce.run([job("first"), job("second", "first"), job("third", "second")], at_once=3, threads=1)
+    assert order.read_text().split() == ["first", "second", "third"]
+    order.unlink()
+    with pytest.raises(RuntimeError, match=r"bad failed \(exit 1\); see .*bad\.log"):
+        reproduce.run([job("good"), job("bad", "good"), job("never", "bad")], at_once=2, threads=1)
+    assert order.read_text().split() == ["good", "bad"]
