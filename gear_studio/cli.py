@@ -249,16 +249,19 @@ def reproduce(
     report(out)
 
 
-def report(runs: Positional[Path | None] = None) -> None:
+def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
     """Print the README's tables from the shipped runs, or from a folder of runs.
 
     Args:
         runs: A folder that `reproduce` filled. Default: the shipped runs.
+        figures: Folder to write the README's figures to.
     """
-    from gear_studio.report import tables
+    from gear_studio import report
     from gear_studio.runs import ZOO
 
-    print(tables(runs or ZOO))
+    print(report.tables(runs or ZOO))
+    for path in report.figures(runs or ZOO, figures) if figures else []:
+        print(f"wrote {path}")
 
 
 COMMANDS = {

@@ -84,8 +84,11 @@ def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Fig
 
 
 @styled
-def sample_grid(images: Tensor, columns: int, titles: Sequence[str] | None = None) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture."""
+def sample_grid(
+    images: Tensor, columns: int, titles: Sequence[str] | None = None, rows_named: Sequence[str] = ()
+) -> Figure:
+    """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture, from the first on;
+    rows_named: one at the left of each row."""
     count = len(images)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.4 * columns, (1.65 if titles else 1.4) * rows), layout="constrained")
@@ -93,8 +96,11 @@ def sample_grid(images: Tensor, columns: int, titles: Sequence[str] | None = Non
         axes.axis("off")
         if i < count:
             axes.imshow(to_rgb(images[i]))
-            if titles:
+            if titles and i < len(titles):
                 axes.set_title(titles[i], fontsize=9, fontweight="normal", loc="center")
+        if i % columns == 0 and i // columns < len(rows_named):
+            where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
+            axes.text(-0.06, 0.5, rows_named[i // columns], **where)
     return figure
 
 

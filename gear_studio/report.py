@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 
+from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.pretrained import read_json
 from gear_studio.reproduce import GENERATORS, TOKENIZERS
@@ -109,3 +112,33 @@ def speed_table(runs: dict[str, Run]) -> str:
             [label, *("not reached" if not np.isfinite(r) or r == 0 else f"{r:.2f}x" for r in ratios)]
         )
     return table(["measure", "gear against baseline", "gear against continued"], rows)
+
+
+def figures(folder: Path, out: Path) -> list[Path]:
+    """Write the README's figures into `out` as PNGs: convergence curves, and samples of every arm."""
+    runs = {name: Run.from_pretrained(folder / name) for name in GENERATORS}
+    labels = {name.removeprefix("generator-"): [run] for name, run in runs.items()}
+    drawn = {
+        "convergence-ntp": plots.convergence(labels, "val_ntp", "validation next-token loss (nats a token)"),
+        "convergence-alignment": plots.convergence(
+            labels, "val_alignment", "validation alignment loss (-cos)"
+        ),
+        "samples": samples_figure(runs),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(out / f"{name}.png", dpi=110)
+    return [out / f"{name}.png" for name in drawn]
+
+
+@torch.no_grad()
+def samples_figure(runs: dict[str, Run], columns: int = 12, seed: int = 0) -> Figure:
+    """One row of guided samples a generator: the same classes, the same random numbers."""
+    condition = torch.arange(columns) * 2 + torch.arange(columns) // 2 % 2
+    rows = [
+        run.tokenizer.decode(sampling.sample(run.generator, condition, seed=seed)) for run in runs.values()
+    ]
+    names = next(iter(runs.values())).config["classes"]
+    titles = [names[i].replace(" ", "\n") for i in condition.tolist()]
+    arms = [run.config["arm"] for run in runs.values()]
+    return plots.sample_grid(torch.cat(rows), columns, titles, arms)
