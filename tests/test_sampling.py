@@ -146,6 +146,13 @@ def test_draws_follow_the_distribution(temperature, top_k):
     assert ((seen - count * off).square() / (count * off)).sum() > 20.5
 
 
+def test_the_lowest_and_the_highest_draw_land_on_codes_that_were_kept(gen, monkeypatch):
+    greedy = sampling.sample(gen, LABELS, temperature=0)
+    for draw in (0.0, 1 - 2**-24):
+        monkeypatch.setattr(sampling, "uniforms", lambda seed, batch, n, u=draw: torch.full((batch, n), u))
+        assert torch.equal(sampling.sample(gen, LABELS, top_k=1, seed=0), greedy)
+
+
 def test_uniforms_cover_the_unit_interval_evenly():
     draws = sampling.uniforms(seed=0, batch=200, length=50)
     assert 0 <= draws.min() and draws.max() < 1

@@ -1,0 +1,67 @@
+"""How many images a second the small recipe trains on: `python benchmarks/training.py [--steps N]`.
+
+One line each for the warm-up step (tokenizer alone), the joint step (the tokenizer guided by the
+generator, then the generator) and the generator step (frozen tokenizer), at the recipe's batch size, on
+the accelerator if there is one. Pictures are drawn before the clock starts (benchmarks/world.py times
+them); weights are random and the teacher is the untrained control, which costs what the shipped one
+does. After 3 steps for caches and allocation, the median step counts.
+
+Threads follow OMP_NUM_THREADS. Other work on the machine shows in the spread of fastest and slowest.
+"""
+
+import argparse
+import platform
+import time
+
+import accelerate
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from gear_studio import data
+from gear_studio.teachers import Teacher
+from gear_studio.tokenizer import Tokenizer
+from gear_studio.training.loop import device_name
+from gear_studio.training.recipes import small
+from gear_studio.training.stages import Stage
+
+WARM_UP = 3
+
+
+def step_seconds(stage: str, steps: int, accelerator: Accelerator) -> tuple[list[float], int]:
+    """Seconds of each of `steps` steps, and the images in one."""
+    recipe = small(stage)
+    arm = "warmup" if stage == "warmup" else "gear"
+    training = Stage(stage, arm, recipe, Teacher.random(), accelerator, Tokenizer(recipe.tokenizer))
+    batch = data.load("shapes").read(range(recipe.batch_size))
+    images = data.to_float(batch["image"].to(accelerator.device))
+    labels = batch["label"].to(accelerator.device)
+    taken = []
+    for number in range(1, WARM_UP + steps + 1):
+        begin = time.perf_counter()
+        training.step(number, images, labels)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return taken[WARM_UP:], recipe.batch_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20, help="steps behind each figure")
+    steps = parser.parse_args().steps
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    print(f"device: {device_name(accelerator.device)}; precision: {accelerator.mixed_precision}")
+    print(
+        f"python {platform.python_version()}, torch {torch.__version__}, accelerate {accelerate.__version__}"
+    )
+    for stage in ("warmup", "joint", "generator"):
+        seconds, batch = step_seconds(stage, steps, accelerator)
+        print(
+            f"{stage:9} step, batch {batch}: {batch / np.median(seconds):8,.1f} images/s   "
+            f"({np.median(seconds):.3f} s a step; fastest {min(seconds):.3f}, slowest {max(seconds):.3f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
