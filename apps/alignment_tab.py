@@ -50,7 +50,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
                     f"{model.capitalize()}: similarity", "to the framed patch", f"{model}-similarity"
                 )
                 scales[model] = gr.HTML(padding=False)
-    note = gr.HTML(padding=False)
+    note = gr.HTML(elem_id="protocol", padding=False)
 
     def show(name: str, chosen: Picture, block: int, stage: str, patch: int) -> tuple:
         with polite():
@@ -65,7 +65,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
         return gr.Slider(maximum=config.blocks, value=min(block, config.blocks))
 
     # While an answer is on its way, only the last of further clicks counts.
-    hidden = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    hidden = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
     inputs = [run, picture, block, stage, patch]
     views = [facts, original, *maps.values(), cosine, cosine_scale]
     for model in MODELS:

@@ -41,7 +41,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
             entropy_scale = gr.HTML(elem_id="entropy-scale", padding=False)
     with gr.Row():
         with gr.Column(min_width=220):
-            token_text = gr.HTML(padding=False)
+            token_text = gr.HTML(elem_id="codebook-token", padding=False)
             table = gr.HTML(elem_id="top-codes", padding=False)
             code = gr.Dropdown(
                 [],
@@ -133,7 +133,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
         return charts(name, chosen, state)
 
     # While an answer is on its way, only the last of further clicks counts.
-    hidden = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    hidden = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
     views = [original, rebuilt, quality, indices_map, entropy_map, entropy_scale, token_text, table, code]
     views += [edited, edits_text, difference, difference_scale, gallery_text, gallery]
     base = [run, picture, tau]

@@ -17,6 +17,7 @@ import codebook_tab
 import gradio as gr
 import picker
 import sample_tab
+import torch
 import tyro
 from studio import Picture, Studio
 
@@ -63,6 +64,8 @@ def main(options: Options) -> None:
         studio = Studio(options.runs)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
+    # Each request gets its share of the cores: threads that wait for one another's cores are slower than none.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
     demo = build(studio)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:

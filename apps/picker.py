@@ -57,11 +57,12 @@ def connect(studio: Studio, pickers: list[Picker], picture: gr.State, renders: l
         return [chosen] + [studio.caption(chosen)] * len(pickers) + [gr.skip()] * len(pickers)
 
     outputs = [picture, *(each.caption for each in pickers), *(each.index for each in pickers)]
+    hidden = {"show_progress": "hidden", "api_visibility": "private"}
     for each in pickers:
         for event in (
-            each.index.release(number, each.index, outputs, show_progress="hidden"),
-            each.another.click(another, None, outputs, show_progress="hidden"),
-            each.upload.upload(photo, each.upload, outputs, show_progress="hidden"),
+            each.index.release(number, each.index, outputs, **hidden),
+            each.another.click(another, None, outputs, **hidden),
+            each.upload.upload(photo, each.upload, outputs, **hidden),
         ):
             for render in renders:
                 render(event.success)

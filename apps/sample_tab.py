@@ -49,7 +49,10 @@ def build(demo: gr.Blocks, studio: Studio) -> None:
                             elem_classes="sheet",
                             alt_text="Sampled pictures with their maps",
                         )
-                        run.change(lambda name: _about(studio, name), run, about, show_progress="hidden")
+                        run.change(
+                            lambda name: _about(studio, name), run, about,
+                            show_progress="hidden", api_visibility="private",
+                        )  # fmt: skip
                         sides.append((run, sheet))
             status = gr.HTML(elem_id="sample-status", padding=False)
             with gr.Row():
@@ -80,13 +83,16 @@ def build(demo: gr.Blocks, studio: Studio) -> None:
         "show_progress": "hidden",
         "concurrency_id": "sample",
     }
+    hidden = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on([go.click, seed.submit, demo.load], draw, **results, api_name="sample")
-    again.click(lambda seed: (seed or 0) + 1, seed, seed, show_progress="hidden").then(draw, **results)
+    again.click(lambda seed: (seed or 0) + 1, seed, seed, **hidden).then(
+        draw, **results, api_visibility="private"
+    )
     left_run.change(
         lambda name: gr.Dropdown(choices=[ANY, *studio.runs[name].config["classes"]]),
         left_run,
         label,
-        show_progress="hidden",
+        **hidden,
     )
 
 

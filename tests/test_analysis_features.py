@@ -246,9 +246,10 @@ def test_upload_of_extreme_sizes(tmp_path, size):
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims a size; nothing follows."""
+    """The beginning of a PNG that claims a size; its pixels never come."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    header = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 9) + b"IDAT"
 
 
 def truncated() -> bytes:
@@ -270,6 +271,7 @@ def truncated() -> bytes:
         ("bomb.png", png_header(60000, 60000), "bomb.png unpacks into far too many pixels"),
         ("large.png", bytes(MAX_BYTES + 1), "large.png is 20.0 MB; the limit is 20 MB"),
     ],
+    ids=["empty", "text", "eps", "truncated", "wide", "bomb", "large"],
 )
 def test_bad_upload_is_refused_in_words(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)

@@ -1,0 +1,339 @@
+"""The explorer in real Chromium, on the shipped runs: what a visitor does, and what must not go wrong.
+
+GEAR_EXPLORER_RUNS=FOLDER tries it on the runs in that folder instead, say in the middle of a training.
+"""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradio_client import Client
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+APPS = ROOT / "apps"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SWITCHES = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE = 60_000  # ms; machines that run tests are busy ones
+GREY = 128
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The explorer, started as a user starts it."""
+    port, log = free_port(), tmp_path_factory.mktemp("explorer") / "log.txt"
+    command = [sys.executable, str(APPS / "explorer.py"), "--port", str(port)]
+    if folder := os.environ.get("GEAR_EXPLORER_RUNS"):
+        command += ["--runs", folder]
+    here = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(log.parent / "files")}
+    with log.open("w") as file:
+        app = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=here)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        if app.poll() is not None:
+            pytest.fail(f"the explorer ended with code {app.returncode}:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(url, timeout=10)
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        app.kill()
+        pytest.fail(f"the explorer did not answer within two minutes:\n{log.read_text()}")
+    yield url
+    app.terminate()
+    app.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+        path = found or playwright.chromium.executable_path
+        if not Path(path).exists():
+            pytest.fail(
+                "no Chromium found: install one (apt-get install chromium, or python -m playwright install "
+                "chromium), or name it in the environment variable CHROMIUM"
+            )
+        running = playwright.chromium.launch(executable_path=path, args=list(SWITCHES))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The explorer freshly opened. Complaints of the page and requests to other hosts fail the test."""
+    opened = browser.new_page(viewport={"width": 1400, "height": 1000})
+    opened.set_default_timeout(PATIENCE)
+    complaints, hosts = [], set()
+    opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: hosts.add(re.match(r"\w+:(//[^/]*)?", request.url)[0]))
+    opened.goto(address)
+    yield opened
+    opened.close()
+    assert complaints == []
+    assert {host for host in hosts if host.startswith(("http", "ws"))} == {address}
+
+
+def pixels(page: Page, selector: str) -> np.ndarray:
+    """What an image of the page shows, as served: uint8 (H, W, 3)."""
+    source = page.locator(f"{selector} img").get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
+
+
+def changed(page: Page, selector: str, before: np.ndarray) -> np.ndarray:
+    """The image, once it differs from what it was."""
+    for _ in range(PATIENCE // 100):
+        now = pixels(page, selector)
+        if now.shape != before.shape or (now != before).any():
+            return now
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{selector} has not changed")
+
+
+def open_tab(page: Page, name: str, image: str) -> None:
+    page.get_by_role("tab", name=name).click()
+    page.locator(f"{image} img").wait_for()
+
+
+def click_cell(page: Page, selector: str, row: int, column: int, grid: int = 8) -> None:
+    box = page.locator(f"{selector} img").bounding_box()
+    cell = box["width"] / grid, box["height"] / grid
+    at = {"x": (column + 0.5) * cell[0], "y": (row + 0.5) * cell[1]}
+    page.locator(f"{selector} img").click(position=at)
+
+
+def sampled(page: Page) -> None:
+    """Wait until the pictures under way are finished."""
+    page.locator("#sample-status [data-done='64']").wait_for()
+
+
+def test_samples_appear_row_by_row(page: Page):
+    sampled(page)  # the page opens with a first sample
+    sheets = []
+    page.on(
+        "response",
+        lambda response: sheets.append(response) if response.url.endswith("image.png") else None,
+    )
+    page.evaluate(
+        """() => { window.seen = [];
+        const find = (selector) => document.querySelector(selector);
+        new MutationObserver(() => window.seen.push(
+            [find('#sample-status [data-done]')?.dataset.done,
+             find('#left-sheet img')?.src, find('#right-sheet img')?.src]
+        )).observe(document.body, {childList: true, subtree: true, attributes: true}); }"""
+    )
+    page.locator("#seed input").fill("7")
+    page.locator("#sample").click()
+    page.wait_for_function("window.seen.some(s => s[0] == '8')")
+    page.wait_for_function("window.seen.at(-1)[0] == '64'")
+    seen = [row for row in page.evaluate("window.seen") if row[0]]
+    assert len({done for done, *_ in seen}) >= 4, seen
+    for side in (1, 2):
+        assert len({row[side] for row in seen if row[side]}) >= 4, seen
+    final = pixels(page, "#left-sheet")[:384, :384]
+    assert final.std() > 0 and not (final[-48:] == GREY).all()
+    unfinished = 0
+    for response in sheets:
+        tile = np.asarray(Image.open(io.BytesIO(response.body())).convert("RGB"))[:384, :384]
+        unfinished += bool((tile[-48:] == GREY).all() and (tile[:48] != GREY).any())
+    assert unfinished >= 2
+
+
+def test_the_same_seed_gives_the_same_pictures(page: Page):
+    sampled(page)
+    first = pixels(page, "#right-sheet")
+    page.locator("#next-seed").click()
+    page.locator("#sample-status [data-done='8']").wait_for()
+    sampled(page)
+    other = changed(page, "#right-sheet", first)
+    assert page.locator("#seed input").input_value() == "1"
+    page.locator("#seed input").fill("0")
+    page.locator("#sample").click()
+    page.locator("#sample-status [data-done='8']").wait_for()
+    sampled(page)
+    np.testing.assert_array_equal(changed(page, "#right-sheet", other), first)
+
+
+def test_a_token_is_clicked_and_swapped(page: Page):
+    open_tab(page, "Codebook", "#indices")
+    click_cell(page, "#indices", row=3, column=5)
+    expect(page.locator("#codebook-token")).to_contain_text("Token 29 (row 4, column 6)")
+    expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
+    rebuilt = pixels(page, "#reconstruction")
+    np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
+    weights = [float(text) for text in page.locator("#top-codes td.weight").all_inner_texts()]
+    assert sum(weights) == pytest.approx(1, abs=0.006) and weights[:8] == sorted(weights[:8], reverse=True)
+
+    page.locator("#replace").click()  # by the second best, which is offered first
+    expect(page.locator("#edits")).to_contain_text("1 of 64 tokens replaced")
+    edited = pixels(page, "#edited")
+    assert (edited != rebuilt).any()
+    assert pixels(page, "#difference").std() > 0 and pixels(page, "#gallery").std() > 0
+
+    page.locator("#new-code input").fill("5")
+    page.locator("#new-code input").press("Enter")
+    page.locator("#replace").click()
+    expect(page.locator("#codebook-token")).to_contain_text("replaced by 5")
+    assert (pixels(page, "#edited") != edited).any()
+    page.locator("#new-code input").fill("1024")
+    page.locator("#new-code input").press("Enter")
+    page.locator("#replace").click()
+    expect(page.locator(".toast-wrap")).to_contain_text("choose a number from 0 to 1023")
+    expect(page.locator("#codebook-token")).to_contain_text("replaced by 5")
+
+    page.locator("#reset").click()
+    expect(page.locator("#edits")).to_contain_text("0 of 64 tokens replaced")
+    np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
+
+
+def test_tau_changes_the_soft_assignment_only(page: Page):
+    open_tab(page, "Codebook", "#entropy")
+    entropy, indices = pixels(page, "#entropy"), pixels(page, "#indices")
+    page.locator("#tau input[type=number]").fill("0.8")
+    page.locator("#tau input[type=number]").press("Tab")
+    assert changed(page, "#entropy", entropy).mean() > entropy.mean()  # viridis: more is brighter
+    np.testing.assert_array_equal(pixels(page, "#indices"), indices)
+
+
+def test_photos_are_shown_as_they_are_meant(page: Page, tmp_path: Path):
+    clear = Image.new("RGBA", (300, 200), (0, 0, 0, 0))
+    clear.paste((220, 0, 0, 255), (0, 0, 150, 200))
+    clear.save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.new("RGB", (400, 400), (0, 0, 220))
+    turned.paste((220, 0, 0), (0, 0, 200, 400))
+    turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+
+    open_tab(page, "Codebook", "#original")
+    before, rebuilt = pixels(page, "#original"), pixels(page, "#reconstruction")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "clear.png")
+    expect(page.locator("#codebook-caption")).to_contain_text("clear.png")
+    shown = changed(page, "#original", before)
+    np.testing.assert_allclose(shown[256, 64], (220, 0, 0), atol=3)
+    np.testing.assert_allclose(shown[256, 448], (255, 255, 255), atol=3)
+    changed(page, "#reconstruction", rebuilt)
+
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "turned.jpg")
+    expect(page.locator("#codebook-caption")).to_contain_text("turned.jpg")
+    shown = changed(page, "#original", shown)
+    np.testing.assert_allclose(shown[64, 256], (220, 0, 0), atol=12)  # its left is the top now
+    np.testing.assert_allclose(shown[448, 256], (0, 0, 220), atol=12)
+
+    open_tab(page, "Alignment", "#alignment-picture")  # the same picture, and it has no class
+    expect(page.locator("#alignment-caption")).to_contain_text("turned.jpg")
+    expect(page.locator("#protocol")).to_contain_text("null condition")
+    np.testing.assert_allclose(pixels(page, "#alignment-picture")[64, 400], (220, 0, 0), atol=12)
+
+
+def test_bad_uploads_get_a_message_and_do_no_harm(page: Page, tmp_path: Path):
+    (tmp_path / "note.png").write_text("just words")
+    (tmp_path / "none.png").touch()
+    (tmp_path / "large.jpg").write_bytes(bytes(21 * 1024**2))
+    Image.new("L", (4100, 20)).save(tmp_path / "wide.png")
+    open_tab(page, "Codebook", "#original")
+    before = pixels(page, "#original")
+    for name, message in (
+        ("note.png", "is not a picture"),
+        ("none.png", "is empty"),
+        ("large.jpg", "the limit is 20 MB"),
+        ("wide.png", "the limit is 4096 px"),
+    ):
+        page.locator("input[type=file]").first.set_input_files(tmp_path / name)
+        expect(page.locator(".toast-wrap")).to_contain_text(message)
+    np.testing.assert_array_equal(pixels(page, "#original"), before)
+    click_cell(page, "#original", row=0, column=0)
+    expect(page.locator("#codebook-token")).to_contain_text("Token 0")
+
+
+def test_alignment_follows_patch_and_block(page: Page):
+    open_tab(page, "Alignment", "#generator-similarity")
+    expect(page.locator("#protocol")).to_contain_text("stand-in")  # the teacher's note
+    maps = ("#teacher-similarity", "#tokenizer-similarity", "#generator-similarity")
+    before = [pixels(page, selector) for selector in maps]
+    click_cell(page, "#teacher-pca", row=6, column=1)
+    expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 49")
+    yellow = (253, 231, 37)  # viridis at cosine 1: the patch with itself
+    for selector, old in zip(maps, before, strict=True):
+        now = changed(page, selector, old)
+        assert now[6 * 64 + 32, 64 + 32].tolist() == list(yellow)
+    teacher, generator = pixels(page, "#teacher-pca"), pixels(page, "#generator-pca")
+    page.locator("#block input[type=number]").fill("1")
+    page.locator("#block input[type=number]").press("Tab")
+    changed(page, "#generator-pca", generator)
+    np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
+
+
+def test_eight_users_at_once_all_get_answers(address: str):
+    clients = [Client(address, verbose=False) for _ in range(8)]
+    together = threading.Barrier(8)
+
+    def user(number: int) -> np.ndarray:
+        together.wait()
+        left, _, status = clients[number].predict(count=1, seed=number, api_name="/sample")
+        assert "token 64 of 64" in status
+        return np.asarray(Image.open(left["path"] if isinstance(left, dict) else left).convert("RGB"))
+
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(user, range(8)))
+    assert len({picture.tobytes() for picture in pictures}) == 8
+    assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
+
+
+def test_the_layout_of_the_codes_arrives(page: Page):
+    """Last, as it is computed in the background for some time after the start."""
+    open_tab(page, "Codebook", "#usage")
+    page.locator("#layout img").wait_for(timeout=3 * PATIENCE)
+
+
+@pytest.fixture
+def explorer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(APPS))
+    import explorer
+
+    return explorer
+
+
+def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
+    with pytest.raises(SystemExit, match=f"{tmp_path} holds no finished run"):
+        explorer.main(explorer.Options(runs=tmp_path))
+
+
+def test_a_taken_port_is_named(explorer):
+    folder = os.environ.get("GEAR_EXPLORER_RUNS")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port}"):
+            explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
