@@ -65,7 +65,7 @@ _SMALL = Recipe(
 _SMALL_STAGES = {
     "warmup": replace(_SMALL, tokenizer_lr=1e-3),
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
-    "generator": replace(_SMALL, generator_lr=5e-4),
+    "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
 BUDGETS = {  # steps of each stage, and of the two models that are trained on the world's truth
     "shipped": {"warmup": 2000, "joint": 1500, "generator": 2000, "teacher": 3600, "judge": 1600},
