@@ -1,6 +1,5 @@
 """Codebook: what a tokenizer makes of a picture, which codes a token could have had, what codes stand for."""
 
-import html
 import math
 
 import gradio as gr
@@ -43,13 +42,9 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
         with gr.Column(min_width=220):
             token_text = gr.HTML(elem_id="codebook-token", padding=False)
             table = gr.HTML(elem_id="top-codes", padding=False)
-            code = gr.Dropdown(
-                [],
-                label="Replace its code by",
-                info="one of the top codes, or any number typed in",
-                allow_custom_value=True,
-                elem_id="new-code",
-            )
+            with gr.Row():
+                choice = gr.Dropdown([], label="Replace by", elem_id="new-choice", min_width=120)
+                code = gr.Number(label="or any code", precision=0, elem_id="new-code", min_width=100)
             with gr.Row():
                 replace = gr.Button("Replace", variant="primary", elem_id="replace", min_width=100)
                 reset = gr.Button("Undo all", elem_id="reset", min_width=100)
@@ -86,18 +81,19 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
         state = {**state, "token": clicked_token(event, studio.tokenizer(name).grid)}
         return state, *show(name, chosen, tau, state)
 
-    def swap(name: str, chosen: Picture, tau: float, state: dict, code: int | str | None) -> tuple:
+    def swap(name: str, chosen: Picture, tau: float, state: dict, code: int | None) -> tuple:
         if state["token"] is None:
             raise gr.Error(
                 "Click a token first; then choose the code that replaces it.", print_exception=False
             )
         codes_there = studio.tokenizer(name).config.codes
-        if not str(code).isdecimal() or int(code) >= codes_there:
+        if code is None or not 0 <= code < codes_there:
+            given = "Nothing" if code is None else code
             raise gr.Error(
-                f"{html.escape(str(code))!r} is not a code; choose a number from 0 to {codes_there - 1}.",
+                f"{given} is not a code; choose a number from 0 to {codes_there - 1}.",
                 print_exception=False,
             )
-        state = {**state, "edits": {**state["edits"], state["token"]: int(code)}}
+        state = {**state, "edits": {**state["edits"], state["token"]: code}}
         return state, *show(name, chosen, tau, state)
 
     def undo(name: str, chosen: Picture, tau: float, state: dict) -> tuple:
@@ -134,7 +130,18 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
 
     # While an answer is on its way, only the last of further clicks counts.
     hidden = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-    views = [original, rebuilt, quality, indices_map, entropy_map, entropy_scale, token_text, table, code]
+    views = [
+        original,
+        rebuilt,
+        quality,
+        indices_map,
+        entropy_map,
+        entropy_scale,
+        token_text,
+        table,
+        choice,
+        code,
+    ]
     views += [edited, edits_text, difference, difference_scale, gallery_text, gallery]
     base = [run, picture, tau]
     waiting = gr.Timer(2, active=False)
@@ -152,6 +159,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
     tau.release(show, [*base, editing], views, **hidden)
     for map_ in (original, rebuilt, indices_map, entropy_map, edited, difference):
         redraw(map_.select(click, [*base, editing], [editing, *views], **hidden))
+    choice.input(lambda code: code, choice, code, **hidden)
     redraw(replace.click(swap, [*base, editing, code], [editing, *views], **hidden))
     redraw(reset.click(undo, [*base, editing], [editing, *views], **hidden))
     return controls, render
@@ -212,7 +220,7 @@ def _token(tokenizer, found, scores, q, edited_q, token: int | None, tau: float)
     """Heading, table of the top codes, and the choices to replace by."""
     if token is None:
         heading = '<div class="title">Token</div><div class="note">Click a token in any picture.</div>'
-        return heading, "", gr.Dropdown(choices=[], value=None)
+        return heading, "", gr.Dropdown(choices=[], value=None), None
     candidates = codes.top_codes(scores[token], tau)
     row, column = divmod(token, tokenizer.grid)
     now = int(edited_q[token])
@@ -237,7 +245,7 @@ def _token(tokenizer, found, scores, q, edited_q, token: int | None, tau: float)
         + f'<tr class="rest"><td colspan="4">all other codes</td>{_weight(rest)}</tr></table>'
     )
     choices = [(f"{c.code} (soft {c.soft:.3f})", c.code) for c in candidates]
-    return heading, table, gr.Dropdown(choices=choices, value=choices[1][1])
+    return heading, table, gr.Dropdown(choices=choices, value=choices[1][1]), choices[1][1]
 
 
 def _gallery(found: codes.Survey, code: int | None) -> tuple:

@@ -64,7 +64,7 @@ def main(options: Options) -> None:
         studio = Studio(options.runs)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
-    # Each request gets its share of the cores: threads that wait for one another's cores are slower than none.
+    # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
     demo = build(studio)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
