@@ -66,7 +66,7 @@ def runs(tmp_path_factory, teacher_folder) -> Path:
     for process in both:
         process.start()
     for process in both:
-        process.join(240)
+        process.join(300)
         process.kill()
     assert [process.exitcode for process in both] == [0, 0]
     return folder

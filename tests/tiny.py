@@ -94,6 +94,16 @@ def metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
 
 
+def metric_differences(one: list[dict], other: list[dict]) -> list[str]:
+    """Where two runs' metrics differ, the first few. Rather than ==, which pytest takes minutes to explain."""
+    found = [f"{len(one)} rows, {len(other)} rows"] if len(one) != len(other) else []
+    for here, there in zip(one, other, strict=False):
+        for key in sorted(here.keys() | there.keys()):
+            if here.get(key) != there.get(key):
+                found.append(f"step {here['step']}: {key} is {here.get(key)}, {there.get(key)}")
+    return found[:5]
+
+
 def metrics_whole_lines(folder: Path) -> list[str]:
     """The lines that are written to the end, of a file that may be growing."""
     return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
@@ -103,8 +113,8 @@ def run_apart(target: Callable, *arguments) -> int:
     """Call `target` in a process of its own. Returns its exit code, minus the signal's number if killed."""
     process = processes.Process(target=target, args=arguments)
     process.start()
-    process.join(120)
+    process.join(300)
     if process.is_alive():
         process.kill()
-        raise TimeoutError(f"{target.__name__} did not end within 120 s")
+        raise TimeoutError(f"{target.__name__} did not end within 300 s")
     return process.exitcode
