@@ -43,7 +43,7 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
             token_text = gr.HTML(elem_id="codebook-token", padding=False)
             table = gr.HTML(elem_id="top-codes", padding=False)
             with gr.Row():
-                choice = gr.Dropdown([], label="Replace by", elem_id="new-choice", min_width=120)
+                choice = gr.Dropdown([], label="Replace by top code", elem_id="new-choice", min_width=120)
                 code = gr.Number(label="or any code", precision=0, elem_id="new-code", min_width=100)
             with gr.Row():
                 replace = gr.Button("Replace", variant="primary", elem_id="replace", min_width=100)
@@ -244,7 +244,7 @@ def _token(tokenizer, found, scores, q, edited_q, token: int | None, tau: float)
         + "".join(lines)
         + f'<tr class="rest"><td colspan="4">all other codes</td>{_weight(rest)}</tr></table>'
     )
-    choices = [(f"{c.code} (soft {c.soft:.3f})", c.code) for c in candidates]
+    choices = [(str(c.code), c.code) for c in candidates]
     return heading, table, gr.Dropdown(choices=choices, value=choices[1][1]), choices[1][1]
 
 
