@@ -57,7 +57,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || rm -rf .venv
 	@if command -v uv >/dev/null 2>&1; then set -ex; \
 	  test -d .venv || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
-	  uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	  uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test]'; \
 	else set -ex; \
 	  test -d .venv || $(PYTHON) -m venv .venv; \
 	  $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; \
