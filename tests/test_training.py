@@ -318,7 +318,7 @@ def test_reading_a_checkpoint_runs_no_code(again, teacher_folder, tmp_path):
     [
         ({"generator_lr": 0.5}, "generator_lr is 0.001, asked for 0.5"),
         ({"steps": 16}, "steps is 12, asked for 16"),
-        ({"tokenizer": tiny.replace(tiny.TOKENIZER, codes=128)}, "tokenizer is "),
+        ({"generator": tiny.replace(tiny.GENERATOR, dim=64)}, "generator is "),
     ],
 )
 def test_a_folder_that_holds_another_run_is_refused_naming_what_differs(

@@ -95,7 +95,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def metric_differences(one: list[dict], other: list[dict]) -> list[str]:
-    """Where two runs' metrics differ, the first few. Rather than ==, which pytest takes minutes to explain."""
+    """Where two runs differ in their metrics, the first few. (pytest is slow to explain a failing ==.)"""
     found = [f"{len(one)} rows, {len(other)} rows"] if len(one) != len(other) else []
     for here, there in zip(one, other, strict=False):
         for key in sorted(here.keys() | there.keys()):
