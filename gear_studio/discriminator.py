@@ -1,29 +1,45 @@
 """PatchGAN discriminator with the hinge loss: one real/fake logit for each patch of an image."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.pretrained import Pretrained
 
-class PatchDiscriminator(nn.Sequential):
-    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). BatchNorm becomes SyncBatchNorm when several
-    processes train."""
 
-    def __init__(self, channels: int = 64, layers: int = 3):
-        blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        width = channels
-        for layer in range(1, layers + 1):
-            wider = channels * min(2**layer, 8)
-            stride = 2 if layer < layers else 1
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    channels: int = 64
+    layers: int = 3
+
+
+class Discriminator(Pretrained):
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). Its BatchNorm is synchronised over GPUs."""
+
+    Config = DiscriminatorConfig
+
+    def __init__(self, config: DiscriminatorConfig = DiscriminatorConfig()):
+        super().__init__()
+        self.config = config
+        width = config.channels
+        blocks: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for layer in range(1, config.layers + 1):
+            wider = config.channels * min(2**layer, 8)
+            stride = 2 if layer < config.layers else 1
             blocks += [
                 nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=False),
                 nn.BatchNorm2d(wider),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
-        super().__init__(*blocks, nn.Conv2d(width, 1, 4, padding=1))
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.blocks(images)
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ not change with how many pictures are asked for, and two generators given the sa
 same numbers.
 """
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ def stream(
         raise ValueError(f"top_k is {top_k}; expected a count of codes, or 0 for all")
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
     gen.eval()
-    seed = torch.seed() % 2**31 if seed is None else seed
+    seed = secrets.randbits(31) if seed is None else seed
     draws = uniforms(seed, batch, gen.length).to(device)
     condition = condition.to(device)
     if guided:

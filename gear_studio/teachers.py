@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from gear_studio.pretrained import atomic, load_weights, read_json, write_json
@@ -43,10 +42,12 @@ class TeacherConfig:
     note: str = "A tiny ViT with random weights: an untrained control."
 
 
-def build_encoder(config: TeacherConfig) -> VisionTransformer:
+def build_encoder(config: TeacherConfig) -> nn.Module:
     """A trainable patch encoder, without head or class token; raises ValueError for an unknown `arch`."""
     if config.arch != "vit":
         raise ValueError(f"Teacher arch {config.arch!r} is not known; this version builds 'vit' only.")
+    from timm.models.vision_transformer import VisionTransformer  # here: it takes seconds to import
+
     return VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -74,7 +75,7 @@ class Teacher(nn.Module):
     Images of another size than the config's are resized (bicubic), so N = grid * grid always holds.
     """
 
-    def __init__(self, config: TeacherConfig, encoder: VisionTransformer):
+    def __init__(self, config: TeacherConfig, encoder: nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder.requires_grad_(False).eval()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gear_studio.alignment import Projector, ProjectorConfig
 from gear_studio.conditions import ClassCondition
-from gear_studio.discriminator import PatchDiscriminator
+from gear_studio.discriminator import Discriminator
 from gear_studio.generator import FeedForward, Generator, RMSNorm, paper_config, rotary_table, rotate
 from gear_studio.pretrained import atomic
 from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
@@ -80,7 +80,7 @@ def test_presets_have_the_grids_they_promise():
 
 
 def test_the_discriminator_answers_for_patches():
-    assert PatchDiscriminator()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
+    assert Discriminator()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
 
 
 # Generator

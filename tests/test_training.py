@@ -404,3 +404,17 @@ def test_recipes_that_cannot_resume_exactly_or_do_not_exist_are_refused():
         small("cool-down")
     with pytest.raises(ValueError, match="unknown budget 'lavish'"):
         small("warmup", "lavish")
+
+
+def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_folder):
+    train("joint", again, teacher_folder, out="at-rest", gan_weight=0.1, tokenizer_lr=0.0)
+    before, after = (
+        load_file(again / name / "discriminator" / "model.safetensors") for name in ("warmup", "at-rest")
+    )
+    learnt = [key for key in before if key.endswith((".weight", ".bias"))]
+    assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
+
+
+def test_a_parent_that_lies_elsewhere_is_refused(again, teacher_folder, tmp_path):
+    with pytest.raises(ValueError, match="does not lie beside"):
+        train("joint", again, teacher_folder, out=tmp_path / "elsewhere" / "joint")

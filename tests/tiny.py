@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gear_studio.discriminator import PatchDiscriminator
+from gear_studio.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.generator import Generator, GeneratorConfig
 from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.tokenizer import Tokenizer, TokenizerConfig
@@ -28,7 +28,7 @@ GENERATOR = GeneratorConfig(classes=10, codes=64, grid=4, dim=32, blocks=3, head
 TIMINGS = ("images_per_second", "seconds")  # the metrics that differ between two equal runs
 
 # The only model whose size no recipe sets.
-stages.PatchDiscriminator = functools.partial(PatchDiscriminator, channels=8)
+stages.Discriminator = functools.partial(Discriminator, DiscriminatorConfig(channels=8))
 
 # Starting Python and importing torch costs seconds; a fork server pays it once for all tests' processes.
 processes = multiprocessing.get_context("forkserver")

@@ -24,9 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio import data, sampling
+from gear_studio.discriminator import Discriminator
 from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
-from gear_studio.runs import Run, find
+from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training.recipes import ARMS, Recipe
@@ -193,7 +194,10 @@ def train(
     )
     main = accelerator.is_main_process
     torch.manual_seed(seed)
-    tokenizer = Run.from_pretrained(find(parent)).tokenizer if parent else Tokenizer(recipe.tokenizer)
+    start_from = Run.from_pretrained(parent) if parent else None
+    if start_from and start_from.folder.resolve().parent != out.resolve().parent:
+        raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
+    tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
     train_source = data.load(source, "train", tokenizer.config.image_size, folder)
     held_out = data.load(source, "val", tokenizer.config.image_size, folder)
     teacher = Teacher.from_pretrained(recipe.teacher)
@@ -225,7 +229,9 @@ def train(
     if Run(out).finished:
         return Run(out)
 
-    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer)
+    warm = start_from and start_from.has("discriminator")
+    discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
+    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer, discriminator)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0

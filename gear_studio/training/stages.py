@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from gear_studio import readout
 from gear_studio.alignment import Projector, ProjectorConfig, alignment_loss
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
-from gear_studio.discriminator import PatchDiscriminator, hinge_loss
+from gear_studio.discriminator import Discriminator, hinge_loss
 from gear_studio.generator import Generator
 from gear_studio.objectives import (
     entropy_loss,
@@ -82,7 +82,7 @@ class Stage:
     """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
 
     modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
-    is frozen."""
+    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class Stage:
         teacher: Teacher,
         accelerator: Accelerator,
         tokenizer: Tokenizer,
+        discriminator: Discriminator | None = None,
     ):
         self.recipe, self.arm, self.accelerator = recipe, arm, accelerator
         self.teacher = teacher.to(accelerator.device)
@@ -99,7 +100,7 @@ class Stage:
         if stage != "generator":
             modules["tokenizer"] = tokenizer
             if recipe.gan_weight > 0:
-                discriminator = PatchDiscriminator()
+                discriminator = discriminator or Discriminator()
                 if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
@@ -251,13 +252,15 @@ class Stage:
         return results
 
     def parts(self) -> dict[str, nn.Module]:
-        """The EMA models to save with the Run."""
+        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from."""
         parts: dict[str, nn.Module] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
             parts |= {"generator": aligned.generator, "projector": aligned.projector}
+        if "discriminator" in self.modules:
+            parts["discriminator"] = self.modules["discriminator"]
         return parts
 
     def state_dict(self) -> dict:
