@@ -126,6 +126,7 @@ def usage_histogram(counts: Tensor, chosen: int | None = None) -> Figure:
             textcoords="offset points",
             ha=side,
             color=OKABE_ITO[1],
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
         )
     axes.set(xlabel="codes, most used first", ylabel="use, times the average (1/K)")
     axes.set_xlim(0, len(share) + 1)
