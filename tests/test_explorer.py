@@ -315,7 +315,7 @@ def test_eight_users_at_once_all_get_answers(address: str):
 def test_the_layout_of_the_codes_arrives(page: Page):
     """Last, as it is computed in the background for some time after the start."""
     open_tab(page, "Codebook", "#usage")
-    page.locator("#layout img").wait_for(timeout=3 * PATIENCE)
+    expect(page.locator("#layout img")).to_be_visible(timeout=3 * PATIENCE)
 
 
 @pytest.fixture
