@@ -49,7 +49,7 @@ def teacher_table() -> str:
         for key, label in (("teacher", "tiny teacher"), ("random", "the same ViT, random weights"))
     ]
     probes = table(["linear probe on held-out patches (%)", *tasks], rows)
-    return f"{probes}\n\nThe judge names the class of {100 * judge['accuracy']:.1f} % of held-out images."
+    return f"{probes}\n\nThe judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
 
 
 def tokenizer_table(runs: dict[str, Run]) -> str:
@@ -82,7 +82,7 @@ def tokenizer_table(runs: dict[str, Run]) -> str:
     note = (
         f"On {e['samples']:,} held-out images, in the features of the tiny teacher. As many other real "
         f"images are at FD {e['real_fd']:.2f}; of the images themselves the judge names "
-        f"{100 * e['judge_accuracy']['real']:.1f} % right."
+        f"{100 * e['judge_accuracy']['real']:.2f} % right."
     )
     return f"{table(header, rows)}\n\n{note}"
 
