@@ -1,13 +1,15 @@
 """What the explorer's tabs share: the Runs on offer, their models on one device, surveys, pictures.
 
-Models are read on first use and kept. Layouts of codebooks take many seconds, and their library must not run
-in two threads at once: one background thread makes them, and the tabs show what they have until it is done.
+Models are read on first use and kept. Layouts of codebooks take many seconds: one process of low priority
+makes them, and the tabs show what they have until it is done.
 """
 
+import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock, RLock, Thread
 
@@ -57,7 +59,7 @@ class Studio:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loading = RLock()
         self._surveying = Lock()
-        self._background = ThreadPoolExecutor(1)
+        self._background = ProcessPoolExecutor(1, get_context("spawn"), _step_back)
         self._surveys: dict[str, codes.Survey] = {}
         self._layouts: dict[str, Future] = {}
 
@@ -96,7 +98,7 @@ class Studio:
 
     def layout(self, name: str) -> Future:
         """UMAP of a codebook, (K, 2), under way or done."""
-        codebook = self.tokenizer(name).quantizer.codebook
+        codebook = self.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
         with self._loading:
             if name not in self._layouts:
                 self._layouts[name] = self._background.submit(codes.code_layout, codebook)
@@ -130,6 +132,11 @@ class Studio:
             return f"Your picture **{picture.name}**, its middle square."
         caption = data.load("shapes", "val").caption(picture.index)
         return f"Picture {picture.index} of the held-out world: {caption}."
+
+
+def _step_back() -> None:
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
 
 
 @contextmanager

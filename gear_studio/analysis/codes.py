@@ -63,15 +63,14 @@ def gallery(found: Survey, code: int, count: int = 12, margin: int = 1) -> tuple
     return torch.cat(crops), len(places)
 
 
-def code_layout(codebook: Tensor) -> np.ndarray:
+def code_layout(codebook: np.ndarray) -> np.ndarray:
     """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call.
 
     McInnes et al. 2018. The first call compiles for some seconds; call it from one thread at a time."""
     import umap  # here: it takes seconds to import, and only this needs it
 
-    vectors = codebook.detach().float().cpu().numpy()
-    neighbors = min(15, len(vectors) - 1)
-    return umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors)
+    neighbors = min(15, len(codebook) - 1)
+    return umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=0, n_jobs=1).fit_transform(codebook)
 
 
 class Candidate(NamedTuple):

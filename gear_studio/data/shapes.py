@@ -61,6 +61,7 @@ SPLIT_LENGTH = 2**40
 
 _SIDE = 64.0
 _RADIUS = (13.0, 24.0)
+_TILT = 15 / 360  # at most, either way, in turns
 _NOISE_SIGMA = 8.0  # of 255, per pixel and channel
 _FACTORS = (
     "label",
@@ -202,7 +203,7 @@ class Shapes:
                 "ground": _GROUND[background],
                 "slope": 6 + 14 * u["slope"],
             }
-            | _direction("", u["angle"])
+            | _direction("", _TILT * (2 * u["angle"] - 1))
             | _direction("slope_", u["slope_angle"])
         )
         ids = {
@@ -321,8 +322,8 @@ def _ring(u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
 _OUTLINES = (_circle, _square, _triangle, _star, _cross, _ring)
 
 
-# Patterns: share of the second tone in [0,1]. Periods are near 7 units, so that one cell of the token grid
-# (8 units) shows about a whole one; `scale` varies them by a tenth.
+# Patterns: share of the second tone in [0,1]. Periods are near 12 units, so that one cell of the token grid
+# (8 units) shows a part of one and a texture is a thing of several cells; `scale` varies them by a tenth.
 
 
 def _solid(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -> np.ndarray:
@@ -330,19 +331,19 @@ def _solid(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -
 
 
 def _striped(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -> np.ndarray:
-    period = 6.6 * scale
+    period = 10.6 * scale
     return _cover(0.25 * period - np.abs(_wrap(u, period)), pixel)
 
 
 def _checkered(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -> np.ndarray:
-    period = 8.4 * scale
+    period = 13.4 * scale
     a = _cover(0.25 * period - np.abs(_wrap(u, period)), pixel)
     b = _cover(0.25 * period - np.abs(_wrap(v, period)), pixel)
     return a + b - 2 * a * b
 
 
 def _dotted(u: np.ndarray, v: np.ndarray, scale: np.ndarray, pixel: np.float32) -> np.ndarray:
-    period = 7.2 * scale
+    period = 11.5 * scale
     a, b = _wrap(u, period), _wrap(v, period)
     return _cover(0.29 * period - np.sqrt(a * a + b * b), pixel)
 

@@ -56,9 +56,12 @@ class Recipe:
 _SMALL = Recipe(
     steps=0,
     batch_size=32,
+    generator=GeneratorConfig(dropout=0.0),  # the small world never shows a picture twice
     projector_hidden=256,
     betas=(0.9, 0.99),
     ema=0.995,
+    perceptual_weight=3.0,
+    perceptual_blocks=(1, 2, 4),
     log_every=25,
     checkpoint_every=125,
 )
@@ -68,7 +71,7 @@ _SMALL_STAGES = {
     "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
 BUDGETS = {  # steps of each stage, and of the two models that are trained on the world's truth
-    "shipped": {"warmup": 2000, "joint": 1500, "generator": 2000, "teacher": 3600, "judge": 1600},
+    "shipped": {"warmup": 2500, "joint": 1500, "generator": 5000, "teacher": 3600, "judge": 1600},
     "quick": {"warmup": 750, "joint": 500, "generator": 750, "teacher": 900, "judge": 300},
     "smoke": {"warmup": 4, "joint": 4, "generator": 4, "teacher": 2, "judge": 2},
 }
