@@ -64,9 +64,9 @@ _IN_GENERATOR = {
 def load_tokenizer(source: str | Path, image_size: int = 256) -> Tokenizer:
     """The tokenizer in a released file (VQ-16, LFQ-16, IBQ-16 and their like), in eval mode.
 
-    source: a file, or a repository of the Hub (see `fetch`). image_size: pixels along a side of the pictures it
-    is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no tokenizer or its
-    keys are not exactly those of one, naming them."""
+    source: a file, or a repository of the Hub (see `fetch`). image_size: pixels along a side of the pictures
+    it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no tokenizer or
+    its keys are not exactly those of one, naming them."""
     return tokenizer_from(_only(read(fetch(source)), TOKENIZER, source), image_size, str(source))
 
 
@@ -134,8 +134,8 @@ def import_run(
 
 
 def save(model: Tokenizer | Generator, path: str | Path) -> None:
-    """Write a model in the released format, under `vq` or `ema`, atomically. Raises ValueError for a tokenizer
-    that the format has no names for."""
+    """Write a model in the released format, under `vq` or `ema`, atomically. Raises ValueError for a
+    tokenizer that the format has no names for."""
     key = "vq" if isinstance(model, Tokenizer) else "ema"
     with atomic(Path(path)) as temporary:
         torch.save({key: released_state(model)}, temporary)
@@ -164,8 +164,8 @@ def fetch(source: str | Path) -> Path:
             return Path(hf_hub_download(name, files[0]))
     except Exception as error:  # whatever HTTP library the installed version of the Hub's client uses
         raise FileNotFoundError(
-            f"there is no file {source}, and it could not be had from the Hub either ({_brief(error)}). Without "
-            "a connection, download it elsewhere and give the file's path"
+            f"there is no file {source}, and it could not be had from the Hub either ({_brief(error)}). "
+            "Without a connection, download it elsewhere and give the file's path"
         ) from error
     raise FileNotFoundError(
         f"{name} on the Hub holds {len(files)} files of weights ({', '.join(files) or 'none'}); "
@@ -183,8 +183,8 @@ def read(path: Path) -> dict[str, Any]:
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is damaged, or holds more than weights and plain values ({_brief(error)}), which could run "
-            "code and is refused; save its state dict alone with torch.save and give that file"
+            f"{path} is damaged, or holds more than weights and plain values ({_brief(error)}), which could "
+            "run code and is refused; save its state dict alone with torch.save and give that file"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
@@ -357,7 +357,8 @@ def _layers(config: TokenizerConfig) -> tuple[list[str], list[str]]:
     if config.patch != 1 or not config.mid or magvit2 != (config.quantizer == "lfq"):
         raise ValueError(
             f"the released format has no names for a {config.quantizer} tokenizer of architecture "
-            f"{config.architecture}, patch {config.patch} and mid {config.mid}; it knows VQ-16, LFQ-16, IBQ-16"
+            f"{config.architecture}, patch {config.patch} and mid {config.mid}; it knows those of VQ-16, "
+            "LFQ-16 and IBQ-16"
         )
 
     def level_layers(name: str, count: int, lowest: bool) -> list[str]:
