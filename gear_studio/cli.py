@@ -1,4 +1,4 @@
-"""The command line: `gear-studio train | import | supervise | evaluate | sample | reconstruct | ...`.
+"""The command line: `gear-studio train | supervise | evaluate | sample | reconstruct | reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
