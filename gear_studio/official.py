@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gear_studio.generator import SIZES, Generator, paper_config
+from gear_studio.generator import SIZES, Generator, GeneratorConfig, paper_config
 from gear_studio.pretrained import atomic, check_shapes, write_json
 from gear_studio.runs import Run
 from gear_studio.tokenizer import Tokenizer, TokenizerConfig
@@ -286,8 +286,8 @@ def tokenizer_config(state: State, image_size: int, where: str) -> TokenizerConf
     )
 
 
-def generator_config(state: State, grid: int | None, where: str):
-    """What generator a state dict is of, by its keys and shapes. Returns a GeneratorConfig."""
+def generator_config(state: State, grid: int | None, where: str) -> GeneratorConfig:
+    """What generator a state dict is of, by its keys and shapes."""
     _refuse_text_to_image(state, where)
     codes, dim = _shape(state, "tok_embeddings.weight", where)
     blocks = _count(state, r"layers\.(\d+)\.")
