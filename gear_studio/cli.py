@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
+from gear_studio.tokenizer import preset
 from gear_studio.training.recipes import BUDGETS, small
 
 Positional = tyro.conf.Positional
@@ -18,19 +19,19 @@ Stage = Literal["warmup", "joint", "generator"]
 Arm = Literal["warmup", "baseline", "gear", "continued", "straight-through"]
 
 
-def run_name(source: str, stage: str, arm: str, seed: int) -> str:
-    return f"{source}-warmup-s{seed}" if stage == "warmup" else f"{source}-{stage}-{arm}-s{seed}"
+def run_name(label: str, stage: str, arm: str, seed: int) -> str:
+    return f"{label}-warmup-s{seed}" if stage == "warmup" else f"{label}-{stage}-{arm}-s{seed}"
 
 
-def default_parent(out: Path, source: str, stage: str, arm: str, seed: int) -> Path | None:
+def default_parent(out: Path, label: str, stage: str, arm: str, seed: int) -> Path | None:
     """The Run that a stage builds on, beside `out`: the warm-up, or the joint Run of the same arm."""
     match stage, arm:
         case "warmup", _:
             return None
         case ("joint", _) | ("generator", "baseline"):
-            return out.parent / run_name(source, "warmup", "warmup", seed)
+            return out.parent / run_name(label, "warmup", "warmup", seed)
         case _:
-            return out.parent / run_name(source, "joint", arm, seed)
+            return out.parent / run_name(label, "joint", arm, seed)
 
 
 def change(config: Any, name: str, value: str) -> Any:
@@ -62,6 +63,7 @@ def train(
     budget: Literal["shipped", "quick", "smoke"] = "shipped",
     steps: int | None = None,
     batch_size: int | None = None,
+    tokenizer: str | None = None,
     folder: Path | None = None,
     out: Path | None = None,
     parent: Path | None = None,
@@ -81,6 +83,8 @@ def train(
         budget: Preset number of steps.
         steps: Steps, instead of the budget's.
         batch_size: Images a step over all processes, instead of the recipe's.
+        tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, vq-16, lfq-16 or ibq-16.
+        Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/).
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
@@ -91,12 +95,13 @@ def train(
 
     arm = arm or ("warmup" if stage == "warmup" else "gear")
     recipe = small(stage, budget)
-    changes = {"steps": steps, "batch_size": batch_size}
+    changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     for assignment in set or []:
         recipe = change(recipe, *assignment.partition("=")[::2])
-    out = out or Path("runs") / run_name(source, stage, arm, seed)
-    parent = parent or default_parent(out, source, stage, arm, seed)
+    label = f"{source}-{tokenizer}" if tokenizer else source
+    out = out or Path("runs") / run_name(label, stage, arm, seed)
+    parent = parent or default_parent(out, label, stage, arm, seed)
     if parent is not None and not (parent / "tokenizer").is_dir():
         raise FileNotFoundError(
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
@@ -104,6 +109,23 @@ def train(
         )
     run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers)
     print(f"finished: {run.folder}")
+
+
+def import_released(
+    file: Positional[str], name: Positional[Path], parent: Path | None = None, image_size: int = 256
+) -> None:
+    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ) into a run.
+
+    Args:
+        file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
+        name: The run's folder; a bare name is put into runs/.
+        parent: For a generator alone: the run of its tokenizer, beside it.
+        image_size: Pixels along a side of the pictures it is for.
+    """
+    from gear_studio import official
+
+    out = name if len(name.parts) > 1 else Path("runs") / name
+    print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
 
 
 def supervise(
@@ -266,6 +288,7 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
 
 COMMANDS = {
     "train": train,
+    "import": import_released,
     "supervise": supervise,
     "evaluate": evaluate,
     "sample": sample,

@@ -25,9 +25,11 @@ def entropy_loss(scores: Tensor, temperature: float = 0.01) -> Tensor:
     """E_tokens[H(p)] - H(E_tokens[p]), p = softmax(A / 0.01): sure about each token, all codes used overall.
 
     scores: (B, N, K). The average assignment is taken over all processes, so the loss does not depend on
-    their number."""
-    p = torch.softmax(scores.float() / temperature, dim=-1).flatten(0, 1)
-    return entropy(p).mean() - entropy(mean_over_processes(p.mean(0)))
+    their number; 1e-5 is added to it inside the logarithm, as in the released quantizers."""
+    log_p = (scores.float() / temperature).log_softmax(-1).flatten(0, 1)
+    p = log_p.exp()
+    average = mean_over_processes(p.mean(0))
+    return (average * (average + 1e-5).log()).sum() - (p * log_p).sum(-1).mean()
 
 
 def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:

@@ -247,3 +247,16 @@ def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monke
     with pytest.raises(RuntimeError, match=r"bad failed \(exit 1\); see .*bad\.log"):
         reproduce.run([job("good"), job("bad", "good"), job("never", "bad")], at_once=2, threads=1)
     assert order.read_text().split() == ["good", "bad"]
+
+
+def test_another_quantizer_goes_through_all_stages_by_its_name(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("warmup", "joint", "generator"):
+        words = ["--stage", stage, "--tokenizer", "small-lfq", "--budget", "smoke", "--steps", 2]
+        code, _, complaint = command("train", "shapes", *words, "--batch-size", 2)
+        assert code == 0, complaint
+    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-s0")
+    assert run.parent.name == "shapes-small-lfq-joint-gear-s0"
+    assert run.tokenizer.config.quantizer == "lfq" and run.config["recipe"]["tokenizer"]["code_dim"] == 10
+    code, _, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
+    assert code == 1 and "unknown tokenizer 'small-fsq'; choose one of small, small-lfq" in complaint

@@ -156,7 +156,7 @@ def test_rotation_equals_its_definition():
 def test_rotated_products_depend_on_the_offset_alone():
     grid, width = 6, 16
     q, k = torch.randn(width), torch.randn(width)
-    angles = rotary_table(grid, width)[1:].view(grid, grid, -1)
+    angles = rotary_table(grid, width)[1:].view(grid, grid, width // 2, 2)
 
     def product(r1: int, c1: int, r2: int, c2: int) -> float:
         return (rotate(q[None], angles[r1, c1][None]) @ rotate(k[None], angles[r2, c2][None]).T).item()
