@@ -214,7 +214,7 @@ class Teacher(nn.Module):
         if name in PUBLISHED or not folder.is_dir():
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
-            return cls(describe(name, encoder, origin), encoder, grid, name)
+            return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
         if weights is not None:
             raise ValueError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
         config = TeacherConfig(
@@ -232,7 +232,12 @@ class Teacher(nn.Module):
             if name == "tiny":
                 return cls(TeacherConfig(), build_encoder(TeacherConfig()), grid)
             encoder = timm_encoder(timm_name(name))
-        return cls(describe(name, encoder, "random weights, an untrained control"), encoder, grid, name)
+        return cls(
+            describe(name, encoder, "random weights, an untrained control"),
+            encoder,
+            grid,
+            name.removeprefix("timm:"),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`; each file appears whole or not."""
