@@ -5,7 +5,6 @@ import copy
 import functools
 import json
 import math
-import pickle
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -305,7 +304,7 @@ def test_files_that_do_not_fit_are_refused_and_never_run(tmp_path, published, mo
     save_file(Teacher.random(0, "dinov2-s").encoder.state_dict(), tmp_path / "other.safetensors")
     save_file(state | {"colour": torch.zeros(1)}, tmp_path / "more.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(published.read_bytes()[:5000])
-    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}))
+    torch.save({"model": Trap()}, tmp_path / "trap.pth")
     for name, says in {
         "short.safetensors": "Missing.*blocks.1.norm2.bias",
         "other.safetensors": "size mismatch",
