@@ -68,6 +68,7 @@ def train(
     out: Path | None = None,
     parent: Path | None = None,
     workers: int | None = None,
+    teacher_weights: list[Path] | None = None,
     set: list[str] | None = None,
 ) -> None:
     """Train one stage, or continue it where it was killed.
@@ -89,7 +90,10 @@ def train(
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
-        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER generator.blocks=4.
+        teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
+        download; with several teachers one for each.
+        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
+        generator.blocks=4.
     """
     from gear_studio.training.loop import train as run_training
 
@@ -99,6 +103,8 @@ def train(
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     for assignment in set or []:
         recipe = change(recipe, *assignment.partition("=")[::2])
+    if teacher_weights:  # absolute, so that the run finds them again from anywhere
+        recipe = dataclasses.replace(recipe, teacher_weights=tuple(str(p.resolve()) for p in teacher_weights))
     label = f"{source}-{tokenizer}" if tokenizer else source
     out = out or Path("runs") / run_name(label, stage, arm, seed)
     parent = parent or default_parent(out, label, stage, arm, seed)

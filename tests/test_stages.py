@@ -46,7 +46,7 @@ REACHED = {  # by the gradient of each loss
     "ntp_straight_through": CODES,
     "discriminator": {"discriminator"},
     "ntp": GENERATOR,
-    "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projector"},
+    "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projectors"},
 }
 
 
@@ -138,7 +138,7 @@ def test_every_part_of_what_is_trained_moves():
     moved = defaultdict(set)
     for name, parameter in everything(stage).items():
         moved[not torch.equal(parameter, before[name])].add(group(name))
-    assert moved[True] == CODES | PICTURE | GENERATOR | {"aligned.projector", "discriminator"}
+    assert moved[True] == CODES | PICTURE | GENERATOR | {"aligned.projectors", "discriminator"}
     assert "teacher" in moved[False]
 
 
@@ -190,7 +190,7 @@ def guidance(stage: Stage, seed: int = 0) -> tuple[dict[str, Tensor], list[Tenso
     images, labels = tiny.batch()
     torch.manual_seed(seed)
     losses: dict[str, Tensor] = {}
-    loss = stage.guidance(stage.tokenizer.assign(images), labels, stage.teacher(images), losses)
+    loss = stage.guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], losses)
     wanted = [*stage.tokenizer.encoder.parameters(), stage.tokenizer.quantizer.codebook]
     return losses, list(torch.autograd.grad(loss, wanted))
 

@@ -28,7 +28,7 @@ from gear_studio.discriminator import Discriminator
 from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import Run
-from gear_studio.teachers import Teacher
+from gear_studio.teachers import load_teachers
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training.recipes import ARMS, Recipe
 from gear_studio.training.stages import Stage
@@ -198,12 +198,7 @@ def train(
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
     train_source = data.load(source, "train", tokenizer.config.image_size, folder)
     held_out = data.load(source, "val", tokenizer.config.image_size, folder)
-    teacher = Teacher.from_pretrained(recipe.teacher)
-    if teacher.grid != tokenizer.grid:
-        raise ValueError(
-            f"teacher {recipe.teacher!r} sees {teacher.grid} x {teacher.grid} patches and the tokenizer "
-            f"makes {tokenizer.grid} x {tokenizer.grid} tokens; alignment needs one patch a token"
-        )
+    teacher, *more_teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(
         recipe.generator,
@@ -222,6 +217,7 @@ def train(
         "recipe": recipe.asdict(),
     }
     if main:
+        config["teacher_sha256"] = [each.fingerprint() for each in (teacher, *more_teachers)]
         prepare_folder(out, config)
     accelerator.wait_for_everyone()
     if Run(out).finished:
@@ -229,7 +225,7 @@ def train(
 
     warm = start_from and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
-    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer, discriminator)
+    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer, discriminator, more_teachers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0

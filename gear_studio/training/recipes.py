@@ -26,7 +26,10 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     projector_hidden: int = 2048
-    teacher: str = "tiny"
+    teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
+    teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
+    spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
+    spatial_norm_alpha: float = 0.6
     tokenizer_lr: float = 1e-4
     generator_lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)

@@ -15,7 +15,7 @@ only:
     continued          neither, and no generator: the tokenizer trained as long, unguided
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gear_studio import readout
-from gear_studio.alignment import Projector, ProjectorConfig, alignment_loss
+from gear_studio.alignment import Projector, ProjectorConfig, alignment_loss, alignment_target
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.discriminator import Discriminator, hinge_loss
 from gear_studio.generator import Generator
@@ -56,33 +56,42 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class AlignedGenerator(nn.Module):
-    """Generator and projector, trained together (and wrapped together when several processes train)."""
+    """Generator and one projector a teacher, trained together (and wrapped together when several processes
+    train)."""
 
-    def __init__(self, generator: Generator, projector: Projector):
+    def __init__(self, generator: Generator, projectors: Sequence[Projector]):
         super().__init__()
         self.generator = generator
-        self.projector = projector
+        self.projectors = nn.ModuleList(projectors)
 
     def embed(self, assignment: Assignment, read=readout.hard) -> Tensor:
         """What the generator sees of the first N-1 tokens: (B, N-1, d)."""
         return read(assignment, self.generator.token_table)[:, :-1]
 
-    def forward(self, assignment: Assignment, labels: Tensor, read=readout.hard) -> tuple[Tensor, Tensor]:
-        """Next-token logits (B, N, K) and projected tap states (B, N, d_f)."""
-        logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
-        return logits, self.projector(hidden)
+    def project(self, hidden: Tensor) -> list[Tensor]:
+        """Tap states (B, N, d) -> one projection (B, N, d_f) a teacher."""
+        return [projector(hidden) for projector in self.projectors]
 
-    def project_tap(self, assignment: Assignment, labels: Tensor, read) -> Tensor:
+    def forward(
+        self, assignment: Assignment, labels: Tensor, read=readout.hard
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Next-token logits (B, N, K) and projected tap states (B, N, d_f), one a teacher."""
+        logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
+        return logits, self.project(hidden)
+
+    def project_tap(self, assignment: Assignment, labels: Tensor, read) -> list[Tensor]:
         """Projected tap states alone: only the blocks up to the tap run."""
         tap = self.generator.config.tap
-        return self.projector(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
+        return self.project(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
 
 
 class Stage:
     """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
 
     modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
-    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh."""
+    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh.
+    teacher: perceptual network and alignment target. more_teachers: targets only; L_align is the mean over
+    all."""
 
     def __init__(
         self,
@@ -93,9 +102,11 @@ class Stage:
         accelerator: Accelerator,
         tokenizer: Tokenizer,
         discriminator: Discriminator | None = None,
+        more_teachers: Sequence[Teacher] = (),
     ):
         self.recipe, self.arm, self.accelerator = recipe, arm, accelerator
-        self.teacher = teacher.to(accelerator.device)
+        self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
+        self.teacher = self.teachers[0]
         modules: dict[str, nn.Module] = {}
         if stage != "generator":
             modules["tokenizer"] = tokenizer
@@ -105,8 +116,11 @@ class Stage:
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
         if stage == "generator" or (stage == "joint" and arm != "continued"):
-            projector = Projector(ProjectorConfig(recipe.generator.dim, teacher.dim, recipe.projector_hidden))
-            modules["aligned"] = AlignedGenerator(Generator(recipe.generator), projector)
+            projectors = [
+                Projector(ProjectorConfig(recipe.generator.dim, each.dim, recipe.projector_hidden))
+                for each in self.teachers
+            ]
+            modules["aligned"] = AlignedGenerator(Generator(recipe.generator), projectors)
         rates = {
             "tokenizer": recipe.tokenizer_lr,
             "discriminator": recipe.tokenizer_lr,
@@ -141,12 +155,13 @@ class Stage:
         the device."""
         with self.accelerator.autocast():
             with torch.no_grad():
-                *seen, target = self.teacher.features(
+                *seen, last = self.teacher.features(
                     images, (*self.recipe.perceptual_blocks, self.teacher.depth)
                 )
+                targets = self.targets(images, last) if "aligned" in self.modules else []
             losses: dict[str, Tensor] = {}
             if "tokenizer" in self.modules:
-                reconstruction, assignment = self.update_tokenizer(images, labels, seen, target, losses)
+                reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
                 if "discriminator" in self.modules:
                     self.update_discriminator(images, reconstruction.detach(), losses)
             else:
@@ -154,7 +169,7 @@ class Stage:
                     assignment = self.tokenizer.assign(images)
             assignment = Assignment(assignment.scores.detach(), assignment.indices)
             if "aligned" in self.modules:
-                self.update_generator(assignment, labels, target, losses)
+                self.update_generator(assignment, labels, targets, losses)
         for name, ema in self.ema.items():
             ema.update(self.modules[name], number)
         chosen = assignment.indices.flatten()
@@ -162,8 +177,33 @@ class Stage:
         self.last_scores = assignment.scores
         return losses
 
+    def targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
+        """What the projections are aligned with, (B, N, d_f) a teacher. last: the first one's features."""
+        features = [last, *(teacher(images) for teacher in self.teachers[1:])]
+        norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
+        return [
+            alignment_target(z, teacher, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+        ]
+
+    def align(
+        self, name: str, projected: list[Tensor], targets: list[Tensor], losses: dict[str, Tensor]
+    ) -> Tensor:
+        """L_align, the mean over teachers, entered in `losses` as `name`; of several teachers also each
+        one's."""
+        each = [alignment_loss(ours, theirs) for ours, theirs in zip(projected, targets, strict=True)]
+        if len(each) > 1:
+            for teacher, loss in zip(self.teachers, each, strict=True):
+                losses[f"{name}_{teacher.name}"] = loss
+        losses[name] = torch.stack(each).mean()
+        return losses[name]
+
     def update_tokenizer(
-        self, images: Tensor, labels: Tensor, seen: list[Tensor], target: Tensor, losses: dict[str, Tensor]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        seen: list[Tensor],
+        targets: list[Tensor],
+        losses: dict[str, Tensor],
     ) -> tuple[Tensor, Assignment]:
         recipe = self.recipe
         reconstruction, quantized = self.wrapped["tokenizer"](images)
@@ -181,13 +221,13 @@ class Stage:
                 losses["gan"] = -self.modules["discriminator"](reconstruction).mean()
             objective = objective + recipe.gan_weight * losses["gan"]
         if "aligned" in self.modules:
-            objective = objective + self.guidance(assignment, labels, target, losses)
+            objective = objective + self.guidance(assignment, labels, targets, losses)
         losses["tokenizer"] = objective
         self._update("tokenizer", objective, losses)
         return reconstruction, assignment
 
     def guidance(
-        self, assignment: Assignment, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> Tensor:
         """What the generator tells the tokenizer, through a generator that does not move."""
         aligned = self.modules["aligned"]
@@ -197,15 +237,11 @@ class Stage:
                 projected = aligned.project_tap(
                     assignment, labels, lambda a, table: readout.soft(a, table, tau)
                 )
-                losses["alignment_soft"] = alignment_loss(projected, target)
-                return self.recipe.alignment_weight * losses["alignment_soft"]
+                return self.recipe.alignment_weight * self.align("alignment_soft", projected, targets, losses)
             logits, projected = aligned(assignment, labels, readout.straight_through)
             losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
-            losses["alignment_straight_through"] = alignment_loss(projected, target)
-            return (
-                losses["ntp_straight_through"]
-                + self.recipe.alignment_weight * losses["alignment_straight_through"]
-            )
+            alignment = self.align("alignment_straight_through", projected, targets, losses)
+            return losses["ntp_straight_through"] + self.recipe.alignment_weight * alignment
 
     def update_discriminator(self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]) -> None:
         discriminator = self.wrapped["discriminator"]
@@ -213,12 +249,12 @@ class Stage:
         self._update("discriminator", losses["discriminator"], losses)
 
     def update_generator(
-        self, assignment: Assignment, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> None:
         logits, projected = self.wrapped["aligned"](assignment, labels)
         losses["ntp"] = next_token_loss(logits, assignment.indices)
-        losses["alignment_hard"] = alignment_loss(projected, target)
-        losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * losses["alignment_hard"]
+        alignment = self.align("alignment_hard", projected, targets, losses)
+        losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * alignment
         self._update("aligned", losses["generator"], losses)
 
     def _update(self, name: str, objective: Tensor, losses: dict[str, Tensor]) -> None:
@@ -248,7 +284,9 @@ class Stage:
         if "aligned" in self.ema:
             logits, projected = self.ema["aligned"].module.eval()(assignment, labels)
             results["ntp"] = next_token_loss(logits, assignment.indices) * len(images)
-            results["alignment"] = alignment_loss(projected, self.teacher(images)) * len(images)
+            aligned: dict[str, Tensor] = {}
+            self.align("alignment", projected, self.targets(images, self.teacher(images)), aligned)
+            results |= {name: value * len(images) for name, value in aligned.items()}
         return results
 
     def parts(self) -> dict[str, nn.Module]:
@@ -258,7 +296,9 @@ class Stage:
             parts["tokenizer"] = self.ema["tokenizer"].module
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
-            parts |= {"generator": aligned.generator, "projector": aligned.projector}
+            parts |= {"generator": aligned.generator, "projector": aligned.projectors[0]}
+            for teacher, projector in zip(self.teachers[1:], aligned.projectors[1:], strict=True):
+                parts[f"projector-{teacher.name}"] = projector
         if "discriminator" in self.modules:
             parts["discriminator"] = self.modules["discriminator"]
         return parts
