@@ -50,7 +50,9 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (images - reference).square().flatten(1).mean(1))
 
 
-def real_images(source: data.Source, start: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def real_images(
+    source: data.Source, start: int, count: int, device: str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Evaluation views number `start` to `start + count - 1` as (images in [-1, 1], labels), in batches."""
     if start + count > len(source):
         raise ValueError(
@@ -58,11 +60,11 @@ def real_images(source: data.Source, start: int, count: int) -> Iterator[tuple[T
         )
     for begin in range(start, start + count, BATCH):
         batch = source.read(range(begin, min(begin + BATCH, start + count)))
-        yield data.to_float(batch["image"]), batch["label"]
+        yield data.to_float(batch["image"].to(device)), batch["label"].to(device)
 
 
 def pooled(teacher: Callable[[Tensor], Tensor], batches: Iterator[Tensor]) -> Tensor:
-    """Mean-pooled teacher features (n, d_f) of batches of images."""
+    """Mean-pooled teacher features (n, d_f) of batches of images, all on one device."""
     with torch.no_grad():
         return torch.cat([teacher(images).mean(1) for images in batches])
 
@@ -80,7 +82,7 @@ def spread(values: list[float]) -> dict:
 def evaluate(
     run: Run, samples: int = 5000, seeds: int = 3, cfg_scale: float = 1.5, folder: str | None = None
 ) -> dict:
-    """Measure a Run with its EMA weights; a plain dict, ready for evaluation.json.
+    """Measure a Run with its EMA weights, on a GPU if there is one; a plain dict for evaluation.json.
 
     A tokenizer's Run: psnr (dB), rfd, codebook statistics on `samples` held-out images, and real_fd, the
     distance of as many other real images: what counting noise alone gives. A generator's Run also: fd without
@@ -90,19 +92,23 @@ def evaluate(
     real
     images and on their reconstructions."""
     source = data.load(run.config["source"], "val", run.tokenizer.config.image_size, folder)
-    teacher, tokenizer = run.teacher, run.tokenizer
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher, tokenizer = run.teacher.to(device), run.tokenizer.to(device)
     count = min(samples, len(source))
-    reference = Statistics.of(pooled(teacher, (images for images, _ in real_images(source, 0, count))))
+    reference = Statistics.of(
+        pooled(teacher, (images for images, _ in real_images(source, 0, count, device)))
+    )
     result = {"samples": count, "teacher": run.config["recipe"]["teacher"], "teacher_note": teacher.note}
 
-    judge = Judge.from_pretrained() if run.config["source"] == "shapes" else None
-    counts = torch.zeros(tokenizer.config.codes)
+    judge = Judge.from_pretrained().to(device) if run.config["source"] == "shapes" else None
+    counts = torch.zeros(tokenizer.config.codes, device=device)
     signal, features, concentration, correct = [], [], [], {"real": 0, "reconstructed": 0}
-    for images, labels in real_images(source, 0, count):
+    for images, labels in real_images(source, 0, count, device):
         assignment = tokenizer.assign(images)
         reconstruction = tokenizer.decode(assignment.indices)
         counts += torch.bincount(assignment.indices.flatten(), minlength=len(counts))
-        concentration.append(assignment_statistics(assignment.scores, run.config["recipe"]["tau"]))
+        statistics = assignment_statistics(assignment.scores, run.config["recipe"]["tau"])
+        concentration.append({name: value * len(images) / count for name, value in statistics.items()})
         signal.append(psnr(reconstruction, images))
         features.append(teacher(reconstruction).mean(1))
         if judge:
@@ -111,16 +117,17 @@ def evaluate(
     result["rfd"] = frechet_distance(Statistics.of(torch.cat(features)), reference)
     result["psnr"] = torch.cat(signal).mean().item()
     result |= {name: value.item() for name, value in usage_statistics(counts).items()}
-    result |= {name: torch.stack([c[name] for c in concentration]).mean().item() for name in concentration[0]}
+    result |= {name: torch.stack([c[name] for c in concentration]).sum().item() for name in concentration[0]}
     if judge:
         result["judge_accuracy"] = {name: hits / count for name, hits in correct.items()}
     if len(source) >= 2 * count:
-        others = pooled(teacher, (images for images, _ in real_images(source, count, count)))
+        others = pooled(teacher, (images for images, _ in real_images(source, count, count, device)))
         result["real_fd"] = frechet_distance(Statistics.of(others), reference)
     if not run.has("generator"):
         return result
 
     classes = len(run.config["classes"])
+    run.generator.to(device)
     for name, scale in (("fd", 1.0), ("fd_guided", cfg_scale)):
         distances = []
         for seed in range(seeds):
@@ -145,7 +152,7 @@ def samples_of(
     run: Run, count: int, classes: int, cfg_scale: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Sampled images in [-1, 1] with the labels asked for, every class as often as the next, in batches."""
-    labels = torch.arange(count) % classes
+    labels = torch.arange(count, device=run.generator.token_table.device) % classes
     for number, part in enumerate(labels.split(BATCH)):
         indices = sampling.sample(run.generator, part, cfg_scale=cfg_scale, seed=seed * 10_000 + number)
         yield run.tokenizer.decode(indices), part
