@@ -86,7 +86,8 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     (B, 3, H, W) in [-1, 1] twice -> (B,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure as measure
 
-    return measure(images, reference, data_range=2.0, reduction="none")
+    # As brightness from 0 to 1: the measure compares means relative to black.
+    return measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")
 
 
 def spread(values: list[float]) -> dict:

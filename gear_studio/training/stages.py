@@ -184,8 +184,8 @@ class Stage:
                 losses["perceptual"] = perceptual_loss(ours, seen)
             objective = objective + recipe.perceptual_weight * losses["perceptual"]
         if "discriminator" in self.modules:
-            # Frozen, but in train mode: by running statistics, an average of real and reconstructed, it would
-            # judge other numbers than it is trained on.
+            # Frozen, but in train mode: with running statistics, an average over real images and
+            # reconstructions, it would not be the function that update 2 trains.
             discriminator = self.modules["discriminator"].requires_grad_(False)
             losses["gan"] = -discriminator(reconstruction).mean()
             discriminator.requires_grad_(True)
