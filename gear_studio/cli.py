@@ -17,6 +17,7 @@ from gear_studio.training.recipes import BUDGETS, small
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
 Arm = Literal["warmup", "baseline", "gear", "continued", "straight-through"]
+Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips"]
 
 
 def run_name(label: str, stage: str, arm: str, seed: int) -> str:
@@ -162,25 +163,65 @@ def evaluate(
     samples: int = 5000,
     seeds: int = 3,
     cfg_scale: float = 1.5,
+    metrics: tuple[Metric, ...] = ("fd",),
+    reference: Path | None = None,
     folder: Path | None = None,
+    teacher: str | None = None,
+    inception_weights: Path | None = None,
+    lpips_weights: Path | None = None,
+    save_samples: Path | None = None,
+    cache: Path | None = None,
+    batch_size: int | None = None,
 ) -> None:
-    """Measure runs on held-out images and write evaluation.json into each.
+    """Measure runs on held-out images and write evaluation.json into each. On several GPUs: accelerate launch
+    -m gear_studio evaluate ...
 
     Args:
         runs: Folders of runs, or names of shipped ones.
-        samples: Images behind every Frechet distance, the same for every run that is compared.
+        samples: Images behind every figure, the same for every run that is compared.
         seeds: Sampling seeds, for the spread.
         cfg_scale: Guidance scale of the guided figures.
+        metrics: fd (Frechet distance in the teacher's features; works offline), fid, sfid, is (Inception
+        Score), pr (precision and recall), and of reconstructions ssim and lpips.
+        reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
+        arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
         folder: Where the pictures of a run on source `folder` lie.
+        teacher: Whose features fd is taken in. Default: the run's own teacher.
+        inception_weights: The file of FID's Inception network, where it cannot be downloaded.
+        lpips_weights: The file of VGG-16, where it cannot be downloaded.
+        save_samples: Also write the first seed's samples: a folder of PNGs, or X.npz for the ADM evaluator;
+        the guidance is added to the name.
+        cache: Folder of reference statistics. Default: gear-studio/references in the user's cache folder.
+        batch_size: Images at a time on a device. Default: 250 up to 64 px, else 32.
     """
+    from accelerate import PartialState
+
     from gear_studio.analysis import fidelity
     from gear_studio.pretrained import write_json
     from gear_studio.runs import Run
 
+    if save_samples and len(runs) > 1:
+        raise ValueError(f"--save-samples {save_samples} is one place, but {len(runs)} runs were named")
+    options = fidelity.Options(
+        samples=samples,
+        seeds=seeds,
+        cfg_scale=cfg_scale,
+        metrics=metrics,
+        reference=reference,
+        folder=folder,
+        teacher=teacher,
+        inception_weights=inception_weights,
+        lpips_weights=lpips_weights,
+        save_samples=save_samples,
+        cache=cache,
+        batch_size=batch_size,
+    )
     for name in runs:
         run = Run.from_pretrained(name)
-        write_json(run.folder / "evaluation.json", fidelity.evaluate(run, samples, seeds, cfg_scale, folder))
-        print(f"measured: {run.folder / 'evaluation.json'}")
+        result = fidelity.evaluate(run, options)
+        if PartialState().is_main_process:
+            write_json(run.folder / "evaluation.json", result)
+            print(f"measured: {run.folder / 'evaluation.json'}")
 
 
 def sample(

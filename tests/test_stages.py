@@ -1,6 +1,7 @@
 """Who is updated by what: for each loss exactly the intended parameters receive gradient."""
 
 from collections import defaultdict
+from copy import deepcopy
 
 import pytest
 import tiny
@@ -243,16 +244,22 @@ def test_guidance_is_what_training_the_tokenizer_adds():
     assert all(same) and not all(other)
 
 
-def test_update_1_leaves_the_discriminator_s_running_statistics_alone(monkeypatch):
+def test_the_discriminator_of_update_1_is_the_function_that_update_2_trains(monkeypatch):
+    """It normalises by the batch at hand in both, as in taming-transformers and LlamaGen."""
     stage = tiny.stage("warmup", "warmup", **GAN)
-    buffers = dict(stage.modules["discriminator"].named_buffers())
-    before = copies(buffers)
-    with monkeypatch.context() as without_update_2:
-        without_update_2.setattr(Stage, "update_discriminator", lambda *_: None)
-        stage.step(1, *tiny.batch())
-    assert all(torch.equal(buffers[name], before[name]) for name in before)
-    stage.step(2, *tiny.batch())
-    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+    discriminator = stage.modules["discriminator"]
+    seen = []
+    discriminator.register_forward_hook(lambda module, given, logits: seen.append((given[0], logits)))
+    copy = deepcopy(discriminator).train()
+    copy._forward_hooks.clear()
+    images, labels = tiny.batch()
+    found = stage.step(1, images, labels)
+    (guiding, by_guide), (_, _), (judged, _) = seen
+    assert torch.equal(guiding, judged) and discriminator.training
+    torch.testing.assert_close(by_guide, copy(judged))
+    assert found["gan"] == -by_guide.mean()
+    # Running statistics would have given something else.
+    assert not torch.allclose(by_guide, copy.eval()(judged), rtol=0.1)
 
 
 def test_update_3_learns_from_detached_indices_of_this_very_step(monkeypatch):

@@ -37,8 +37,9 @@ class Recipe:
     ema: float = 0.9999
     tau: float = 0.1  # temperature of the soft read-out
     alignment_weight: float = 0.5  # lambda, on both sides
+    perceptual: str = "teacher"  # or "lpips", or the file of LPIPS's VGG-16
     perceptual_weight: float = 1.0
-    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher
+    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher, where it is the perceptual network
     entropy_weight: float = 0.05
     gan_weight: float = 0.0  # 0: no discriminator
     log_every: int = 50

@@ -35,6 +35,7 @@ from gear_studio.objectives import (
     perceptual_loss,
     straight_through_next_token_loss,
 )
+from gear_studio.perceptual import LPIPS
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
@@ -107,6 +108,10 @@ class Stage:
         self.recipe, self.arm, self.accelerator = recipe, arm, accelerator
         self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
         self.teacher = self.teachers[0]
+        self.lpips: LPIPS | None = None
+        if stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
+            weights = None if recipe.perceptual == "lpips" else recipe.perceptual
+            self.lpips = LPIPS(weights, "--set perceptual=FILE").to(accelerator.device)
         modules: dict[str, nn.Module] = {}
         if stage != "generator":
             modules["tokenizer"] = tokenizer
@@ -155,9 +160,8 @@ class Stage:
         the device."""
         with self.accelerator.autocast():
             with torch.no_grad():
-                *seen, last = self.teacher.features(
-                    images, (*self.recipe.perceptual_blocks, self.teacher.depth)
-                )
+                blocks = () if self.lpips else self.recipe.perceptual_blocks
+                *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
                 targets = self.targets(images, last) if "aligned" in self.modules else []
             losses: dict[str, Tensor] = {}
             if "tokenizer" in self.modules:
@@ -213,12 +217,18 @@ class Stage:
         losses["code_entropy"] = entropy_loss(assignment.scores)
         objective = losses["l1"] + losses["quantizer"] + recipe.entropy_weight * losses["code_entropy"]
         if recipe.perceptual_weight > 0:
-            ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
-            losses["perceptual"] = perceptual_loss(ours, seen)
+            if self.lpips:
+                losses["perceptual"] = self.lpips(reconstruction, images).mean()
+            else:
+                ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
+                losses["perceptual"] = perceptual_loss(ours, seen)
             objective = objective + recipe.perceptual_weight * losses["perceptual"]
         if "discriminator" in self.modules:
-            with frozen(self.modules["discriminator"]):
-                losses["gan"] = -self.modules["discriminator"](reconstruction).mean()
+            # Frozen, but in train mode: with running statistics, an average over real images and
+            # reconstructions, it would not be the function that update 2 trains.
+            discriminator = self.modules["discriminator"].requires_grad_(False)
+            losses["gan"] = -discriminator(reconstruction).mean()
+            discriminator.requires_grad_(True)
             objective = objective + recipe.gan_weight * losses["gan"]
         if "aligned" in self.modules:
             objective = objective + self.guidance(assignment, labels, targets, losses)
