@@ -65,7 +65,7 @@ def train(
     folder: Path | None = None,
     out: Path | None = None,
     parent: Path | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     set: list[str] | None = None,
 ) -> None:
     """Train one stage, or continue it where it was killed.
@@ -84,7 +84,7 @@ def train(
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/).
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
-        workers: Data-loading processes; 0 loads in the training process.
+        workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER generator.blocks=4.
     """
     from gear_studio.training.loop import train as run_training

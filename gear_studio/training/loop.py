@@ -169,18 +169,16 @@ def train(
     out: str | Path = "runs/run",
     parent: str | Path | None = None,
     folder: str | Path | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     progress: bool = True,
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
     source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
     joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
-    data-loading
-    processes. Raises ValueError for an arm the stage does not know, a folder that holds another run or a
-    damaged
-    checkpoint;
-    DivergedError when a loss is not finite."""
+    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. Raises ValueError
+    for an arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError
+    when a loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
     if (stage == "warmup") != (parent is None):
@@ -251,7 +249,7 @@ def train(
         start=start,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        workers=workers,
+        workers=(2 if accelerator.device.type == "cuda" else 0) if workers is None else workers,
     )
     meter, began, window = Meter(accelerator), time.monotonic(), time.monotonic()
     bar = tqdm(
