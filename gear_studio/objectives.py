@@ -40,18 +40,21 @@ def entropy_loss(scores: Tensor, mean: Tensor | None = None) -> Tensor:
     """E_tokens[H(p)] - H(E_tokens[p]), p = softmax(A / 0.01): sure about each token, all codes used overall.
 
     scores: (B, N, K), a part of the batch. mean: (K,), the average assignment of the whole batch, where that
-    is more than these scores and those of the other processes at this moment. Averaged over the parts, value
-    and gradient are those of the whole batch in one piece: the second term enters each token's loss through
-    its slope at the mean, so that no gradient has to cross from one part to another."""
+    is more than these scores and those of the other processes at this moment. 1e-5 is added to it inside the
+    logarithm, as in the released quantizers.
+
+    Averaged over the parts, value and gradient are those of the whole batch in one piece: the second term
+    enters each token's loss through its slope at the mean, so that no gradient has to cross from one part to
+    another."""
     mean = mean_over_processes(mean_assignment(scores)) if mean is None else mean
     with torch.enable_grad():
         mean = mean.detach().requires_grad_()
-        of_mean = entropy(mean)
+        of_mean = -(mean * (mean + 1e-5).log()).sum()
         (slope,) = torch.autograd.grad(of_mean, mean)
 
     def of_each(rows: Tensor, slope: Tensor) -> Tensor:
-        p = torch.softmax(rows / ENTROPY_TEMPERATURE, dim=-1)
-        return entropy(p) - (p * slope).sum(-1)
+        log_p = torch.log_softmax(rows / ENTROPY_TEMPERATURE, dim=-1)
+        return -(log_p.exp() * (log_p + slope)).sum(-1)
 
     return by_rows(of_each, scores, slope).mean() + ((mean * slope).sum() - of_mean).detach()
 

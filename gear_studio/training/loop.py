@@ -197,6 +197,12 @@ def train(
         ],
     )
     main = accelerator.is_main_process
+    execution.pieces(recipe.batch_size // accelerator.num_processes)
+    if execution.shard and accelerator.num_processes == 1:
+        raise ValueError(
+            "shard spreads the generator over several processes, and this is the only one; leave it out, or "
+            "start with `accelerate launch`"
+        )
     torch.manual_seed(seed)
     start_from = Run.from_pretrained(parent) if parent else None
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:

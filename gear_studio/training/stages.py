@@ -49,7 +49,7 @@ from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training import execution as run
 from gear_studio.training.execution import WHOLE, Execution
-from gear_studio.training.recipes import Recipe
+from gear_studio.training.recipes import WEIGHT_DECAY, Recipe
 
 SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
@@ -152,7 +152,7 @@ class Stage:
                 module.parameters(),
                 lr=rates[name],
                 betas=recipe.betas,
-                weight_decay=0.0,
+                weight_decay=WEIGHT_DECAY,
                 fused=accelerator.device.type == "cuda",
             )
             for name, module in self.modules.items()
