@@ -1,4 +1,5 @@
-"""The command line: `gear-studio train | supervise | evaluate | sample | reconstruct | reproduce | report`.
+"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | reproduce |
+report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -7,15 +8,16 @@ import ast
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from gear_studio.tokenizer import preset
-from gear_studio.training.recipes import BUDGETS, small
+from gear_studio.training.recipes import BUDGETS, NAMES, lines, named
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
+RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", "baseline", "gear", "continued", "straight-through"]
 Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips"]
 
@@ -61,6 +63,7 @@ def train(
     stage: Stage = "warmup",
     arm: Arm | None = None,
     seed: int = 0,
+    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
     budget: Literal["shipped", "quick", "smoke"] = "shipped",
     steps: int | None = None,
     batch_size: int | None = None,
@@ -70,9 +73,14 @@ def train(
     parent: Path | None = None,
     workers: int | None = None,
     teacher_weights: list[Path] | None = None,
+    micro_batch: int = 0,
+    recompute: bool = False,
+    compile: bool = False,
+    shard: bool = False,
     set: list[str] | None = None,
 ) -> None:
-    """Train one stage, or continue it where it was killed.
+    """Train one stage, or continue it where it was killed; on several GPUs with `accelerate launch -m
+    gear_studio train ...`, which may be other GPUs than before.
 
     Args:
         source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by
@@ -82,7 +90,8 @@ def train(
         arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
         warm-up.
         seed: Decides weights, images and dropout.
-        budget: Preset number of steps.
+        recipe_name: small, or one of the paper's; `gear-studio recipe NAME` prints it.
+        budget: Preset number of steps of the small recipe.
         steps: Steps, instead of the budget's.
         batch_size: Images a step over all processes, instead of the recipe's.
         tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, vq-16, lfq-16 or ibq-16.
@@ -93,13 +102,19 @@ def train(
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
         teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
         download; with several teachers one for each.
+        micro_batch: Images a process works on at a time; their gradients add up to the batch's. Default: its
+        share of the batch.
+        recompute: Do not keep activations inside blocks: less memory, a third more work.
+        compile: With torch.compile: faster, after some minutes at the start.
+        shard: Spread the generator over the processes (FSDP2).
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
         generator.blocks=4.
     """
+    from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training
 
     arm = arm or ("warmup" if stage == "warmup" else "gear")
-    recipe = small(stage, budget)
+    recipe = named(recipe_name, stage, budget)
     changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     for assignment in set or []:
@@ -114,7 +129,8 @@ def train(
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
             "or name another run with --parent"
         )
-    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers)
+    execution = Execution(micro_batch, recompute, compile, shard)
+    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution)
     print(f"finished: {run.folder}")
 
 
@@ -133,6 +149,21 @@ def import_released(
 
     out = name if len(name.parts) > 1 else Path("runs") / name
     print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
+
+
+def recipe(
+    name: Positional[RecipeName],
+    stage: Stage = "joint",
+    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+) -> None:
+    """Print a recipe: every setting, what follows from them, and what no recipe changes.
+
+    Args:
+        name: small, or the paper's: imagenet, a generator's size, a quantizer.
+        stage: warmup, joint or generator.
+        budget: Of the small recipe.
+    """
+    print("\n".join(lines(name, stage, named(name, stage, budget))))
 
 
 def supervise(
@@ -336,6 +367,7 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
 COMMANDS = {
     "train": train,
     "import": import_released,
+    "recipe": recipe,
     "supervise": supervise,
     "evaluate": evaluate,
     "sample": sample,

@@ -20,7 +20,7 @@ from pathlib import Path
 import accelerate
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
@@ -30,6 +30,7 @@ from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import Run
 from gear_studio.teachers import load_teachers
 from gear_studio.tokenizer import Tokenizer
+from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.recipes import ARMS, Recipe
 from gear_studio.training.stages import Stage
 
@@ -113,7 +114,8 @@ class Checkpoints:
             return None
         path = self.paths()[-1]
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that the processes of a machine share one copy of what they read.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(state, dict) or not {"step", "modules", "ema", "optimizers"} <= state.keys():
                 raise ValueError("it holds something else")
         except Exception as error:
@@ -171,14 +173,16 @@ def train(
     folder: str | Path | None = None,
     workers: int | None = None,
     progress: bool = True,
+    execution: Execution = WHOLE,
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
     source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
     joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
-    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. Raises ValueError
-    for an arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError
-    when a loss is not finite."""
+    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. execution: how steps
+    are computed; it and the number of processes may change when a run is continued. Raises ValueError for an
+    arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError when a
+    loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
     if (stage == "warmup") != (parent is None):
@@ -188,9 +192,17 @@ def train(
     out = Path(out)
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
     )
     main = accelerator.is_main_process
+    execution.pieces(recipe.batch_size // accelerator.num_processes)
+    if execution.shard and accelerator.num_processes == 1:
+        raise ValueError(
+            "shard spreads the generator over several processes, and this is the only one; leave it out, or "
+            "start with `accelerate launch`"
+        )
     torch.manual_seed(seed)
     start_from = Run.from_pretrained(parent) if parent else None
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
@@ -225,7 +237,9 @@ def train(
 
     warm = start_from and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
-    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer, discriminator, more_teachers)
+    training = Stage(
+        stage, arm, recipe, teacher, accelerator, tokenizer, discriminator, more_teachers, execution
+    )
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
@@ -234,7 +248,7 @@ def train(
         start, elapsed = state["step"], state["seconds"]
     if main:
         resume_metrics(metrics, start)
-        write_record(out, accelerator, recipe, elapsed, finished=False)
+        write_record(out, accelerator, execution, elapsed, finished=False)
 
     validation = held_out_batches(held_out, recipe, accelerator)
     batches = data.stream(
@@ -284,21 +298,27 @@ def train(
                 file.write(json.dumps({"step": step, **row}) + "\n")
             bar.update(step - bar.n)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
-            if checkpoint:
-                pictures(training, validation[0], out, stage)
-                checkpoints.save(step, {**training.state_dict(), "seconds": elapsed + now - began})
+        if checkpoint:  # what is sharded, every process helps to gather
+            parts, state = training.parts(), training.state_dict()
+            if main:
+                pictures(training, parts, validation[0], out, stage)
+                checkpoints.save(step, {**state, "seconds": elapsed + now - began})
                 last_good = checkpoints.paths()[-1]
+            del parts, state
         window = time.monotonic()
     bar.close()
+    parts = training.parts()
     if main:
-        for name, module in training.parts().items():
+        for name, module in parts.items():
             module.save_pretrained(out / name)
-        write_record(out, accelerator, recipe, elapsed + time.monotonic() - began, finished=True)
+        write_record(out, accelerator, execution, elapsed + time.monotonic() - began, finished=True)
     accelerator.wait_for_everyone()
     return Run(out)
 
 
-def write_record(out: Path, accelerator: Accelerator, recipe: Recipe, seconds: float, finished: bool) -> None:
+def write_record(
+    out: Path, accelerator: Accelerator, execution: Execution, seconds: float, finished: bool
+) -> None:
     write_json(
         out / "record.json",
         {
@@ -306,6 +326,7 @@ def write_record(out: Path, accelerator: Accelerator, recipe: Recipe, seconds: f
             "versions": versions(),
             "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
+            "execution": dataclasses.asdict(execution),
             "seconds": round(seconds, 1),
             "finished": finished,
         },
@@ -338,10 +359,11 @@ def validate(
 
 
 @torch.no_grad()
-def pictures(training: Stage, batch: tuple[Tensor, Tensor], out: Path, stage: str) -> None:
+def pictures(
+    training: Stage, parts: dict[str, nn.Module], batch: tuple[Tensor, Tensor], out: Path, stage: str
+) -> None:
     """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance
     1.5."""
-    parts = training.parts()
     if "tokenizer" in parts:
         images = data.to_float(batch[0][:8])
         write_grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")

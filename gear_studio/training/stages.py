@@ -13,10 +13,17 @@ only:
     gear               lambda L_align through the soft read-out
     straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
     continued          neither, and no generator: the tokenizer trained as long, unguided
+
+No update reads what another one of the same step has changed. So a step is written as gradients first, which
+the pieces of a large batch add up, and then the optimizers. Pieces, like processes, give the batch's gradient
+exactly: losses are means over images, and the entropy term, which is not, is told the whole batch's average
+assignment, found beforehand by a pass of the encoder. Not exact are the discriminator's BatchNorm, whose
+statistics are of a piece (over all processes on GPUs), and the dice of dropout and label drop, which are
+each process's and piece's own.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +38,8 @@ from gear_studio.discriminator import Discriminator, hinge_loss
 from gear_studio.generator import Generator
 from gear_studio.objectives import (
     entropy_loss,
+    mean_assignment,
+    mean_over_processes,
     next_token_loss,
     perceptual_loss,
     straight_through_next_token_loss,
@@ -39,7 +48,11 @@ from gear_studio.perceptual import LPIPS
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
-from gear_studio.training.recipes import Recipe
+from gear_studio.training import execution as run
+from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.recipes import WEIGHT_DECAY, Recipe
+
+SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
 
 @contextmanager
@@ -92,7 +105,7 @@ class Stage:
     modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
     is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh.
     teacher: perceptual network and alignment target. more_teachers: targets only; L_align is the mean over
-    all."""
+    all. execution: how its steps are computed."""
 
     def __init__(
         self,
@@ -104,8 +117,9 @@ class Stage:
         tokenizer: Tokenizer,
         discriminator: Discriminator | None = None,
         more_teachers: Sequence[Teacher] = (),
+        execution: Execution = WHOLE,
     ):
-        self.recipe, self.arm, self.accelerator = recipe, arm, accelerator
+        self.recipe, self.arm, self.accelerator, self.execution = recipe, arm, accelerator, execution
         self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
         self.teacher = self.teachers[0]
         self.lpips: LPIPS | None = None
@@ -121,64 +135,115 @@ class Stage:
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
         if stage == "generator" or (stage == "joint" and arm != "continued"):
-            projectors = [
-                Projector(ProjectorConfig(recipe.generator.dim, each.dim, recipe.projector_hidden))
-                for each in self.teachers
-            ]
-            modules["aligned"] = AlignedGenerator(Generator(recipe.generator), projectors)
+            modules["aligned"] = self.new_generator()
         rates = {
             "tokenizer": recipe.tokenizer_lr,
             "discriminator": recipe.tokenizer_lr,
             "aligned": recipe.generator_lr,
         }
-        self.modules = {name: module.to(accelerator.device).train() for name, module in modules.items()}
+        # Channels last is what tensor cores read; uncompiled, every GroupNorm would turn the layout back.
+        layout = torch.channels_last if execution.compile else torch.preserve_format
+        self.modules = {
+            name: module.to(accelerator.device, memory_format=layout).train()
+            for name, module in modules.items()
+        }
         self.ema = {
             name: ModelEmaV3(module, recipe.ema, use_warmup=True, warmup_power=1.0)
             for name, module in self.modules.items()
             if name != "discriminator"
         }
+        self.tokenizer = tokenizer.to(accelerator.device)
+        if "tokenizer" not in self.modules:
+            self.tokenizer.eval().requires_grad_(False)
+        run.prepare_tokenizer(self.tokenizer, execution)
+        for each in self.teachers:
+            run.prepare_teacher(each, execution)
+        if "aligned" in self.modules:
+            run.prepare_blocks(self.modules["aligned"].generator, execution)
+            if execution.shard:
+                run.shard(self.modules["aligned"])
+                run.shard(self.ema["aligned"].module)
         self.optimizers = {
             name: torch.optim.AdamW(
                 module.parameters(),
                 lr=rates[name],
                 betas=recipe.betas,
-                weight_decay=0.0,
+                weight_decay=WEIGHT_DECAY,
                 fused=accelerator.device.type == "cuda",
             )
             for name, module in self.modules.items()
         }
         # What the forward passes go through: the same modules, wrapped for several processes.
-        self.wrapped = {name: accelerator.prepare(module) for name, module in self.modules.items()}
-        self.tokenizer = tokenizer.to(accelerator.device)
-        if "tokenizer" not in self.modules:
-            self.tokenizer.eval().requires_grad_(False)
+        self.wrapped = {
+            name: module if execution.shard and name == "aligned" else accelerator.prepare(module)
+            for name, module in self.modules.items()
+        }
         self.code_counts = torch.zeros(recipe.tokenizer.codes, device=accelerator.device)
         self.last_scores: Tensor | None = None
 
+    def new_generator(self) -> AlignedGenerator:
+        recipe = self.recipe
+        projectors = [
+            Projector(ProjectorConfig(recipe.generator.dim, each.dim, recipe.projector_hidden))
+            for each in self.teachers
+        ]
+        return AlignedGenerator(Generator(recipe.generator), projectors)
+
     def step(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on
-        the device."""
+        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,), this process's share of the
+        batch. Returns its losses as scalars on the device."""
+        self.pieces = self.execution.pieces(len(images))
+        pieces = list(zip(images.chunk(self.pieces), labels.chunk(self.pieces), strict=True))
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            with torch.no_grad():
-                blocks = () if self.lpips else self.recipe.perceptual_blocks
-                *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
-                targets = self.targets(images, last) if "aligned" in self.modules else []
-            losses: dict[str, Tensor] = {}
-            if "tokenizer" in self.modules:
-                reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
-                if "discriminator" in self.modules:
-                    self.update_discriminator(images, reconstruction.detach(), losses)
-            else:
-                with torch.no_grad():
-                    assignment = self.tokenizer.assign(images)
-            assignment = Assignment(assignment.scores.detach(), assignment.indices)
-            if "aligned" in self.modules:
-                self.update_generator(assignment, labels, targets, losses)
+            self.mean = self.mean_assignment(images) if self.pieces > 1 else None
+            for number_of_piece, piece in enumerate(pieces, start=1):
+                with ExitStack() as alone:
+                    if number_of_piece < self.pieces:  # processes exchange what has added up, once
+                        for module in self.wrapped.values():
+                            alone.enter_context(self.accelerator.no_sync(module))
+                    found = self.gradients(*piece)
+                for name, value in found.items():
+                    losses[name] = losses.get(name, 0) + value.detach() / self.pieces
+        for name, optimizer in self.optimizers.items():
+            norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            losses["grad_norm_" + ("generator" if name == "aligned" else name)] = norm
+            optimizer.step()
         for name, ema in self.ema.items():
             ema.update(self.modules[name], number)
+        return losses
+
+    @torch.no_grad()
+    def mean_assignment(self, images: Tensor) -> Tensor | None:
+        """The average assignment (K,) of the images of all pieces and processes, for the entropy term."""
+        if "tokenizer" not in self.modules:
+            return None
+        means = [mean_assignment(self.tokenizer.assign(piece).scores) for piece in images.chunk(self.pieces)]
+        return mean_over_processes(torch.stack(means).mean(0))
+
+    def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of a piece of the batch; returns its losses."""
+        with torch.no_grad():
+            blocks = () if self.lpips else self.recipe.perceptual_blocks
+            *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
+            targets = self.targets(images, last) if "aligned" in self.modules else []
+        losses: dict[str, Tensor] = {}
+        if "tokenizer" in self.modules:
+            reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
+            if "discriminator" in self.modules:
+                self.update_discriminator(images, reconstruction.detach(), losses)
+        else:
+            with torch.no_grad():
+                assignment = self.tokenizer.assign(images)
+        assignment = Assignment(assignment.scores.detach(), assignment.indices)
+        if "aligned" in self.modules:
+            self.update_generator(assignment, labels, targets, losses)
         chosen = assignment.indices.flatten()
         self.code_counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float))
-        self.last_scores = assignment.scores
+        self.last_scores = assignment.scores.flatten(0, 1)[None, :SCORED_TOKENS].clone()
         return losses
 
     def targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
@@ -214,7 +279,7 @@ class Stage:
         assignment = quantized.assignment
         losses["l1"] = F.l1_loss(reconstruction, images)
         losses["quantizer"] = quantized.loss
-        losses["code_entropy"] = entropy_loss(assignment.scores)
+        losses["code_entropy"] = entropy_loss(assignment.scores, self.mean)
         objective = losses["l1"] + losses["quantizer"] + recipe.entropy_weight * losses["code_entropy"]
         if recipe.perceptual_weight > 0:
             if self.lpips:
@@ -230,33 +295,32 @@ class Stage:
             losses["gan"] = -discriminator(reconstruction).mean()
             discriminator.requires_grad_(True)
             objective = objective + recipe.gan_weight * losses["gan"]
-        if "aligned" in self.modules:
-            objective = objective + self.guidance(assignment, labels, targets, losses)
-        losses["tokenizer"] = objective
-        self._update("tokenizer", objective, losses)
+        # Frozen until the gradient has passed: blocks that recompute must find the generator as it was.
+        with frozen(*[module for name, module in self.modules.items() if name == "aligned"]):
+            if "aligned" in self.modules:
+                objective = objective + self.guidance(assignment, labels, targets, losses)
+            losses["tokenizer"] = objective
+            self._backward("tokenizer", losses)
         return reconstruction, assignment
 
     def guidance(
         self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> Tensor:
-        """What the generator tells the tokenizer, through a generator that does not move."""
+        """What the generator tells the tokenizer; to be called with the generator frozen."""
         aligned = self.modules["aligned"]
-        with frozen(aligned):
-            if self.arm == "gear":
-                tau = self.recipe.tau
-                projected = aligned.project_tap(
-                    assignment, labels, lambda a, table: readout.soft(a, table, tau)
-                )
-                return self.recipe.alignment_weight * self.align("alignment_soft", projected, targets, losses)
-            logits, projected = aligned(assignment, labels, readout.straight_through)
-            losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
-            alignment = self.align("alignment_straight_through", projected, targets, losses)
-            return losses["ntp_straight_through"] + self.recipe.alignment_weight * alignment
+        if self.arm == "gear":
+            tau = self.recipe.tau
+            projected = aligned.project_tap(assignment, labels, lambda a, table: readout.soft(a, table, tau))
+            return self.recipe.alignment_weight * self.align("alignment_soft", projected, targets, losses)
+        logits, projected = aligned(assignment, labels, readout.straight_through)
+        losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
+        alignment = self.align("alignment_straight_through", projected, targets, losses)
+        return losses["ntp_straight_through"] + self.recipe.alignment_weight * alignment
 
     def update_discriminator(self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]) -> None:
         discriminator = self.wrapped["discriminator"]
         losses["discriminator"] = hinge_loss(discriminator(images), discriminator(reconstruction))
-        self._update("discriminator", losses["discriminator"], losses)
+        self._backward("discriminator", losses)
 
     def update_generator(
         self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
@@ -265,15 +329,11 @@ class Stage:
         losses["ntp"] = next_token_loss(logits, assignment.indices)
         alignment = self.align("alignment_hard", projected, targets, losses)
         losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * alignment
-        self._update("aligned", losses["generator"], losses)
+        self._backward("generator", losses)
 
-    def _update(self, name: str, objective: Tensor, losses: dict[str, Tensor]) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(objective)
-        norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
-        losses["grad_norm_" + ("generator" if name == "aligned" else name)] = norm
-        optimizer.step()
+    def _backward(self, objective: str, losses: dict[str, Tensor]) -> None:
+        """The one place where modules get gradients."""
+        self.accelerator.backward(losses[objective] / self.pieces)
 
     @torch.no_grad()
     def codebook_metrics(self) -> dict[str, Tensor]:
@@ -300,12 +360,19 @@ class Stage:
         return results
 
     def parts(self) -> dict[str, nn.Module]:
-        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from."""
+        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from.
+        Every process must call it; the generator of a sharded training is on the main process alone."""
         parts: dict[str, nn.Module] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
+            if self.execution.shard:
+                state = run.whole(aligned.state_dict(), keep=self.accelerator.is_main_process)
+                if not self.accelerator.is_main_process:
+                    return parts
+                aligned = self.new_generator().to(self.accelerator.device).eval()
+                aligned.load_state_dict(state)
             parts |= {"generator": aligned.generator, "projector": aligned.projectors[0]}
             for teacher, projector in zip(self.teachers[1:], aligned.projectors[1:], strict=True):
                 parts[f"projector-{teacher.name}"] = projector
@@ -314,15 +381,18 @@ class Stage:
         return parts
 
     def state_dict(self) -> dict:
-        return {
+        """All that continuing needs, as whole tensors on the CPU of the main process. Every process must call
+        it."""
+        state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "ema": {name: ema.module.state_dict() for name, ema in self.ema.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
+        return run.whole(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict) -> None:
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
+            run.load_module(module, state["modules"][name])
+            run.load_optimizer(self.optimizers[name], state["optimizers"][name])
         for name, ema in self.ema.items():
-            ema.module.load_state_dict(state["ema"][name])
+            run.load_module(ema.module, state["ema"][name])
