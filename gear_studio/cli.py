@@ -55,7 +55,7 @@ def change(config: Any, name: str, value: str) -> Any:
 
 
 def train(
-    source: Positional[Literal["shapes", "digits", "folder"]],
+    source: Positional[Literal["shapes", "digits", "folder", "shards"]],
     stage: Stage = "warmup",
     arm: Arm | None = None,
     seed: int = 0,
@@ -71,8 +71,8 @@ def train(
     """Train one stage, or continue it where it was killed.
 
     Args:
-        source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by
-        class.
+        source: What to train on: the embedded world, real handwritten digits, a folder of pictures by
+        class, or WebDataset shards.
         stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
         tokenizer).
         arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
@@ -81,11 +81,13 @@ def train(
         budget: Preset number of steps.
         steps: Steps, instead of the budget's.
         batch_size: Images a step over all processes, instead of the recipe's.
-        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/).
+        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
+        `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
         workers: Data-loading processes; 0 loads in the training process.
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER generator.blocks=4.
+        In the generator stage token_views=10 encodes ten crops of every picture ahead, once a tokenizer.
     """
     from gear_studio.training.loop import train as run_training
 
@@ -143,7 +145,7 @@ def evaluate(
         samples: Images behind every Frechet distance, the same for every run that is compared.
         seeds: Sampling seeds, for the spread.
         cfg_scale: Guidance scale of the guided figures.
-        folder: Where the pictures of a run on source `folder` lie.
+        folder: Where the pictures of a run on source `folder` or `shards` lie.
     """
     from gear_studio.analysis import fidelity
     from gear_studio.pretrained import write_json

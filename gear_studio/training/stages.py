@@ -136,22 +136,31 @@ class Stage:
         self.code_counts = torch.zeros(recipe.tokenizer.codes, device=accelerator.device)
         self.last_scores: Tensor | None = None
 
-    def step(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on
-        the device."""
+        the device.
+
+        indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
+        aligned."""
+        target = None
         with self.accelerator.autocast():
-            with torch.no_grad():
-                *seen, target = self.teacher.features(
-                    images, (*self.recipe.perceptual_blocks, self.teacher.depth)
-                )
+            if images is not None:
+                with torch.no_grad():
+                    *seen, target = self.teacher.features(
+                        images, (*self.recipe.perceptual_blocks, self.teacher.depth)
+                    )
             losses: dict[str, Tensor] = {}
             if "tokenizer" in self.modules:
                 reconstruction, assignment = self.update_tokenizer(images, labels, seen, target, losses)
                 if "discriminator" in self.modules:
                     self.update_discriminator(images, reconstruction.detach(), losses)
-            else:
+            elif indices is None:
                 with torch.no_grad():
                     assignment = self.tokenizer.assign(images)
+            else:
+                assignment = Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
             assignment = Assignment(assignment.scores.detach(), assignment.indices)
             if "aligned" in self.modules:
                 self.update_generator(assignment, labels, target, losses)
@@ -213,12 +222,15 @@ class Stage:
         self._update("discriminator", losses["discriminator"], losses)
 
     def update_generator(
-        self, assignment: Assignment, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, assignment: Assignment, labels: Tensor, target: Tensor | None, losses: dict[str, Tensor]
     ) -> None:
         logits, projected = self.wrapped["aligned"](assignment, labels)
         losses["ntp"] = next_token_loss(logits, assignment.indices)
-        losses["alignment_hard"] = alignment_loss(projected, target)
-        losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * losses["alignment_hard"]
+        if target is None:  # the projector is still part of the graph: every process waits for its gradient
+            losses["generator"] = losses["ntp"] + 0.0 * projected.sum()
+        else:
+            losses["alignment_hard"] = alignment_loss(projected, target)
+            losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * losses["alignment_hard"]
         self._update("aligned", losses["generator"], losses)
 
     def _update(self, name: str, objective: Tensor, losses: dict[str, Tensor]) -> None:
@@ -234,7 +246,10 @@ class Stage:
         """Usage and perplexity since the last call (over all processes), concentration on the last batch."""
         counts = self.accelerator.reduce(self.code_counts, "sum")
         self.code_counts = torch.zeros_like(counts)
-        return usage_statistics(counts) | assignment_statistics(self.last_scores, self.recipe.tau)
+        statistics = usage_statistics(counts)
+        if self.last_scores.numel():  # known tokens come without scores
+            statistics |= assignment_statistics(self.last_scores, self.recipe.tau)
+        return statistics
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
