@@ -59,7 +59,7 @@ def change(config: Any, name: str, value: str) -> Any:
 
 
 def train(
-    source: Positional[Literal["shapes", "digits", "folder"]],
+    source: Positional[Literal["shapes", "digits", "folder", "shards"]],
     stage: Stage = "warmup",
     arm: Arm | None = None,
     seed: int = 0,
@@ -83,8 +83,8 @@ def train(
     gear_studio train ...`, which may be other GPUs than before.
 
     Args:
-        source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by
-        class.
+        source: What to train on: the embedded world, real handwritten digits, a folder of pictures by
+        class, or WebDataset shards.
         stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
         tokenizer).
         arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
@@ -96,7 +96,8 @@ def train(
         batch_size: Images a step over all processes, instead of the recipe's.
         tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, vq-16, lfq-16 or ibq-16.
         Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
-        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/).
+        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
+        `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
@@ -108,7 +109,8 @@ def train(
         compile: With torch.compile: faster, after some minutes at the start.
         shard: Spread the generator over the processes (FSDP2).
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-        generator.blocks=4.
+        generator.blocks=4. In the generator stage token_views=10 encodes ten crops of every picture ahead,
+        once a tokenizer.
     """
     from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training
@@ -216,7 +218,7 @@ def evaluate(
         Score), pr (precision and recall), and of reconstructions ssim and lpips.
         reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
         arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
-        folder: Where the pictures of a run on source `folder` lie.
+        folder: Where the pictures of a run on source `folder` or `shards` lie.
         teacher: Whose features fd is taken in. Default: the run's own teacher.
         inception_weights: The file of FID's Inception network, where it cannot be downloaded.
         lpips_weights: The file of VGG-16, where it cannot be downloaded.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
+from gear_studio.data import tokens
 from gear_studio.discriminator import Discriminator
 from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
@@ -177,8 +178,8 @@ def train(
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
-    source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
-    joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
+    source: shapes, digits, folder or shards (the last two lie in `folder`). parent: the Run whose tokenizer
+    the joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
     data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. execution: how steps
     are computed; it and the number of processes may change when a run is continued. Raises ValueError for an
     arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError when a
@@ -189,6 +190,11 @@ def train(
         raise ValueError(
             f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
         )
+    if recipe.token_views and stage != "generator":
+        raise ValueError(
+            f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
+            "encoded ahead; set it to 0, or use it in the generator stage"
+        )
     out = Path(out)
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
@@ -196,6 +202,8 @@ def train(
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         ],
     )
+    if workers is None:
+        workers = 2 if accelerator.device.type == "cuda" else 0
     main = accelerator.is_main_process
     execution.pieces(recipe.batch_size // accelerator.num_processes)
     if execution.shard and accelerator.num_processes == 1:
@@ -251,6 +259,11 @@ def train(
         write_record(out, accelerator, execution, elapsed, finished=False)
 
     validation = held_out_batches(held_out, recipe, accelerator)
+    if recipe.token_views:
+        # With the tokenizer's run, for every generator that is trained on it.
+        kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
+        tokens.encode(train_source, tokenizer, recipe.token_views, kept, accelerator, workers, progress)
+        train_source = tokens.Encoded(train_source, kept, pixels=recipe.alignment_weight > 0)
     batches = data.stream(
         train_source,
         recipe.batch_size,
@@ -259,7 +272,7 @@ def train(
         start=start,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        workers=(2 if accelerator.device.type == "cuda" else 0) if workers is None else workers,
+        workers=workers,
     )
     meter, began, window = Meter(accelerator), time.monotonic(), time.monotonic()
     bar = tqdm(
@@ -272,8 +285,9 @@ def train(
     last_good = f"{checkpoints.paths()[-1]}" if checkpoints.paths() else "none yet"
     for step, batch in enumerate(batches, start=start + 1):
         seed_step(seed, step, accelerator.process_index)
-        images = data.to_float(batch["image"].to(accelerator.device, non_blocking=True))
-        meter.add(step, training.step(step, images, batch["label"].to(accelerator.device, non_blocking=True)))
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        images = data.to_float(batch["image"]) if "image" in batch else None
+        meter.add(step, training.step(step, images, batch["label"], batch.get("tokens")))
         if step % recipe.log_every and step < recipe.steps:
             continue
         row, bad = meter.read()

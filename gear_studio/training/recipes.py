@@ -43,6 +43,7 @@ class Recipe:
     perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher, where it is the perceptual network
     entropy_weight: float = 0.05
     gan_weight: float = 0.0  # 0: no discriminator
+    token_views: int = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
     log_every: int = 50
     checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
     validation_images: int = 512

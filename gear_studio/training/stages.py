@@ -189,24 +189,29 @@ class Stage:
         ]
         return AlignedGenerator(Generator(recipe.generator), projectors)
 
-    def step(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def step(
+        self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,), this process's share of the
-        batch. Returns its losses as scalars on the device."""
-        self.pieces = self.execution.pieces(len(images))
-        pieces = list(zip(images.chunk(self.pieces), labels.chunk(self.pieces), strict=True))
+        batch. Returns its losses as scalars on the device.
+
+        indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
+        aligned."""
+        count = self.pieces = self.execution.pieces(len(labels))
+        parts = [[None] * count if x is None else x.chunk(count) for x in (images, labels, indices)]
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            self.mean = self.mean_assignment(images) if self.pieces > 1 else None
-            for number_of_piece, piece in enumerate(pieces, start=1):
+            self.mean = self.mean_assignment(images) if count > 1 else None
+            for number_of_piece, piece in enumerate(zip(*parts, strict=True), start=1):
                 with ExitStack() as alone:
-                    if number_of_piece < self.pieces:  # processes exchange what has added up, once
+                    if number_of_piece < count:  # processes exchange what has added up, once
                         for module in self.wrapped.values():
                             alone.enter_context(self.accelerator.no_sync(module))
                     found = self.gradients(*piece)
                 for name, value in found.items():
-                    losses[name] = losses.get(name, 0) + value.detach() / self.pieces
+                    losses[name] = losses.get(name, 0) + value.detach() / count
         for name, optimizer in self.optimizers.items():
             norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -224,20 +229,26 @@ class Stage:
         means = [mean_assignment(self.tokenizer.assign(piece).scores) for piece in images.chunk(self.pieces)]
         return mean_over_processes(torch.stack(means).mean(0))
 
-    def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Add the gradients of a piece of the batch; returns its losses."""
-        with torch.no_grad():
-            blocks = () if self.lpips else self.recipe.perceptual_blocks
-            *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
-            targets = self.targets(images, last) if "aligned" in self.modules else []
+    def gradients(
+        self, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a piece of the batch; returns its losses. Arguments as in `step`."""
+        targets: list[Tensor] = []
+        if images is not None:
+            with torch.no_grad():
+                blocks = () if self.lpips else self.recipe.perceptual_blocks
+                *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
+                targets = self.targets(images, last) if "aligned" in self.modules else []
         losses: dict[str, Tensor] = {}
         if "tokenizer" in self.modules:
             reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
             if "discriminator" in self.modules:
                 self.update_discriminator(images, reconstruction.detach(), losses)
-        else:
+        elif indices is None:
             with torch.no_grad():
                 assignment = self.tokenizer.assign(images)
+        else:
+            assignment = Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
         assignment = Assignment(assignment.scores.detach(), assignment.indices)
         if "aligned" in self.modules:
             self.update_generator(assignment, labels, targets, losses)
@@ -327,8 +338,11 @@ class Stage:
     ) -> None:
         logits, projected = self.wrapped["aligned"](assignment, labels)
         losses["ntp"] = next_token_loss(logits, assignment.indices)
-        alignment = self.align("alignment_hard", projected, targets, losses)
-        losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * alignment
+        if targets:
+            alignment = self.align("alignment_hard", projected, targets, losses)
+            losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * alignment
+        else:  # the projectors are still part of the graph: every process waits for their gradients
+            losses["generator"] = losses["ntp"] + 0.0 * sum(each.sum() for each in projected)
         self._backward("generator", losses)
 
     def _backward(self, objective: str, losses: dict[str, Tensor]) -> None:
@@ -340,7 +354,10 @@ class Stage:
         """Usage and perplexity since the last call (over all processes), concentration on the last batch."""
         counts = self.accelerator.reduce(self.code_counts, "sum")
         self.code_counts = torch.zeros_like(counts)
-        return usage_statistics(counts) | assignment_statistics(self.last_scores, self.recipe.tau)
+        statistics = usage_statistics(counts)
+        if self.last_scores.numel():  # known tokens come without scores
+            statistics |= assignment_statistics(self.last_scores, self.recipe.tau)
+        return statistics
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
