@@ -101,7 +101,7 @@ def test_what_is_printed_is_what_training_is_given(stage, monkeypatch, capsys):
         assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 0.0)
     assert {ema.get_decay(10**6) for ema in made.ema.values()} == {0.9999}
     if "aligned" in made.modules:
-        projector = made.modules["aligned"].projector.layers
+        projector = made.modules["aligned"].projectors[0].layers
         assert [projector[0].out_features, projector[2].out_features] == [2048, 2048]
 
 

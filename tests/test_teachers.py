@@ -28,7 +28,7 @@ from gear_studio.runs import Run
 from gear_studio.teachers import PUBLISHED, Teacher, TeacherConfig, build_encoder, load_teachers
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training import loop
-from gear_studio.training.stages import Stage
+from gear_studio.training.stages import Stage, frozen
 
 # name: patch size, width, prefix tokens, mean of red
 FAMILIES = {
@@ -446,8 +446,10 @@ def test_each_projection_is_compared_with_its_own_teacher_s_normed_features():
     for teacher, target in zip(training.teachers, targets, strict=True):
         torch.testing.assert_close(target, spatial_norm(teacher(images), "demean", 0.3))
     losses: dict[str, Tensor] = {}
-    training.guidance(training.tokenizer.assign(images), labels, targets, losses)
-    aligned = training.modules["aligned"].eval()
+    aligned = training.modules["aligned"]
+    with frozen(aligned):
+        training.guidance(training.tokenizer.assign(images), labels, targets, losses)
+    aligned.eval()
     projected = aligned.project_tap(
         training.tokenizer.assign(images), labels, lambda a, table: (a.scores / 0.1).softmax(-1) @ table
     )
@@ -523,7 +525,9 @@ def test_a_run_s_target_is_the_normed_features(tmp_path, teacher_folder):
 
 def test_the_command_line_hands_the_file_on_with_its_whole_path(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "train", lambda *given: seen.append(given[3]) or Run.from_pretrained("gear"))
+    monkeypatch.setattr(
+        loop, "train", lambda *given, **more: seen.append(given[3]) or Run.from_pretrained("gear")
+    )
     monkeypatch.chdir(tmp_path)
     words = "--teacher-weights a.pth b.safetensors --set teacher=dinov2-b+siglip2-b spatial_norm=none"
     monkeypatch.setattr(sys, "argv", ["gear-studio", "train", "shapes", *words.split()])
