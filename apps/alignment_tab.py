@@ -99,7 +99,8 @@ def _show(studio: Studio, name: str, chosen: Picture, block: int, stage: str, pa
         "tokenizer": features.tokenizer_features(tokenizer, image, quantized=stage == AFTER)[0],
         "generator": features.generator_features(generator, q, [block], labels)[0][0],
     }
-    cosines = features.alignment_map(generator, studio.projector(name), q, target, labels)[0]
+    aligned_with = studio.runs[name].alignment_target(target)
+    cosines = features.alignment_map(generator, studio.projector(name), q, aligned_with, labels)[0]
 
     def framed(picture):
         return plots.mark(picture, patch, grid)

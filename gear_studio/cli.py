@@ -1,4 +1,5 @@
-"""The command line: `gear-studio train | supervise | evaluate | sample | reconstruct | reproduce | report`.
+"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | reproduce |
+report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -7,30 +8,33 @@ import ast
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from gear_studio.training.recipes import BUDGETS, small
+from gear_studio.tokenizer import preset
+from gear_studio.training.recipes import BUDGETS, NAMES, lines, named
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
+RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", "baseline", "gear", "continued", "straight-through"]
+Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips"]
 
 
-def run_name(source: str, stage: str, arm: str, seed: int) -> str:
-    return f"{source}-warmup-s{seed}" if stage == "warmup" else f"{source}-{stage}-{arm}-s{seed}"
+def run_name(label: str, stage: str, arm: str, seed: int) -> str:
+    return f"{label}-warmup-s{seed}" if stage == "warmup" else f"{label}-{stage}-{arm}-s{seed}"
 
 
-def default_parent(out: Path, source: str, stage: str, arm: str, seed: int) -> Path | None:
+def default_parent(out: Path, label: str, stage: str, arm: str, seed: int) -> Path | None:
     """The Run that a stage builds on, beside `out`: the warm-up, or the joint Run of the same arm."""
     match stage, arm:
         case "warmup", _:
             return None
         case ("joint", _) | ("generator", "baseline"):
-            return out.parent / run_name(source, "warmup", "warmup", seed)
+            return out.parent / run_name(label, "warmup", "warmup", seed)
         case _:
-            return out.parent / run_name(source, "joint", arm, seed)
+            return out.parent / run_name(label, "joint", arm, seed)
 
 
 def change(config: Any, name: str, value: str) -> Any:
@@ -55,55 +59,113 @@ def change(config: Any, name: str, value: str) -> Any:
 
 
 def train(
-    source: Positional[Literal["shapes", "digits", "folder"]],
+    source: Positional[Literal["shapes", "digits", "folder", "shards"]],
     stage: Stage = "warmup",
     arm: Arm | None = None,
     seed: int = 0,
+    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
     budget: Literal["shipped", "quick", "smoke"] = "shipped",
     steps: int | None = None,
     batch_size: int | None = None,
+    tokenizer: str | None = None,
     folder: Path | None = None,
     out: Path | None = None,
     parent: Path | None = None,
     workers: int | None = None,
+    teacher_weights: list[Path] | None = None,
+    micro_batch: int = 0,
+    recompute: bool = False,
+    compile: bool = False,
+    shard: bool = False,
     set: list[str] | None = None,
 ) -> None:
-    """Train one stage, or continue it where it was killed.
+    """Train one stage, or continue it where it was killed; on several GPUs with `accelerate launch -m
+    gear_studio train ...`, which may be other GPUs than before.
 
     Args:
-        source: What to train on: the embedded world, real handwritten digits, or a folder of pictures by
-        class.
+        source: What to train on: the embedded world, real handwritten digits, a folder of pictures by
+        class, or WebDataset shards.
         stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
         tokenizer).
         arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
         warm-up.
         seed: Decides weights, images and dropout.
-        budget: Preset number of steps.
+        recipe_name: small, or one of the paper's; `gear-studio recipe NAME` prints it.
+        budget: Preset number of steps of the small recipe.
         steps: Steps, instead of the budget's.
         batch_size: Images a step over all processes, instead of the recipe's.
-        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/).
+        tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, vq-16, lfq-16 or ibq-16.
+        Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
+        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
+        `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
         parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
-        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER generator.blocks=4.
+        teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
+        download; with several teachers one for each.
+        micro_batch: Images a process works on at a time; their gradients add up to the batch's. Default: its
+        share of the batch.
+        recompute: Do not keep activations inside blocks: less memory, a third more work.
+        compile: With torch.compile: faster, after some minutes at the start.
+        shard: Spread the generator over the processes (FSDP2).
+        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
+        generator.blocks=4. In the generator stage token_views=10 encodes ten crops of every picture ahead,
+        once a tokenizer.
     """
+    from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training
 
     arm = arm or ("warmup" if stage == "warmup" else "gear")
-    recipe = small(stage, budget)
-    changes = {"steps": steps, "batch_size": batch_size}
+    recipe = named(recipe_name, stage, budget)
+    changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     for assignment in set or []:
         recipe = change(recipe, *assignment.partition("=")[::2])
-    out = out or Path("runs") / run_name(source, stage, arm, seed)
-    parent = parent or default_parent(out, source, stage, arm, seed)
+    if teacher_weights:  # absolute, so that the run finds them again from anywhere
+        recipe = dataclasses.replace(recipe, teacher_weights=tuple(str(p.resolve()) for p in teacher_weights))
+    label = f"{source}-{tokenizer}" if tokenizer else source
+    out = out or Path("runs") / run_name(label, stage, arm, seed)
+    parent = parent or default_parent(out, label, stage, arm, seed)
     if parent is not None and not (parent / "tokenizer").is_dir():
         raise FileNotFoundError(
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
             "or name another run with --parent"
         )
-    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers)
+    execution = Execution(micro_batch, recompute, compile, shard)
+    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution)
     print(f"finished: {run.folder}")
+
+
+def import_released(
+    file: Positional[str], name: Positional[Path], parent: Path | None = None, image_size: int = 256
+) -> None:
+    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ) into a run.
+
+    Args:
+        file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
+        name: The run's folder; a bare name is put into runs/.
+        parent: For a generator alone: the run of its tokenizer, beside it.
+        image_size: Pixels along a side of the pictures it is for.
+    """
+    from gear_studio import official
+
+    out = name if len(name.parts) > 1 else Path("runs") / name
+    print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
+
+
+def recipe(
+    name: Positional[RecipeName],
+    stage: Stage = "joint",
+    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+) -> None:
+    """Print a recipe: every setting, what follows from them, and what no recipe changes.
+
+    Args:
+        name: small, or the paper's: imagenet, a generator's size, a quantizer.
+        stage: warmup, joint or generator.
+        budget: Of the small recipe.
+    """
+    print("\n".join(lines(name, stage, named(name, stage, budget))))
 
 
 def supervise(
@@ -134,25 +196,65 @@ def evaluate(
     samples: int = 5000,
     seeds: int = 3,
     cfg_scale: float = 1.5,
+    metrics: tuple[Metric, ...] = ("fd",),
+    reference: Path | None = None,
     folder: Path | None = None,
+    teacher: str | None = None,
+    inception_weights: Path | None = None,
+    lpips_weights: Path | None = None,
+    save_samples: Path | None = None,
+    cache: Path | None = None,
+    batch_size: int | None = None,
 ) -> None:
-    """Measure runs on held-out images and write evaluation.json into each.
+    """Measure runs on held-out images and write evaluation.json into each. On several GPUs: accelerate launch
+    -m gear_studio evaluate ...
 
     Args:
         runs: Folders of runs, or names of shipped ones.
-        samples: Images behind every Frechet distance, the same for every run that is compared.
+        samples: Images behind every figure, the same for every run that is compared.
         seeds: Sampling seeds, for the spread.
         cfg_scale: Guidance scale of the guided figures.
-        folder: Where the pictures of a run on source `folder` lie.
+        metrics: fd (Frechet distance in the teacher's features; works offline), fid, sfid, is (Inception
+        Score), pr (precision and recall), and of reconstructions ssim and lpips.
+        reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
+        arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
+        folder: Where the pictures of a run on source `folder` or `shards` lie.
+        teacher: Whose features fd is taken in. Default: the run's own teacher.
+        inception_weights: The file of FID's Inception network, where it cannot be downloaded.
+        lpips_weights: The file of VGG-16, where it cannot be downloaded.
+        save_samples: Also write the first seed's samples: a folder of PNGs, or X.npz for the ADM evaluator;
+        the guidance is added to the name.
+        cache: Folder of reference statistics. Default: gear-studio/references in the user's cache folder.
+        batch_size: Images at a time on a device. Default: 250 up to 64 px, else 32.
     """
+    from accelerate import PartialState
+
     from gear_studio.analysis import fidelity
     from gear_studio.pretrained import write_json
     from gear_studio.runs import Run
 
+    if save_samples and len(runs) > 1:
+        raise ValueError(f"--save-samples {save_samples} is one place, but {len(runs)} runs were named")
+    options = fidelity.Options(
+        samples=samples,
+        seeds=seeds,
+        cfg_scale=cfg_scale,
+        metrics=metrics,
+        reference=reference,
+        folder=folder,
+        teacher=teacher,
+        inception_weights=inception_weights,
+        lpips_weights=lpips_weights,
+        save_samples=save_samples,
+        cache=cache,
+        batch_size=batch_size,
+    )
     for name in runs:
         run = Run.from_pretrained(name)
-        write_json(run.folder / "evaluation.json", fidelity.evaluate(run, samples, seeds, cfg_scale, folder))
-        print(f"measured: {run.folder / 'evaluation.json'}")
+        result = fidelity.evaluate(run, options)
+        if PartialState().is_main_process:
+            write_json(run.folder / "evaluation.json", result)
+            print(f"measured: {run.folder / 'evaluation.json'}")
 
 
 def sample(
@@ -266,6 +368,8 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
 
 COMMANDS = {
     "train": train,
+    "import": import_released,
+    "recipe": recipe,
     "supervise": supervise,
     "evaluate": evaluate,
     "sample": sample,

@@ -1,4 +1,8 @@
-"""PatchGAN discriminator with the hinge loss: one real/fake logit for each patch of an image."""
+"""PatchGAN discriminator with the hinge loss: one real/fake logit for each patch of an image.
+
+Layers, norm and initialisation are those of taming-transformers and LlamaGen, on which the paper builds. As
+there, it stays in train mode wherever it is used: BatchNorm always normalises by the batch at hand.
+"""
 
 from dataclasses import dataclass
 
@@ -37,6 +41,8 @@ class Discriminator(Pretrained):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.blocks(images)

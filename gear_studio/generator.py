@@ -1,8 +1,8 @@
 """The generator: a causal transformer over [condition, tokens] with the LlamaGen architecture.
 
 Notable: RMSNorm (eps 1e-5), SwiGLU, 2-D rotary positions on the token grid with the condition position
-unrotated, no biases, an output head that starts at zero, and a *tap*: the hidden states after block `l`
-(1-based) that the alignment loss reads.
+unrotated (see `rotary_table`), no biases, an output head that starts at zero, and a *tap*: the hidden states
+after block `l` (1-based) that the alignment loss reads.
 
 The generator takes *embeddings*, not indices: the caller chooses the read-out (see `readout`). Position i
 (0-based, the condition first) predicts token i + 1, so the hidden state aligned with patch i has seen only
@@ -32,6 +32,7 @@ class GeneratorConfig:
     tap: int = 3
     dropout: float = 0.1
     label_drop: float = 0.1
+    zero_condition_key: bool = False  # see `rotary_table`
 
 
 # name: (blocks, dim, heads, tap). The taps of B, L and XL are the paper's; the others keep the same third.
@@ -46,11 +47,11 @@ SIZES = {
 
 
 def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int = 16) -> GeneratorConfig:
-    """The paper's generator of a size in `SIZES`."""
+    """The paper's generator of a size in `SIZES`, with the condition's key zero as in the released code."""
     if size not in SIZES:
         raise ValueError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
     blocks, dim, heads, tap = SIZES[size]
-    return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap)
+    return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap, zero_condition_key=True)
 
 
 class Cache:
@@ -69,20 +70,25 @@ class Cache:
         return self.buffers[block, 0, :, :, :end], self.buffers[block, 1, :, :, :end]
 
 
-def rotary_table(grid: int, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Angles for 2-D rotary positions, (1 + grid^2, head_dim / 2): zero for the condition, then half by row,
-    half by column."""
+def rotary_table(grid: int, head_dim: int, base: float = 10000.0, zero_condition_key: bool = False) -> Tensor:
+    """2-D rotary positions as (cosine, sine) of each angle: (1 + grid^2, head_dim / 2, 2), the condition
+    first, then the grid, half of the angles by row, half by column.
+
+    The condition is not rotated. With `zero_condition_key` its cosine is 0 as well, which makes its query and
+    key vanish: every token then gives the condition the attention score 0, whatever both hold. The released
+    LlamaGen and GEAR generators were trained so (`precompute_freqs_cis_2d` pads the table with zeros)."""
     frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
     angles = torch.outer(torch.arange(grid).float(), frequencies)
-    rows, columns = angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)
-    return F.pad(torch.cat([rows, columns], dim=1), (0, 0, 1, 0))
+    angles = torch.cat([angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)], dim=1)
+    condition = torch.tensor([0.0 if zero_condition_key else 1.0, 0.0]).expand(1, head_dim // 2, 2)
+    return torch.cat([condition, torch.stack([angles.cos(), angles.sin()], dim=-1)])
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of channels. x: (..., T, head_dim); angles: (T, head_dim / 2)."""
+    """Rotate neighbouring pairs of channels. x: (..., T, head_dim); angles: (T, head_dim / 2, 2), rows of
+    `rotary_table`."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    turned = pairs * torch.polar(torch.ones_like(angles), angles)
-    return torch.view_as_real(turned).flatten(-2).type_as(x)
+    return torch.view_as_real(pairs * torch.view_as_complex(angles)).flatten(-2).type_as(x)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -154,9 +160,10 @@ class Generator(Pretrained):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.codes, bias=False)
-        self.register_buffer(
-            "angles", rotary_table(config.grid, config.dim // config.heads), persistent=False
+        angles = rotary_table(
+            config.grid, config.dim // config.heads, zero_condition_key=config.zero_condition_key
         )
+        self.register_buffer("angles", angles, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

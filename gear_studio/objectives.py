@@ -2,17 +2,19 @@
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from gear_studio.readout import Assignment
+from gear_studio.readout import Assignment, by_rows, rows_at_once
 
 
+@torch.no_grad()
 def mean_over_processes(x: Tensor) -> Tensor:
-    """Average a tensor over all processes, with gradient; the identity when there is one process."""
+    """Average a tensor over all processes, without gradient; the identity when there is one process."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        return dist_nn.all_reduce(x) / dist.get_world_size()
+        x = x.clone()
+        dist.all_reduce(x)
+        return x / dist.get_world_size()
     return x
 
 
@@ -21,13 +23,40 @@ def entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp_min(1e-5).log()).sum(-1)
 
 
-def entropy_loss(scores: Tensor, temperature: float = 0.01) -> Tensor:
+ENTROPY_TEMPERATURE = 0.01
+
+
+@torch.no_grad()
+def mean_assignment(scores: Tensor) -> Tensor:
+    """E_tokens[softmax(A / 0.01)] over these tokens, without gradient: (B, N, K) -> (K,)."""
+    tokens = scores.flatten(0, 1)
+    sums = [
+        torch.softmax(rows / ENTROPY_TEMPERATURE, -1).sum(0) for rows in tokens.split(rows_at_once(scores))
+    ]
+    return torch.stack(sums).sum(0) / len(tokens)
+
+
+def entropy_loss(scores: Tensor, mean: Tensor | None = None) -> Tensor:
     """E_tokens[H(p)] - H(E_tokens[p]), p = softmax(A / 0.01): sure about each token, all codes used overall.
 
-    scores: (B, N, K). The average assignment is taken over all processes, so the loss does not depend on
-    their number."""
-    p = torch.softmax(scores.float() / temperature, dim=-1).flatten(0, 1)
-    return entropy(p).mean() - entropy(mean_over_processes(p.mean(0)))
+    scores: (B, N, K), a part of the batch. mean: (K,), the average assignment of the whole batch, where that
+    is more than these scores and those of the other processes at this moment. 1e-5 is added to it inside the
+    logarithm, as in the released quantizers.
+
+    Averaged over the parts, value and gradient are those of the whole batch in one piece: the second term
+    enters each token's loss through its slope at the mean, so that no gradient has to cross from one part to
+    another."""
+    mean = mean_over_processes(mean_assignment(scores)) if mean is None else mean
+    with torch.enable_grad():
+        mean = mean.detach().requires_grad_()
+        of_mean = -(mean * (mean + 1e-5).log()).sum()
+        (slope,) = torch.autograd.grad(of_mean, mean)
+
+    def of_each(rows: Tensor, slope: Tensor) -> Tensor:
+        log_p = torch.log_softmax(rows / ENTROPY_TEMPERATURE, dim=-1)
+        return -(log_p.exp() * (log_p + slope)).sum(-1)
+
+    return by_rows(of_each, scores, slope).mean() + ((mean * slope).sum() - of_mean).detach()
 
 
 def perceptual_loss(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:

@@ -1,7 +1,12 @@
-"""Pictures on disk: grids of images as one PNG."""
+"""Pictures on disk: grids of images as one PNG, and long series as a folder of PNGs or as one array."""
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -12,3 +17,49 @@ def write_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
     """Write images (n, 3, H, W) in [-1, 1] as one PNG, `columns` a row, replacing the file atomically."""
     with atomic(Path(path)) as temporary:
         save_image((images.float().cpu() + 1) / 2, temporary, nrow=columns, padding=2, format="png")
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 in 0..255, rounded: what a file holds. The inverse of data.to_float."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class Series:
+    """`count` pictures of size x size px on their way to disk, from all processes at once.
+
+    A path that ends in .npz becomes one file with `arr_0`, uint8 (count, size, size, 3), which the ADM
+    evaluator reads. Any other becomes a folder with 000000.png, 000001.png, ... All processes must see one
+    file system, make the Series together, and `close` it together."""
+
+    def __init__(self, path: str | Path, count: int, size: int, accelerator: Accelerator):
+        self.path, self.accelerator = Path(path), accelerator
+        self.array = None
+        if self.path.suffix == ".npz":
+            self.draft = self.path.with_suffix(".npy.part")
+            if accelerator.is_main_process:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(self.draft, "w+", np.uint8, (count, size, size, 3)).flush()
+            accelerator.wait_for_everyone()
+            self.array = np.load(self.draft, mmap_mode="r+")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def add(self, start: int, pictures: Tensor) -> None:
+        """Pictures uint8 (B, 3, H, W), number `start` on."""
+        rows = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        if self.array is not None:
+            self.array[start : start + len(rows)] = rows
+            return
+        for number, row in enumerate(rows, start):
+            with atomic(self.path / f"{number:06d}.png") as temporary:
+                Image.fromarray(row).save(temporary, format="png")
+
+    def close(self) -> None:
+        if self.array is None:
+            return
+        self.array.flush()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with atomic(self.path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+                file.write(self.draft, "arr_0.npy")
+            self.draft.unlink()

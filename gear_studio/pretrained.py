@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -52,6 +52,24 @@ def read_json(path: Path, what: str) -> dict:
         ) from error
 
 
+def check_shapes(where: str | Path, model: str, found: Mapping, expected: Mapping) -> None:
+    """Compare keys and shapes with what a model expects. Raises ValueError naming what is missing, unexpected
+    or misshapen."""
+    problems = [f"missing {key}" for key in expected.keys() - found.keys()]
+    problems += [f"unexpected {key}" for key in found.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {found[key]}, expected {expected[key]}"
+        for key in expected.keys() & found.keys()
+        if found[key] != expected[key]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise ValueError(
+            f"{where} does not fit {model} ({len(problems)} keys differ: {shown}); "
+            "it belongs to another model or another configuration"
+        )
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load safetensors into `module`, in the module's own dtype. Missing, extra or misshapen keys are refused
     by name."""
@@ -63,20 +81,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ValueError(
             f"{path} is not a complete safetensors file ({error}); copy or train it again"
         ) from error
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own.keys() - state.keys()]
-    problems += [f"unexpected {key}" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
+    shapes = [
+        {key: tuple(value.shape) for key, value in held.items()} for held in (state, module.state_dict())
     ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise ValueError(
-            f"{path} does not fit {type(module).__name__} ({len(problems)} keys differ: {shown}); "
-            "it belongs to another model or another configuration"
-        )
+    check_shapes(path, type(module).__name__, *shapes)
     module.load_state_dict(state)
 
 

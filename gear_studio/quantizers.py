@@ -1,7 +1,14 @@
 """Quantizers: latent (B, N, D) -> Assignment, code vectors, quantizer loss.
 
-Every quantizer answers the same four questions (`scores`, `assign`, `codes`, `forward`), so that the
-read-outs, the objectives and the probes never ask which one they hold.
+Every quantizer answers the same questions (`scores`, `indices`, `assign`, `codes`, `forward`) and has a
+`codebook` (K, D), so that the read-outs, the objectives and the probes never ask which one they hold.
+
+          scores A_k        codebook             decoder is fed
+    VQ    -||z - c_k||^2    learned, on sphere   z + sg(c - z)
+    LFQ   2 <z, c_k>        {-1, +1}^D, fixed    z + sg(c - z)
+    IBQ   <z, c_k>          learned              (o + s - sg s) @ C, s = softmax(A), o = one-hot(argmax A)
+
+Everything is computed in float32, also under autocast: near-ties decide the index.
 """
 
 from dataclasses import dataclass
@@ -10,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.readout import Assignment
+from gear_studio.readout import Assignment, straight_through
 
 
 @dataclass(frozen=True)
@@ -23,18 +30,18 @@ class Quantized:
     loss: Tensor
 
 
-class VectorQuantizer(nn.Module):
-    """L2-normalised vector quantization (LlamaGen VQ-16): A_k = -||z - c_k||^2 = -(2 - 2 z.c_k) on the unit
-    sphere."""
+class Quantizer(nn.Module):
+    """What all quantizers share. A quantizer defines `scores` and `forward`."""
 
-    def __init__(self, codes: int, dim: int):
-        super().__init__()
-        self.codebook = nn.Parameter(F.normalize(torch.randn(codes, dim), dim=-1))
+    codebook: Tensor
 
     def scores(self, z: Tensor) -> Tensor:
-        """z: (B, N, D). Returns (B, N, K) in [-4, 0]; always float32, since near-ties decide the index."""
-        with torch.autocast(z.device.type, enabled=False):
-            return 2 * F.normalize(z.float(), dim=-1) @ F.normalize(self.codebook.float(), dim=-1).T - 2
+        """z: (B, N, D). Returns A, (B, N, K) float32, larger is closer."""
+        raise NotImplementedError
+
+    def indices(self, z: Tensor) -> Tensor:
+        """z: (B, N, D). The chosen codes, (B, N) int64 in [0, K)."""
+        return self.scores(z).argmax(-1)
 
     def assign(self, z: Tensor) -> Assignment:
         """z: (B, N, D)."""
@@ -42,8 +49,25 @@ class VectorQuantizer(nn.Module):
         return Assignment(scores, scores.argmax(-1))
 
     def codes(self, indices: Tensor) -> Tensor:
+        """indices: (B, N) int64 in [0, K). Returns code vectors (B, N, D)."""
+        return F.embedding(indices, self.codebook)
+
+
+class VectorQuantizer(Quantizer):
+    """L2-normalised vector quantization (LlamaGen VQ-16): A_k = -||z - c_k||^2 = -(2 - 2 z.c_k) on the unit
+    sphere, in [-4, 0]."""
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__()
+        self.codebook = nn.Parameter(F.normalize(torch.randn(codes, dim), dim=-1))
+
+    def scores(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return 2 * F.normalize(z.float(), dim=-1) @ F.normalize(self.codebook.float(), dim=-1).T - 2
+
+    def codes(self, indices: Tensor) -> Tensor:
         """indices: (B, N) int64 in [0, K). Returns unit vectors (B, N, D)."""
-        return F.normalize(F.embedding(indices, self.codebook), dim=-1)
+        return F.normalize(super().codes(indices), dim=-1)
 
     def forward(self, z: Tensor) -> Quantized:
         """Loss: mean (c_q - sg z)^2 + 0.25 mean (sg c_q - z)^2; the decoder is fed z + sg(c_q - z)."""
@@ -51,3 +75,66 @@ class VectorQuantizer(nn.Module):
         z, code = F.normalize(z.float(), dim=-1), self.codes(assignment.indices)
         loss = F.mse_loss(code, z.detach()) + 0.25 * F.mse_loss(z, code.detach())
         return Quantized(assignment, z + (code - z).detach(), loss)
+
+
+class LookupFreeQuantizer(Quantizer):
+    """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737): the code is the sign of each channel.
+
+    Bit d of the index is set when z_d > 0 (so 0 counts as -1), with weight 2^d; A_k = 2 <z, c_k>. The
+    indices are read off the signs, which needs no scores."""
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__()
+        if codes != 2**dim:
+            raise ValueError(
+                f"LFQ with {dim} channels has 2^{dim} = {2**dim} codes, not {codes}; set one of them"
+            )
+        bits = torch.arange(codes)[:, None] >> torch.arange(dim) & 1
+        self.register_buffer("codebook", 2.0 * bits - 1, persistent=False)
+
+    def scores(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return 2 * z.float() @ self.codebook.float().T
+
+    def indices(self, z: Tensor) -> Tensor:
+        return ((z > 0) << torch.arange(z.shape[-1], device=z.device)).sum(-1)
+
+    def assign(self, z: Tensor) -> Assignment:
+        return Assignment(self.scores(z), self.indices(z))
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Loss: 0.25 mean (z - sg sign z)^2; the decoder is fed z + sg(sign z - z)."""
+        assignment = self.assign(z)
+        z, code = z.float(), self.codes(assignment.indices)
+        return Quantized(assignment, z + (code - z).detach(), 0.25 * F.mse_loss(z, code))
+
+
+class IndexBackpropagationQuantizer(Quantizer):
+    """Index backpropagation (IBQ, arXiv 2412.02692): A_k = <z, c_k>, and the decoder's gradient reaches every
+    code through a straight-through one-hot."""
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.randn(codes, dim))
+
+    def scores(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return z.float() @ self.codebook.float().T
+
+    def forward(self, z: Tensor) -> Quantized:
+        """With s = softmax(A), o = one-hot(argmax A), ste = o + s - sg s, and C the codebook, the loss is
+        mean (ste@C - z)^2 + mean (sg(o@C) - z)^2 + 0.25 mean (o@C - sg z)^2; the decoder is fed ste@C."""
+        assignment = self.assign(z)
+        with torch.autocast(z.device.type, enabled=False):
+            z, code = z.float(), self.codes(assignment.indices)
+            # ste@C: its gradient to C is that of o@C, to s that of s@C.
+            fed = straight_through(assignment, self.codebook)
+        loss = F.mse_loss(fed, z) + F.mse_loss(z, code.detach()) + 0.25 * F.mse_loss(code, z.detach())
+        return Quantized(assignment, fed, loss)
+
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "vq": VectorQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "ibq": IndexBackpropagationQuantizer,
+}

@@ -21,10 +21,10 @@ from typing import Self
 import numpy as np
 import torch
 
-from gear_studio.alignment import Projector
+from gear_studio.alignment import Projector, alignment_target
 from gear_studio.generator import Generator
 from gear_studio.pretrained import read_json
-from gear_studio.teachers import Teacher
+from gear_studio.teachers import Teacher, teacher_names
 from gear_studio.tokenizer import Tokenizer
 
 ZOO = Path(__file__).parent / "zoo"
@@ -127,7 +127,28 @@ class Run:
 
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher.from_pretrained(self.config["recipe"]["teacher"])
+        """The teacher it was aligned with (the first, of several), one patch a token.
+
+        Raises FileNotFoundError where its weights are missing, ValueError where they are others than in
+        training."""
+        recipe = self.config["recipe"]
+        name, weights = teacher_names(recipe["teacher"])[0], recipe.get("teacher_weights")
+        teacher = Teacher.from_pretrained(name, self.tokenizer.grid, weights[0] if weights else None)
+        here = teacher.fingerprint()
+        then = self.config.get("teacher_sha256", [here])[0]
+        if then != here:
+            raise ValueError(
+                f"run {self.name} was trained with other weights of teacher {name!r} (teacher_sha256 in its "
+                f"config.json begins with {then[:12]}, that of the weights here with {here[:12]}); what it "
+                "learnt does not compare with these, bring the ones it was trained with"
+            )
+        return teacher
+
+    def alignment_target(self, features: torch.Tensor) -> torch.Tensor:
+        """The teacher's features (B, N, d_f) as the projector was aligned with them: spatially normed."""
+        recipe = self.config["recipe"]
+        norm = recipe.get("spatial_norm", "none"), recipe.get("spatial_norm_alpha", 0.6)
+        return alignment_target(features, self.teacher, *norm)
 
     def class_numbers(self, names: list[str]) -> list[int]:
         """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown

@@ -41,10 +41,10 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def uniforms(seed: int, batch: int, length: int) -> Tensor:
-    """(batch, length) in [0, 1): row i depends on (seed, i) only."""
+def uniforms(seed: int, batch: int, length: int, first: int = 0) -> Tensor:
+    """(batch, length) in [0, 1): row i is picture number first + i and depends on (seed, first + i) only."""
     rows = []
-    for i in range(batch):
+    for i in range(first, first + batch):
         source = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
         rows.append(torch.rand(length, generator=source))
     return torch.stack(rows)
@@ -59,6 +59,7 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    first: int = 0,
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
 
@@ -74,7 +75,7 @@ def stream(
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
     gen.eval()
     seed = secrets.randbits(31) if seed is None else seed
-    draws = uniforms(seed, batch, gen.length).to(device)
+    draws = uniforms(seed, batch, gen.length, first).to(device)
     condition = condition.to(device)
     if guided:
         condition = torch.cat([condition, gen.condition.nulls(batch, device)])
@@ -115,6 +116,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Sample token indices (B, N) for labels `condition` (B,).
 
@@ -122,6 +124,7 @@ def sample(
     and
     top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s =
     1.5
-    or 1.0)."""
-    *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed)
+    or 1.0). first: the number of the first picture, so that a slice of a long series gets the pictures that
+    the whole series would have there."""
+    *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
     return last.indices

@@ -5,15 +5,19 @@ Notable here:
   that is put in train mode. Gradients do pass through it to the images, so the same object serves as
   alignment target and as perceptual loss.
 - Images go in as the rest of the package has them, in [-1, 1]; the teacher owns its resize and its
-  normalisation, both read from its config. A pretrained timm encoder therefore only needs a new `arch`.
+  normalisation. It is loaded for a `grid`: pictures are resized to grid * patch pixels and the position
+  embeddings resampled, so that it sees one patch a token, whatever size it was trained at.
+- Published teachers (DINOv2, DINOv3, SigLIP2, CLIP, any plain ViT) come from timm by name. timm downloads
+  them; where that cannot be, a weights file does.
 - The shipped "tiny" one stands in for DINOv2 where nothing can be downloaded. It learnt from the labels of
   the embedded world, and its `note` says so: show the note wherever its features appear.
 - On disk a teacher is a folder, config.json + model.safetensors in half precision; the config names its
   kind, so that another model's folder is refused by name.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -25,11 +29,32 @@ from gear_studio.pretrained import atomic, load_weights, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}
+PUBLISHED = {  # short names; any other timm name works as well
+    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
+    "dinov2-s-reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov2-g-reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
+    "dinov3-s": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3-l": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3-h": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "siglip2-b": "vit_base_patch16_siglip_256.v2_webli",
+    "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
+    "siglip2-so400m": "vit_so400m_patch16_siglip_256.v2_webli",
+    "clip-b": "vit_base_patch16_clip_quickgelu_224.openai",  # OpenAI trained with QuickGELU
+    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+}
 
 
 @dataclass
 class TeacherConfig:
-    """What is needed to rebuild a teacher. `mean` and `std` are those of RGB in [0, 1]."""
+    """What is needed to rebuild a teacher. `mean` and `std` are those of RGB in [0, 1].
+
+    arch: "vit" is built from the sizes below; for "timm:NAME" timm knows the sizes and they are only told."""
 
     arch: str = "vit"
     image_size: int = 64
@@ -43,9 +68,13 @@ class TeacherConfig:
 
 
 def build_encoder(config: TeacherConfig) -> nn.Module:
-    """A trainable patch encoder, without head or class token; raises ValueError for an unknown `arch`."""
+    """A trainable patch encoder, without head; raises ValueError for an unknown `arch`."""
+    if config.arch.startswith("timm:"):
+        encoder = timm_encoder(config.arch.removeprefix("timm:"))
+        encoder.set_input_size((config.image_size, config.image_size))
+        return encoder
     if config.arch != "vit":
-        raise ValueError(f"Teacher arch {config.arch!r} is not known; this version builds 'vit' only.")
+        raise ValueError(f"Teacher arch {config.arch!r} is not known; expected 'vit' or 'timm:NAME'.")
     from timm.models.vision_transformer import VisionTransformer  # here: it takes seconds to import
 
     return VisionTransformer(
@@ -60,6 +89,86 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
     )
 
 
+def timm_name(name: str) -> str:
+    """timm's name of a teacher: a short name of `PUBLISHED`, "timm:NAME" or NAME itself.
+
+    Raises FileNotFoundError where timm has no such model."""
+    import timm
+
+    wanted = PUBLISHED.get(name, name.removeprefix("timm:"))
+    if not timm.is_model(wanted):
+        raise FileNotFoundError(
+            f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder nor published "
+            f"({', '.join(PUBLISHED)}, or a model of timm {timm.__version__}); check the name, or train "
+            "one with gear_studio.training.teacher.train_teacher(folder)."
+        )
+    return wanted
+
+
+def timm_encoder(name: str, **pretrained) -> nn.Module:
+    """A plain ViT of timm at its own image size: head and pooling dropped, `norm` the last norm it has.
+
+    pretrained: where weights come from, for `timm.create_model`; by default they are random. Raises
+    ValueError for models of another make."""
+    import timm
+
+    encoder = timm.create_model(name, num_classes=0, **pretrained)
+    needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
+    if lacking := [attribute for attribute in needed if not hasattr(encoder, attribute)]:
+        raise ValueError(f"timm's {name} is no plain ViT (it has no {', '.join(lacking)}); choose a ViT")
+    if isinstance(encoder.norm, nn.Identity):
+        # Models that pool by averaging norm afterwards; a norm acts on each token alone.
+        encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
+    encoder.reset_classifier(0, "")
+    return encoder
+
+
+def published_encoder(name: str, weights: str | Path | None) -> nn.Module:
+    """The timm encoder of a published teacher: its weights from the file `weights`, or downloaded (cached).
+
+    weights: safetensors or a torch file, as published (also by the model's authors, where timm reads that).
+    Raises FileNotFoundError when it is not there or nothing can be downloaded, ValueError when it does not
+    fit."""
+    model = timm_name(name)
+    if weights is None:
+        try:
+            return timm_encoder(model, pretrained=True)
+        except ValueError:  # it is no ViT
+            raise
+        except Exception as error:  # the hub, its client and the disk have many ways to fail
+            raise FileNotFoundError(
+                f"the weights of teacher {name!r} could not be downloaded from the Hugging Face repository "
+                f"timm/{model} ({type(error).__name__}: {first_line(error)}); with a connection, try again. "
+                f"Without one, run 'hf download timm/{model}' on another machine and bring its "
+                "model.safetensors here (--teacher-weights FILE), or its cache folder (HF_HUB_CACHE)"
+            ) from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"the weights of teacher {name!r} should be in the file {weights}, which is not there; put it "
+            "there, or name another: --teacher-weights, or teacher_weights in a run's config.json"
+        )
+    from timm.models import load_state_dict
+
+    try:
+        state = load_state_dict(str(weights), weights_only=True)
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        # num_classes: with as many classes as the encoder's, timm loads strictly
+        return timm_encoder(
+            model, pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": 0}
+        )
+    except Exception as error:  # whatever a foreign file does to the reader or to timm's conversion
+        raise ValueError(
+            f"{weights} does not hold the weights of {model} ({first_line(error)}); expected safetensors or "
+            f"a torch file of tensors, such as model.safetensors of the Hugging Face repository timm/{model}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """An error's text on one line, cut to what can be read at a glance."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
 def to_size(images: torch.Tensor, size: int) -> torch.Tensor:
     """Resize (B,3,H,W) to (B,3,size,size), bicubic with antialiasing; images of that size pass untouched."""
     if images.ndim != 4 or images.shape[1] != 3:
@@ -72,49 +181,75 @@ def to_size(images: torch.Tensor, size: int) -> torch.Tensor:
 class Teacher(nn.Module):
     """A frozen patch encoder: images (B,3,H,W) in [-1,1] -> patch features (B,N,dim), raster order.
 
-    Images of another size than the config's are resized (bicubic), so N = grid * grid always holds.
-    """
+    grid: patches along a side, N = grid * grid; None keeps the config's. Position embeddings are resampled
+    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. name: for logs."""
 
-    def __init__(self, config: TeacherConfig, encoder: nn.Module):
+    def __init__(
+        self, config: TeacherConfig, encoder: nn.Module, grid: int | None = None, name: str = "teacher"
+    ):
         super().__init__()
-        self.config = config
+        self.grid = grid or config.image_size // config.patch_size
+        size = self.grid * config.patch_size
+        if size != config.image_size:
+            encoder.set_input_size((size, size))
+        self.config = replace(config, image_size=size)
         self.encoder = encoder.requires_grad_(False).eval()
-        self.dim, self.depth, self.note = config.dim, config.depth, config.note
-        self.grid = config.image_size // config.patch_size
+        self.name, self.dim, self.depth, self.note = name, config.dim, config.depth, config.note
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> "Teacher":
-        """Load "tiny" (shipped) or a folder written by `save_pretrained`.
+    def from_pretrained(
+        cls, name_or_folder: str | Path, grid: int | None = None, weights: str | Path | None = None
+    ) -> "Teacher":
+        """Load "tiny" (shipped), a published teacher ("dinov2-b", any timm name) or a folder written by
+        `save_pretrained`; grid as above, the tokenizer's where features are compared with tokens.
 
-        Raises FileNotFoundError when the folder or a file in it is missing, ValueError when what is there
-        is damaged or is no teacher. Weights are stored in half precision and returned in float32.
+        weights: a published teacher's file, instead of a download. Raises FileNotFoundError when a folder or
+        file is missing or nothing can be downloaded, ValueError when what is there is damaged or is no
+        teacher. Weights of folders are stored in half precision and returned in float32.
         """
-        folder = SHIPPED.get(str(name_or_folder), Path(name_or_folder))
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"teacher {str(name_or_folder)!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder; "
-                "train one with gear_studio.training.teacher.train_teacher(folder)."
-            )
+        name = str(name_or_folder)
+        folder = SHIPPED.get(name, Path(name))
+        if name in PUBLISHED or not folder.is_dir():
+            encoder = published_encoder(name, weights)
+            origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
+            return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
+        if weights is not None:
+            raise ValueError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )
         encoder = build_encoder(config)
         load_weights(encoder, folder / "model.safetensors")
-        return cls(config, encoder)
+        return cls(config, encoder, grid, name if name in SHIPPED else folder.name)
 
     @classmethod
-    def random(cls, seed: int = 0) -> "Teacher":
-        """The control: the tiny architecture with random weights, a pure function of `seed`."""
-        config = TeacherConfig()
+    def random(cls, seed: int = 0, name: str = "tiny", grid: int | None = None) -> "Teacher":
+        """The control: "tiny" or a published architecture with random weights, a pure function of `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(config, build_encoder(config))
+            if name == "tiny":
+                return cls(TeacherConfig(), build_encoder(TeacherConfig()), grid)
+            encoder = timm_encoder(timm_name(name))
+        return cls(
+            describe(name, encoder, "random weights, an untrained control"),
+            encoder,
+            grid,
+            name.removeprefix("timm:"),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`; each file appears whole or not."""
         write_half(folder, "teacher", asdict(self.config), self.encoder)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the blocks' weights: the same for every grid, and however the tensors are named."""
+        digests = [
+            hashlib.sha256(value.cpu().contiguous().numpy()).digest()
+            for value in self.encoder.blocks.state_dict().values()
+        ]
+        return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode: a teacher is frozen, also inside a module that is being trained."""
@@ -128,7 +263,8 @@ class Teacher(nn.Module):
         """Patch features (B,N,dim) after each of `blocks` (1-based, any order), all through the final norm.
 
         The norm puts blocks on one scale, so that their distances can be added in a perceptual loss, and
-        makes `features(x, [depth])[0]` equal `teacher(x)`. Raises ValueError for a block that is not there.
+        makes `features(x, [depth])[0]` equal `teacher(x)`. Class and register tokens are dropped. Raises
+        ValueError for a block that is not there.
         """
         wrong = [block for block in blocks if not 1 <= block <= self.depth]
         if wrong or not blocks:
@@ -146,6 +282,45 @@ class Teacher(nn.Module):
         )
         by_block = dict(zip(order, found, strict=True))
         return [by_block[block] for block in blocks]
+
+
+def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:
+    """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
+    model, published = timm_name(name), encoder.pretrained_cfg
+    return TeacherConfig(
+        arch=f"timm:{model}",
+        image_size=encoder.patch_embed.img_size[0],
+        patch_size=encoder.patch_embed.img_size[0] // encoder.patch_embed.grid_size[0],
+        dim=encoder.embed_dim,
+        depth=len(encoder.blocks),
+        heads=encoder.blocks[0].attn.num_heads,
+        mean=tuple(published["mean"]),
+        std=tuple(published["std"]),
+        note=f"{model} of timm, {origin}.",
+    )
+
+
+def teacher_names(names: str) -> list[str]:
+    """The teachers that a recipe names, "dinov2-b" or several: "dinov2-b+siglip2-b"."""
+    return [names] if Path(names).is_dir() else names.split("+")
+
+
+def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> list[Teacher]:
+    """Load what a recipe names (see `teacher_names`), in that order.
+
+    weights: none, or one file for each. Raises as `Teacher.from_pretrained`, and ValueError for a teacher
+    that is named twice or a number of files that does not match."""
+    each = teacher_names(names)
+    if weights and len(weights) != len(each):
+        raise ValueError(
+            f"{len(weights)} weights files for {len(each)} teachers ({names}); give one for each"
+        )
+    files = weights or [None] * len(each)
+    teachers = [Teacher.from_pretrained(name, grid, file) for name, file in zip(each, files, strict=True)]
+    called = [teacher.name for teacher in teachers]
+    if len(set(called)) < len(called):
+        raise ValueError(f"teachers {', '.join(called)}: their losses are logged by name; name each one once")
+    return teachers
 
 
 def write_half(folder: str | Path, kind: str, config: dict, module: nn.Module) -> None:

@@ -1,19 +1,22 @@
 """Tokenizer = encoder + quantizer + decoder. An image becomes N = (H/f)(W/f) indices in raster order, and
 back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from gear_studio.autoencoders import Decoder, Encoder
+from gear_studio.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
 from gear_studio.pretrained import Pretrained
-from gear_studio.quantizers import Quantized, VectorQuantizer
+from gear_studio.quantizers import QUANTIZERS, Quantized
 from gear_studio.readout import Assignment
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Small preset by default: f = 8, 1024 codes of 8 dimensions, 64 px -> 8 x 8 = 64 tokens."""
+    """Small preset by default: f = 8, 1024 codes of 8 dimensions, 64 px -> 8 x 8 = 64 tokens.
+
+    architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
+    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim) or ibq."""
 
     image_size: int = 64
     channels: int = 32
@@ -24,6 +27,8 @@ class TokenizerConfig:
     latent: int = 128
     codes: int = 1024
     code_dim: int = 8
+    quantizer: str = "vq"
+    architecture: str = "vqgan"
 
     @property
     def grid(self) -> int:
@@ -31,10 +36,32 @@ class TokenizerConfig:
         return self.image_size // (self.patch * 2 ** (len(self.multipliers) - 1))
 
 
+_PAPER = TokenizerConfig(
+    image_size=256,
+    channels=128,
+    multipliers=(1, 1, 2, 2, 4),
+    res_blocks=4,
+    mid=True,
+    patch=1,
+    latent=256,
+    codes=16384,
+    code_dim=256,
+)
 PRESETS = {
     "small": TokenizerConfig(),
-    "vq-16": TokenizerConfig(256, 128, (1, 1, 2, 2, 4), 2, True, 1, 256, 16384, 8),
+    "small-lfq": TokenizerConfig(code_dim=10, quantizer="lfq"),
+    "small-ibq": TokenizerConfig(code_dim=64, quantizer="ibq"),
+    "vq-16": replace(_PAPER, res_blocks=2, code_dim=8),
+    "lfq-16": replace(_PAPER, latent=14, code_dim=14, quantizer="lfq", architecture="magvit2"),
+    "ibq-16": replace(_PAPER, quantizer="ibq"),
 }
+
+
+def preset(name: str) -> TokenizerConfig:
+    """The tokenizer of a name in `PRESETS`; ValueError lists the names."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown tokenizer {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 class Tokenizer(Pretrained):
@@ -42,20 +69,26 @@ class Tokenizer(Pretrained):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
+        if config.quantizer not in QUANTIZERS:
+            raise ValueError(f"unknown quantizer {config.quantizer!r}; choose one of {', '.join(QUANTIZERS)}")
         self.config = config
-        shape = (
-            config.channels,
-            tuple(config.multipliers),
-            config.res_blocks,
-            config.latent,
-            config.patch,
-            config.mid,
-        )
-        self.encoder = Encoder(*shape)
-        self.to_code = nn.Conv2d(config.latent, config.code_dim, 1)
-        self.quantizer = VectorQuantizer(config.codes, config.code_dim)
-        self.from_code = nn.Conv2d(config.code_dim, config.latent, 1)
-        self.decoder = Decoder(*shape)
+        shape = (config.channels, tuple(config.multipliers), config.res_blocks, config.latent)
+        if config.architecture == "vqgan":
+            self.encoder = Encoder(*shape, config.patch, config.mid)
+            self.to_code = nn.Conv2d(config.latent, config.code_dim, 1)
+            self.from_code = nn.Conv2d(config.code_dim, config.latent, 1)
+            self.decoder = Decoder(*shape, config.patch, config.mid)
+        elif config.architecture == "magvit2":
+            if config.latent != config.code_dim or config.patch != 1:
+                raise ValueError(
+                    f"architecture magvit2 with latent {config.latent}, code_dim {config.code_dim} and patch "
+                    f"{config.patch}: it needs latent = code_dim and patch = 1"
+                )
+            self.encoder, self.decoder = Magvit2Encoder(*shape), Magvit2Decoder(*shape)
+            self.to_code = self.from_code = nn.Identity()
+        else:
+            raise ValueError(f"unknown architecture {config.architecture!r}; choose vqgan or magvit2")
+        self.quantizer = QUANTIZERS[config.quantizer](config.codes, config.code_dim)
 
     @property
     def grid(self) -> int:
@@ -76,6 +109,10 @@ class Tokenizer(Pretrained):
         """Images (B, 3, H, W) float in [-1, 1] -> Assignment with scores (B, N, K) and indices (B, N)."""
         return self.quantizer.assign(self.encode(images))
 
+    def indices(self, images: Tensor) -> Tensor:
+        """`assign(images).indices`, (B, N) int64, without the scores where the quantizer needs none (LFQ)."""
+        return self.quantizer.indices(self.encode(images))
+
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Code vectors (B, N, D) -> images (B, 3, H, W), not clamped (what the losses see)."""
         b, _, d = codes.shape
@@ -87,7 +124,7 @@ class Tokenizer(Pretrained):
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images -> indices -> images (B, 3, H, W) in [-1, 1]."""
-        return self.decode(self.assign(images).indices)
+        return self.decode(self.indices(images))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """The training pass: reconstruction (B, 3, H, W) not clamped, and the quantizer's answer."""

@@ -1,10 +1,12 @@
 """The command line, end to end on budgets of a few steps."""
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -91,13 +93,33 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:.*broken.png")
-@pytest.mark.parametrize("source", ["digits", "folder"])
-def test_the_three_stages_on_other_sources(source, pictures, tmp_path, command):
-    more = ["--folder", pictures] if source == "folder" else []
+def pack(pictures: Path, folder: Path) -> Path:
+    """The same as shards, with the names of the classes."""
+    folder.mkdir()
+    (folder / "classnames.txt").write_text("dark\nlight\n")
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
+            for i, path in enumerate(sorted((pictures / split).glob("*/*.png"))):
+                tar.add(path, f"{i}.png")
+                label = tarfile.TarInfo(f"{i}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(b"0" if path.parent.name == "dark" else b"1"))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("source", ["digits", "folder", "shards"])
+def test_the_three_stages_on_other_sources(source, pictures, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    more = {
+        "digits": [],
+        "folder": ["--folder", pictures],
+        "shards": ["--folder", pack(pictures, tmp_path / "tars") / "{train,val}-000.tar"],
+    }[source]
     for stage in ("warmup", "joint", "generator"):
         out = tmp_path / (f"{source}-warmup-s0" if stage == "warmup" else f"{source}-{stage}-gear-s0")
         words = [source, "--stage", stage, "--budget", "smoke", "--steps", 2, "--batch-size", 2, "--out", out]
+        words += ["--set", "token_views=2"] if (source, stage) == ("shards", "generator") else []
         code, printed, complaint = command("train", *words, *more)
         assert code == 0, complaint
         assert f"finished: {out}" in printed
@@ -247,3 +269,16 @@ def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monke
     with pytest.raises(RuntimeError, match=r"bad failed \(exit 1\); see .*bad\.log"):
         reproduce.run([job("good"), job("bad", "good"), job("never", "bad")], at_once=2, threads=1)
     assert order.read_text().split() == ["good", "bad"]
+
+
+def test_another_quantizer_goes_through_all_stages_by_its_name(tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("warmup", "joint", "generator"):
+        words = ["--stage", stage, "--tokenizer", "small-lfq", "--budget", "smoke", "--steps", 2]
+        code, _, complaint = command("train", "shapes", *words, "--batch-size", 2)
+        assert code == 0, complaint
+    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-s0")
+    assert run.parent.name == "shapes-small-lfq-joint-gear-s0"
+    assert run.tokenizer.config.quantizer == "lfq" and run.config["recipe"]["tokenizer"]["code_dim"] == 10
+    code, _, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
+    assert code == 1 and "unknown tokenizer 'small-fsq'; choose one of small, small-lfq" in complaint

@@ -83,6 +83,31 @@ def test_the_discriminator_answers_for_patches():
     assert Discriminator()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
 
 
+def test_the_discriminator_is_the_patchgan_of_taming_transformers():
+    """Convolutions of 4 x 4 to 64, 128, 256, 512 and 1 channels, the first three by steps of 2."""
+    torch.manual_seed(0)
+    discriminator = Discriminator()
+    convolutions = [m for m in discriminator.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in discriminator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    shape = [(c.in_channels, c.out_channels, c.stride[0], c.bias is not None) for c in convolutions]
+    assert shape == [(3, 64, 2, True), (64, 128, 2, False), (128, 256, 2, False)] + [
+        (256, 512, 1, False),
+        (512, 1, 1, True),
+    ]
+    assert {(c.kernel_size, c.padding) for c in convolutions} == {((4, 4), (1, 1))}
+    assert [n.num_features for n in norms] == [128, 256, 512]
+    for convolution in convolutions:
+        assert convolution.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    scales = torch.cat([norm.weight.detach() for norm in norms])
+    assert scales.mean().item() == pytest.approx(1, abs=5e-3)
+    assert scales.std().item() == pytest.approx(0.02, rel=0.1)
+    # A logit sees 70 x 70 pixels and no more.
+    image = torch.zeros(1, 3, 128, 128, requires_grad=True)
+    discriminator.eval()(image)[0, 0, 7, 7].backward()
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero()
+    assert rows.max() - rows.min() + 1 == 70
+
+
 # Generator
 
 
@@ -156,7 +181,7 @@ def test_rotation_equals_its_definition():
 def test_rotated_products_depend_on_the_offset_alone():
     grid, width = 6, 16
     q, k = torch.randn(width), torch.randn(width)
-    angles = rotary_table(grid, width)[1:].view(grid, grid, -1)
+    angles = rotary_table(grid, width)[1:].view(grid, grid, width // 2, 2)
 
     def product(r1: int, c1: int, r2: int, c2: int) -> float:
         return (rotate(q[None], angles[r1, c1][None]) @ rotate(k[None], angles[r2, c2][None]).T).item()

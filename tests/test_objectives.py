@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from gear_studio import readout
 from gear_studio.alignment import alignment_loss, patch_cosine
 from gear_studio.discriminator import hinge_loss
 from gear_studio.objectives import (
     entropy,
     entropy_loss,
+    mean_assignment,
     next_token_loss,
     perceptual_loss,
     straight_through_next_token_loss,
@@ -22,9 +24,9 @@ def test_entropy_loss_against_numpy():
     scores = np.random.default_rng(0).normal(size=(2, 5, 7)) * 0.02
     p = np.exp(scores / 0.01)
     p = (p / p.sum(-1, keepdims=True)).reshape(10, 7)
-    of_each = -(p * np.log(np.maximum(p, 1e-5))).sum(-1).mean()
+    of_each = -(p * np.log(p)).sum(-1).mean()
     mean = p.mean(0)
-    expected = of_each + (mean * np.log(mean)).sum()
+    expected = of_each + (mean * np.log(mean + 1e-5)).sum()
     assert entropy_loss(torch.tensor(scores)).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -33,7 +35,37 @@ def test_entropy_loss_is_lowest_when_each_token_is_sure_and_all_codes_are_used()
     assert entropy_loss(sure).item() == pytest.approx(-math.log(4), abs=1e-4)
     collapsed = torch.eye(4)[None, :1].expand(1, 4, 4)
     assert entropy_loss(collapsed).item() == pytest.approx(0, abs=1e-4)
-    assert entropy_loss(torch.zeros(1, 4, 4)).item() == pytest.approx(0, abs=1e-6)
+    assert entropy_loss(torch.zeros(1, 4, 4)).item() == pytest.approx(math.log(1 + 4e-5), abs=1e-6)
+
+
+def plain_entropy_loss(scores: torch.Tensor) -> torch.Tensor:
+    log_p = torch.log_softmax(scores / 0.01, -1).flatten(0, 1)
+    mean = log_p.exp().mean(0)
+    return (mean * (mean + 1e-5).log()).sum() - (log_p.exp() * log_p).sum(-1).mean()
+
+
+@pytest.mark.parametrize("at_once", [1, 14, 10**6])  # elements: one row, two of seven rows, all
+def test_entropy_loss_in_pieces_equals_the_plain_one_gradient_included(at_once, monkeypatch):
+    scores = (torch.randn(2, 5, 7, dtype=torch.float64) * 0.02).requires_grad_()
+    scores.data[0, 0, 0] = 1.0  # a sure token: its other probabilities are far below the guard
+    expected = plain_entropy_loss(scores)
+    (to_scores,) = torch.autograd.grad(3 * expected, scores)
+    monkeypatch.setattr(readout, "AT_ONCE", at_once)
+    found = entropy_loss(scores)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, scores)[0], to_scores, rtol=1e-12, atol=1e-14)
+
+
+def test_entropy_losses_of_parts_average_to_that_of_the_whole_gradient_included():
+    scores = (torch.randn(6, 5, 7, dtype=torch.float64) * 0.02).requires_grad_()
+    mean = mean_assignment(scores)
+    parts = torch.stack([entropy_loss(part, mean) for part in scores.chunk(3)]).mean()
+    whole = plain_entropy_loss(scores)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (parts, whole)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+    alone = torch.stack([entropy_loss(part) for part in scores.chunk(3)]).mean()
+    assert abs(alone - whole) > 1e-3  # each part on its own would ask for something else
 
 
 def test_entropy_of_hand_worked_distributions():

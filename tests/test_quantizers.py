@@ -1,10 +1,23 @@
-"""Vector quantization: scores against their definition, and where the quantizer loss pushes."""
+"""Quantizers: scores, indices and losses against their definitions, and where the losses push."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 
-from gear_studio.quantizers import VectorQuantizer
+from gear_studio import readout
+from gear_studio.quantizers import (
+    QUANTIZERS,
+    IndexBackpropagationQuantizer,
+    LookupFreeQuantizer,
+    Quantizer,
+    VectorQuantizer,
+)
+from gear_studio.tokenizer import PRESETS, Tokenizer, preset
+from gear_studio.training import stages
 
 
 @pytest.fixture
@@ -81,3 +94,225 @@ def test_decoder_gradient_goes_straight_to_the_latent_and_not_to_the_codes(quant
     unit = latent.detach()
     # Identity but for the normalisation, which drops the part along z.
     torch.testing.assert_close(to_latent, weight - (weight * unit).sum(-1, keepdim=True) * unit)
+
+
+# All three
+
+
+def make(kind: str, codes: int = 64, dim: int = 6) -> Quantizer:
+    torch.manual_seed(0)
+    return QUANTIZERS[kind](codes, dim)
+
+
+def latents() -> torch.Tensor:
+    return torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def defined_scores(kind: str, z: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """A, as the table in `quantizers` says, one pair at a time."""
+    scores = np.empty((*z.shape[:2], len(c)))
+    for b, n, k in np.ndindex(scores.shape):
+        one, code = z[b, n], c[k]
+        if kind == "vq":
+            apart = one / np.sqrt((one**2).sum()) - code / np.sqrt((code**2).sum())
+            scores[b, n, k] = -(apart**2).sum()
+        else:
+            scores[b, n, k] = (2 if kind == "lfq" else 1) * (one * code).sum()
+    return scores
+
+
+def arrays(quantizer: Quantizer, z: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return z.detach().double().numpy(), quantizer.codebook.detach().double().numpy()
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_scores_and_indices_are_those_of_the_table(kind):
+    quantizer, z = make(kind), latents()
+    expected = defined_scores(kind, *arrays(quantizer, z))
+    assignment = quantizer.assign(z)
+    np.testing.assert_allclose(assignment.scores.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(assignment.indices, torch.tensor(expected.argmax(-1)))
+    assert torch.equal(quantizer.indices(z), assignment.indices)
+    assert torch.equal(quantizer(z).assignment.indices, assignment.indices)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_losses_are_those_of_the_paper(kind):
+    quantizer, latent = make(kind), latents()
+    z, c = arrays(quantizer, latent)
+    scores = defined_scores(kind, z, c)
+    chosen = scores.argmax(-1)
+    if kind == "vq":
+        z = z / np.sqrt((z**2).sum(-1, keepdims=True))
+        c = c / np.sqrt((c**2).sum(-1, keepdims=True))
+    distance = ((c[chosen] - z) ** 2).mean()
+    expected = {"vq": 1.25, "lfq": 0.25, "ibq": 2.25}[kind] * distance
+    result = quantizer(latent)
+    assert result.loss.item() == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(result.decoder_input.detach().numpy(), c[chosen], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(quantizer.codes(result.assignment.indices).detach(), c[chosen], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_everything_keeps_single_precision_under_autocast(kind):
+    quantizer, z = make(kind), latents()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, low = quantizer(z), quantizer(z.bfloat16())
+    plain = quantizer(z)
+    assert torch.equal(found.assignment.scores, plain.assignment.scores)
+    assert torch.equal(found.loss, plain.loss) and torch.equal(found.decoder_input, plain.decoder_input)
+    assert low.assignment.scores.dtype == low.decoder_input.dtype == low.loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("read", [readout.soft, readout.straight_through])
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_soft_read_outs_reach_the_latent_and_a_learned_codebook(kind, read):
+    quantizer, z = make(kind), latents().requires_grad_()
+    (read(quantizer.assign(z), torch.randn(64, 5)) * torch.randn(5)).sum().backward()
+    assert z.grad.abs().sum() > 0
+    assert [p.grad.abs().sum() > 0 for p in quantizer.parameters()] == ([] if kind == "lfq" else [True])
+
+
+# Lookup-free quantization
+
+
+def test_bit_d_of_an_lfq_index_is_the_sign_of_channel_d_and_zero_is_negative():
+    quantizer = LookupFreeQuantizer(8, 3)
+    z = torch.tensor([[[0.1, -2.0, 3.0], [-1.0, 5.0, -1.0], [0.0, 0.0, 1e-30], [0.0, -0.0, 0.0]]])
+    assert quantizer.indices(z).tolist() == [[1 + 4, 2, 4, 0]]
+    assert quantizer.codes(quantizer.indices(z))[0].tolist() == [
+        [1, -1, 1],
+        [-1, 1, -1],
+        [-1, -1, 1],
+        [-1, -1, -1],
+    ]
+    assert torch.equal(quantizer.indices(quantizer.codebook[None]), torch.arange(8)[None])
+
+
+def test_lfq_at_the_paper_s_size_and_beyond():
+    for bits in (14, 18):
+        quantizer, z = LookupFreeQuantizer(2**bits, bits), torch.randn(1, 16, bits)
+        assignment = quantizer.assign(z)
+        assert torch.equal(assignment.indices, assignment.scores.argmax(-1))
+        best = 2 * z.double().abs().sum(-1)
+        torch.testing.assert_close(assignment.scores.amax(-1).double(), best, rtol=1e-5, atol=0)
+        assert not quantizer.state_dict()  # nothing to learn, nothing to store
+
+
+def test_indices_of_lfq_need_no_scores(monkeypatch):
+    monkeypatch.setattr(LookupFreeQuantizer, "scores", None)
+    tokenizer, (images, _) = Tokenizer(SMALL["lfq"]).eval(), tiny.batch()
+    assert torch.equal(tokenizer.reconstruct(images), tokenizer.decode(tokenizer.indices(images)))
+
+
+def test_codes_that_are_no_power_of_two_of_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"LFQ with 8 channels has 2\^8 = 256 codes, not 1024"):
+        LookupFreeQuantizer(1024, 8)
+
+
+def test_lfq_passes_the_decoder_s_gradient_straight_to_the_latent():
+    quantizer, z, weight = make("lfq"), latents().requires_grad_(), torch.randn(2, 9, 6)
+    (to_latent,) = torch.autograd.grad((quantizer(z).decoder_input * weight).sum(), z)
+    torch.testing.assert_close(to_latent, weight)
+    (of_loss,) = torch.autograd.grad(quantizer(z).loss, z)
+    torch.testing.assert_close(of_loss, 0.5 * (z - z.sign()).detach() / z.numel())
+
+
+# Index backpropagation
+
+
+def test_ibq_s_gradients_are_those_of_its_definition():
+    """Against the straight-through one-hot written out, in double precision."""
+    quantizer, latent, weight = make("ibq"), latents(), torch.randn(2, 9, 6)
+    z, c = (t.detach().double().requires_grad_() for t in (latent, quantizer.codebook))
+    scores = z @ c.T
+    s, o = scores.softmax(-1), F.one_hot(scores.argmax(-1), 64).double()
+    fed = (o - s.detach() + s) @ c
+    loss = ((fed - z) ** 2).mean() + (((o @ c).detach() - z) ** 2).mean()
+    loss = loss + 0.25 * ((o @ c - z.detach()) ** 2).mean()
+    expected = torch.autograd.grad(loss + (fed * weight).sum(), [z, c])
+
+    latent.requires_grad_()
+    result = quantizer(latent)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    found = torch.autograd.grad(
+        result.loss + (result.decoder_input * weight).sum(), [latent, quantizer.codebook]
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+    assert (expected[1].abs().sum(-1) > 0).all()  # every code is moved, not only the chosen ones
+
+
+def test_ibq_indices_depend_on_lengths():
+    quantizer = IndexBackpropagationQuantizer(2, 2)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [3.0, 3.0]]))
+    assert quantizer.indices(torch.tensor([[[1.0, 0.0], [1.0, -1.0]]])).tolist() == [[1, 0]]
+
+
+# In a tokenizer
+
+SMALL = {
+    "vq": tiny.TOKENIZER,
+    "lfq": replace(tiny.TOKENIZER, quantizer="lfq", code_dim=6),
+    "ibq": replace(tiny.TOKENIZER, quantizer="ibq", code_dim=16),
+}
+
+
+@pytest.mark.parametrize("arm", ["gear", "straight-through", "continued"])
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_joint_step_moves_encoder_codebook_and_decoder(kind, arm):
+    torch.manual_seed(0)
+    recipe = tiny.recipe(tokenizer=SMALL[kind])
+    accelerator = stages.Accelerator(cpu=True)
+    stage = stages.Stage("joint", arm, recipe, tiny.teacher(), accelerator, Tokenizer(SMALL[kind]))
+    before = {name: value.clone() for name, value in stage.tokenizer.named_parameters()}
+    losses = stage.step(1, *tiny.batch())
+    assert all(value.isfinite() for value in losses.values())
+    parts = {
+        name.split(".")[0]
+        for name, value in stage.tokenizer.named_parameters()
+        if not torch.equal(value, before[name])
+    }
+    learned = set() if kind == "lfq" else {"quantizer"}
+    assert parts == {"encoder", "to_code", "from_code", "decoder"} | learned
+    assert stage.codebook_metrics()["usage"] > 0
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_guidance_alone_reaches_the_encoder(kind):
+    torch.manual_seed(0)
+    recipe = tiny.recipe(tokenizer=SMALL[kind])
+    stage = stages.Stage(
+        "joint", "gear", recipe, tiny.teacher(), stages.Accelerator(cpu=True), Tokenizer(SMALL[kind])
+    )
+    images, labels = tiny.batch()
+    with stages.frozen(stage.modules["aligned"]):
+        loss = stage.guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], {})
+    gradients = torch.autograd.grad(loss, list(stage.tokenizer.encoder.parameters()), allow_unused=True)
+    assert sum(g.abs().sum() for g in gradients if g is not None) > 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_encode_and_decode(name):
+    config = preset(name)
+    with torch.device("meta"):
+        tokenizer = Tokenizer(config)
+        images = torch.zeros(1, 3, config.image_size, config.image_size)
+        latent = tokenizer.encode(images)
+        assert latent.shape == (1, config.grid**2, config.code_dim)
+        assert tokenizer.decode_codes(latent).shape == images.shape
+        assert tokenizer.quantizer.codebook.shape == (config.codes, config.code_dim)
+    assert config.codes == (1024 if name.startswith("small") else 16384)
+
+
+def test_a_tokenizer_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="unknown tokenizer 'vq-17'; choose one of small, small-lfq"):
+        preset("vq-17")
+    for wrong, message in (
+        ({"quantizer": "fsq"}, "unknown quantizer 'fsq'; choose one of vq, lfq, ibq"),
+        ({"architecture": "unet"}, "unknown architecture 'unet'; choose vqgan or magvit2"),
+        ({"architecture": "magvit2"}, "latent 32, code_dim 8 and patch 4: it needs latent = code_dim"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Tokenizer(replace(tiny.TOKENIZER, **wrong))

@@ -1,9 +1,11 @@
 """The dual read-out: values, limits and gradients."""
 
 import pytest
+import tiny
 import torch
 
 from gear_studio import readout
+from gear_studio.objectives import entropy_loss
 from gear_studio.readout import Assignment
 
 
@@ -74,6 +76,54 @@ def test_hard_lets_no_gradient_reach_the_scores():
     assert scores_grad is None
     times_chosen = torch.bincount(a.indices.flatten(), minlength=5).float()
     assert torch.equal(table_grad, times_chosen[:, None].expand(5, 4))
+
+
+@pytest.mark.parametrize("at_once", [1, 12, 10**6])  # elements: one row, two of five rows, all
+def test_reading_in_pieces_equals_the_whole_gradients_included(at_once, monkeypatch):
+    a, table = assignment(torch.float64, grad=True)
+    table.requires_grad_()
+    weight = torch.randn(2, 3, 4, dtype=torch.float64)
+    whole = torch.softmax(a.scores / 0.3, -1) @ table
+    expected = torch.autograd.grad((whole * weight).sum(), [a.scores, table])
+    monkeypatch.setattr(readout, "AT_ONCE", at_once)
+    pieces = readout.soft(a, table, 0.3)
+    found = torch.autograd.grad((pieces * weight).sum(), [a.scores, table])
+    torch.testing.assert_close([pieces, *found], [whole, *expected], rtol=1e-12, atol=1e-14)
+
+
+def test_reading_in_pieces_computes_the_same_again_under_autocast(monkeypatch):
+    """The backward pass runs outside `autocast`; what it computes again must be rounded as before."""
+    a, table = assignment(grad=True)
+    table.requires_grad_()
+    monkeypatch.setattr(readout, "AT_ONCE", 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = torch.softmax(a.scores / 0.3, -1) @ table
+        pieces = readout.soft(a, table, 0.3)
+    assert pieces.dtype == whole.dtype == torch.bfloat16 and torch.equal(pieces, whole)
+    expected = torch.autograd.grad(whole.float().square().sum(), [a.scores, table])
+    found = torch.autograd.grad(pieces.float().square().sum(), [a.scores, table])
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=0.02, atol=0.02)  # sums of other bf16 pieces
+
+
+@pytest.mark.parametrize("what", ["soft read-out", "entropy loss"])
+def test_no_more_than_two_tensors_of_the_scores_size_are_held(what, monkeypatch):
+    """The scores and their gradient, through forward and backward; a softmax of them would be a third."""
+    monkeypatch.setattr(readout, "AT_ONCE", 2**14)
+    scores, table = torch.randn(2, 64, 2**13), torch.randn(2**13, 4)
+    one = scores.nbytes
+
+    def lean():
+        leaf = Assignment(scores.clone().requires_grad_(), torch.zeros(2, 64).long())
+        loss = readout.soft(leaf, table).sum() if what == "soft read-out" else entropy_loss(leaf.scores)
+        loss.backward()
+
+    def plain():
+        p = torch.softmax(scores.clone().requires_grad_() / 0.1, -1)
+        ((p @ table).sum() + (p * p.log()).sum()).backward()
+
+    assert 2 * one <= tiny.peak_bytes(lean) < 2.25 * one
+    assert tiny.peak_bytes(plain) > 4 * one
 
 
 @pytest.mark.parametrize("tau", [0, -0.1, float("nan")])

@@ -1,6 +1,7 @@
 """Who is updated by what: for each loss exactly the intended parameters receive gradient."""
 
 from collections import defaultdict
+from copy import deepcopy
 
 import pytest
 import tiny
@@ -46,7 +47,7 @@ REACHED = {  # by the gradient of each loss
     "ntp_straight_through": CODES,
     "discriminator": {"discriminator"},
     "ntp": GENERATOR,
-    "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projector"},
+    "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projectors"},
 }
 
 
@@ -74,20 +75,18 @@ def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, u
     stage = tiny.stage(name, arm, **changes)
     parameters = everything(stage)
     reached: dict[str, set[str]] = {}
-    really_update = Stage._update
+    really_backward = Stage._backward
 
-    def look_first(self, which, objective, losses):
+    def look_first(self, objective, losses):
         for loss in losses.keys() - reached.keys() - {"tokenizer", "generator"}:
-            if not losses[loss].requires_grad:
-                continue  # the norms of the updates before
             wanted = [p for p in parameters.values() if p.requires_grad]
             gradients = torch.autograd.grad(losses[loss], wanted, retain_graph=True, allow_unused=True)
             names = [n for n, p in parameters.items() if p.requires_grad]
             moved = {n for n, g in zip(names, gradients, strict=True) if g is not None and g.any()}
             reached[loss] = {group(n) for n in moved}
-        really_update(self, which, objective, losses)
+        really_backward(self, objective, losses)
 
-    monkeypatch.setattr(Stage, "_update", look_first)
+    monkeypatch.setattr(Stage, "_backward", look_first)
     stage.step(1, *tiny.batch())
     expected = {"l1", "quantizer", "code_entropy", "perceptual"} if "tokenizer" in updates else set()
     expected |= {"gan", "discriminator"} if "discriminator" in updates else set()
@@ -107,22 +106,17 @@ def test_each_update_gives_gradients_to_its_own_module_alone(name, arm, changes,
     parameters = everything(stage)
     before = copies(parameters)
     seen = []
+    really_backward = Stage._backward
 
-    def watch(which: str, optimizer: torch.optim.Optimizer):
-        really_step = optimizer.step
+    def watch(self, objective, losses):
+        had = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        really_backward(self, objective, losses)
+        now = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+        assert all(torch.equal(now[n], had[n]) for n in had)
+        assert any(now[n].any() for n in now.keys() - had.keys())
+        seen.append(("aligned" if objective == "generator" else objective, now.keys() - had.keys()))
 
-        def step():
-            here = {n for n, p in parameters.items() if p.grad is not None}
-            seen.append((which, here))
-            assert {n for n in here if parameters[n].grad.any()}
-            really_step()
-            for parameter in parameters.values():  # so that the next update shows its own
-                parameter.grad = None
-
-        monkeypatch.setattr(optimizer, "step", step)
-
-    for which, optimizer in stage.optimizers.items():
-        watch(which, optimizer)
+    monkeypatch.setattr(Stage, "_backward", watch)
     stage.step(1, *tiny.batch())
     assert [which for which, _ in seen] == updates
     for which, here in seen:
@@ -138,7 +132,7 @@ def test_every_part_of_what_is_trained_moves():
     moved = defaultdict(set)
     for name, parameter in everything(stage).items():
         moved[not torch.equal(parameter, before[name])].add(group(name))
-    assert moved[True] == CODES | PICTURE | GENERATOR | {"aligned.projector", "discriminator"}
+    assert moved[True] == CODES | PICTURE | GENERATOR | {"aligned.projectors", "discriminator"}
     assert "teacher" in moved[False]
 
 
@@ -190,7 +184,8 @@ def guidance(stage: Stage, seed: int = 0) -> tuple[dict[str, Tensor], list[Tenso
     images, labels = tiny.batch()
     torch.manual_seed(seed)
     losses: dict[str, Tensor] = {}
-    loss = stage.guidance(stage.tokenizer.assign(images), labels, stage.teacher(images), losses)
+    with stages.frozen(stage.modules["aligned"]):
+        loss = stage.guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], losses)
     wanted = [*stage.tokenizer.encoder.parameters(), stage.tokenizer.quantizer.codebook]
     return losses, list(torch.autograd.grad(loss, wanted))
 
@@ -243,16 +238,22 @@ def test_guidance_is_what_training_the_tokenizer_adds():
     assert all(same) and not all(other)
 
 
-def test_update_1_leaves_the_discriminator_s_running_statistics_alone(monkeypatch):
+def test_the_discriminator_of_update_1_is_the_function_that_update_2_trains(monkeypatch):
+    """It normalises by the batch at hand in both, as in taming-transformers and LlamaGen."""
     stage = tiny.stage("warmup", "warmup", **GAN)
-    buffers = dict(stage.modules["discriminator"].named_buffers())
-    before = copies(buffers)
-    with monkeypatch.context() as without_update_2:
-        without_update_2.setattr(Stage, "update_discriminator", lambda *_: None)
-        stage.step(1, *tiny.batch())
-    assert all(torch.equal(buffers[name], before[name]) for name in before)
-    stage.step(2, *tiny.batch())
-    assert not any(torch.equal(buffers[name], before[name]) for name in before)
+    discriminator = stage.modules["discriminator"]
+    seen = []
+    discriminator.register_forward_hook(lambda module, given, logits: seen.append((given[0], logits)))
+    copy = deepcopy(discriminator).train()
+    copy._forward_hooks.clear()
+    images, labels = tiny.batch()
+    found = stage.step(1, images, labels)
+    (guiding, by_guide), (_, _), (judged, _) = seen
+    assert torch.equal(guiding, judged) and discriminator.training
+    torch.testing.assert_close(by_guide, copy(judged))
+    assert found["gan"] == -by_guide.mean()
+    # Running statistics would have given something else.
+    assert not torch.allclose(by_guide, copy.eval()(judged), rtol=0.1)
 
 
 def test_update_3_learns_from_detached_indices_of_this_very_step(monkeypatch):

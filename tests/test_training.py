@@ -184,13 +184,13 @@ def train_and_die(name: str, folder: Path, teacher: Path, moment: str) -> None:
         }[moment]
         really_step = stages.Stage.step
 
-        def step(self, number, images, labels):
+        def step(self, number, *batch):
             if number == last:
                 if torn is None:  # what a kill between two blocks of the file leaves
                     path = folder / name / "metrics.jsonl"
                     path.write_bytes(path.read_bytes()[:-20])
                 die()
-            return really_step(self, number, images, labels)
+            return really_step(self, number, *batch)
 
         stages.Stage.step = step
     train(name, folder, teacher)

@@ -3,6 +3,7 @@
 With these a training step takes milliseconds."""
 
 import functools
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable
@@ -107,6 +108,17 @@ def metric_differences(one: list[dict], other: list[dict]) -> list[str]:
 def metrics_whole_lines(folder: Path) -> list[str]:
     """The lines that are written to the end, of a file that may be growing."""
     return (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+
+
+def peak_bytes(function: Callable[[], None]) -> int:
+    """The most memory that tensors made inside `function` took at one time, on the CPU."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        function()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held)
 
 
 def run_apart(target: Callable, *arguments) -> int:

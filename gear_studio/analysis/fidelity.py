@@ -1,48 +1,79 @@
-"""How good pictures are: PSNR, Frechet distance in the teacher's feature space, and whether samples show the
-asked class.
+"""How good pictures are: reconstructions beside their originals, samples beside real pictures, and whether
+samples show the asked class.
 
-The distance between Gaussians fitted to mean-pooled teacher features is the formula of FID in another space.
-It is called FD here, never FID: numbers from different spaces do not compare. From few samples it is biased
-and noisy, so every arm gets the same count (5,000 by default) and the distance of the reconstructions, the
-floor a generator cannot pass, stands beside.
+Notable here:
+- The offline default is FD, the Frechet distance in the teacher's feature space. It is never called FID: that
+  is the distance in one Inception network's features (`fid`), whose weights are fetched once. A distance from
+  few samples is biased and noisy, so every arm gets the same count, and the distance of the reconstructions,
+  the floor a generator cannot pass, stands beside.
+- All is measured on what a file would hold: pictures are rounded to 8 bits first.
+- Several processes (`accelerate launch -m gear_studio evaluate ...`) share the pictures batch by batch.
+  Sample i of a seed draws its randomness from (seed, i), so their number changes nothing.
+- A Run holds EMA weights only: the EMA generator is always paired with the EMA tokenizer.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from tqdm import tqdm
 
 from gear_studio import data, sampling
+from gear_studio.analysis import inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.reference import Cache, Reference, fingerprint, of_source, open_reference
+from gear_studio.analysis.statistics import (
+    Moments,
+    Points,
+    Predictions,
+    frechet_distance,
+    precision_recall,
+)
+from gear_studio.perceptual import LPIPS
+from gear_studio.pictures import Series, to_uint8
 from gear_studio.runs import Run
+from gear_studio.teachers import Teacher
 
-BATCH = 250
+METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips")
+DISTANCES = ("fd", "fid", "sfid")
+REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
+AGREEMENT_SAMPLES = 480
+ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean (d,) and covariance (d, d) of features, float64."""
+class Options:
+    """What to measure, and against what.
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    samples: pictures behind every figure. metrics: of METRICS; PSNR and codebook statistics always come.
+    reference: what samples are compared with, a folder of pictures or an .npz; None is the Run's own source.
+    folder: where the pictures of a Run on source `folder` lie. teacher: whose features FD is taken in; None
+    is the Run's own. save_samples: where to put the first seed's samples, see `pictures.Series`; the guidance
+    scale is added to the name. cache: folder of reference statistics. batch_size: pictures at a time."""
 
-    @classmethod
-    def of(cls, features: Tensor) -> "Statistics":
-        """features: (n, d), n > 1."""
-        x = features.double().cpu().numpy()
-        return cls(x.mean(0), np.cov(x, rowvar=False))
+    samples: int = 5000
+    seeds: int = 3
+    cfg_scale: float = 1.5
+    metrics: tuple[str, ...] = ("fd",)
+    reference: Path | None = None
+    folder: Path | None = None
+    teacher: str | None = None
+    inception_weights: Path | None = None
+    lpips_weights: Path | None = None
+    save_samples: Path | None = None
+    cache: Path | None = None
+    batch_size: int | None = None
 
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017). Zero for equal
-    statistics."""
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance) - 2 * cross)
+    def __post_init__(self):
+        if unknown := sorted(set(self.metrics) - set(METRICS)):
+            raise ValueError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
@@ -50,23 +81,13 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (images - reference).square().flatten(1).mean(1))
 
 
-def real_images(
-    source: data.Source, start: int, count: int, device: str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Evaluation views number `start` to `start + count - 1` as (images in [-1, 1], labels), in batches."""
-    if start + count > len(source):
-        raise ValueError(
-            f"{source.name} has {len(source)} held-out images, asked for {start + count}; lower --samples"
-        )
-    for begin in range(start, start + count, BATCH):
-        batch = source.read(range(begin, min(begin + BATCH, start + count)))
-        yield data.to_float(batch["image"].to(device)), batch["label"].to(device)
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004; Gaussian window of 11 px, sigma 1.5), at most 1.
+    (B, 3, H, W) in [-1, 1] twice -> (B,)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as measure
 
-
-def pooled(teacher: Callable[[Tensor], Tensor], batches: Iterator[Tensor]) -> Tensor:
-    """Mean-pooled teacher features (n, d_f) of batches of images, all on one device."""
-    with torch.no_grad():
-        return torch.cat([teacher(images).mean(1) for images in batches])
+    # As brightness from 0 to 1: the measure compares means relative to black.
+    return measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")
 
 
 def spread(values: list[float]) -> dict:
@@ -78,81 +99,287 @@ def spread(values: list[float]) -> dict:
     }
 
 
-@torch.no_grad()
-def evaluate(
-    run: Run, samples: int = 5000, seeds: int = 3, cfg_scale: float = 1.5, folder: str | None = None
-) -> dict:
-    """Measure a Run with its EMA weights, on a GPU if there is one; a plain dict for evaluation.json.
+def shares(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
+    """This process's batches of 0..count-1. The batches do not depend on the number of processes."""
+    for number, begin in enumerate(range(0, count, size)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            yield range(begin, min(begin + size, count))
 
-    A tokenizer's Run: psnr (dB), rfd, codebook statistics on `samples` held-out images, and real_fd, the
-    distance of as many other real images: what counting noise alone gives. A generator's Run also: fd without
-    and with guidance over sampling seeds 0..seeds-1 (its tokenizer's rfd is the floor), and class_agreement,
-    the
-    share of 480 guided samples a seed that the judge gives the asked class, beside the judge's accuracy on
-    real
-    images and on their reconstructions."""
-    source = data.load(run.config["source"], "val", run.tokenizer.config.image_size, folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher, tokenizer = run.teacher.to(device), run.tokenizer.to(device)
-    count = min(samples, len(source))
-    reference = Statistics.of(
-        pooled(teacher, (images for images, _ in real_images(source, 0, count, device)))
-    )
-    result = {"samples": count, "teacher": run.config["recipe"]["teacher"], "teacher_note": teacher.note}
 
-    judge = Judge.from_pretrained().to(device) if run.config["source"] == "shapes" else None
-    counts = torch.zeros(tokenizer.config.codes, device=device)
-    signal, features, concentration, correct = [], [], [], {"real": 0, "reconstructed": 0}
-    for images, labels in real_images(source, 0, count, device):
-        assignment = tokenizer.assign(images)
-        reconstruction = tokenizer.decode(assignment.indices)
-        counts += torch.bincount(assignment.indices.flatten(), minlength=len(counts))
-        statistics = assignment_statistics(assignment.scores, run.config["recipe"]["tau"])
-        concentration.append({name: value * len(images) / count for name, value in statistics.items()})
-        signal.append(psnr(reconstruction, images))
-        features.append(teacher(reconstruction).mean(1))
-        if judge:
-            correct["real"] += (judge(images).argmax(-1) == labels).sum().item()
-            correct["reconstructed"] += (judge(reconstruction).argmax(-1) == labels).sum().item()
-    result["rfd"] = frechet_distance(Statistics.of(torch.cat(features)), reference)
-    result["psnr"] = torch.cat(signal).mean().item()
-    result |= {name: value.item() for name, value in usage_statistics(counts).items()}
-    result |= {name: torch.stack([c[name] for c in concentration]).sum().item() for name in concentration[0]}
-    if judge:
-        result["judge_accuracy"] = {name: hits / count for name, hits in correct.items()}
-    if len(source) >= 2 * count:
-        others = pooled(teacher, (images for images, _ in real_images(source, count, count, device)))
-        result["real_fd"] = frechet_distance(Statistics.of(others), reference)
-    if not run.has("generator"):
+def chosen(length: int, count: int) -> list[list[int]]:
+    """Which pictures of a source to look at: `count` of them, and as many others where there are more.
+
+    A source in the order of its classes would give the first few: those of a finite source are drawn."""
+    order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
+    parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
+    return [part for part in parts if len(part) == count]
+
+
+class Features:
+    """The feature networks that some metrics need: uint8 pictures (B, 3, H, W) on their device -> rows by
+    metric.
+
+    FD's features are the teacher's patches averaged. Published FD-DINOv2 (Stein et al. 2023) takes the class
+    token of DINOv2 ViT-L instead; the two do not compare."""
+
+    def __init__(self, metrics: Sequence[str], teacher: Callable[[], Teacher], options: Options, device):
+        self.teacher = teacher().to(device) if "fd" in metrics else None
+        self.inception = None
+        if {"fid", "sfid", "is", "pr"} & set(metrics):
+            self.inception = inception.Inception(options.inception_weights).to(device)
+        self.device = device
+        self._fingerprints: dict[str, str] = {}
+
+    def __call__(self, pictures: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
+        found = {}
+        if "fd" in metrics:
+            found["fd"] = self.teacher(data.to_float(pictures)).mean(1)
+        if set(metrics) - {"fd"}:
+            found |= self.inception(pictures)
+            found["pr"] = found["fid"]
+        return {metric: found[metric] for metric in metrics}
+
+    def fingerprint(self, metric: str) -> str:
+        kind = "teacher" if metric == "fd" else "inception"
+        if kind not in self._fingerprints:
+            self._fingerprints[kind] = fingerprint(getattr(self, kind))
+        return self._fingerprints[kind]
+
+    def keeper(self, metric: str, count: int, stride: int) -> Moments | Predictions | Points:
+        """What takes the rows of a metric, on a device that has float64."""
+        device = self.device if self.device.type == "cuda" else "cpu"
+        if metric == "is":
+            return Predictions(count, inception.CLASSES, device)
+        if metric == "pr":
+            return Points(count, inception.DIMS["fid"], stride, device)
+        return Moments(self.teacher.dim if metric == "fd" else inception.DIMS[metric], device)
+
+
+class Evaluation:
+    """One Run under measurement by all processes together; figures are worked out by the main process."""
+
+    def __init__(self, run: Run, options: Options):
+        self.run, self.options = run, options
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self.tokenizer = run.tokenizer.to(self.device)
+        size = self.tokenizer.config.image_size
+        self.batch_size = options.batch_size or (250 if size <= 64 else 32)
+        self.cache = Cache(options.cache)
+        self.features = Features(
+            options.metrics,
+            lambda: Teacher.from_pretrained(options.teacher) if options.teacher else run.teacher,
+            options,
+            self.device,
+        )
+        self.distances = [metric for metric in options.metrics if metric in DISTANCES]
+        self.source, self.real = None, []
+        # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
+        if run.config["source"] != "folder" or options.folder or not options.reference:
+            self.source = data.load(run.config["source"], "val", size, options.folder)
+            count = min(options.samples, len(self.source))
+            self.numbers = chosen(len(self.source), count)
+            self.real = [of_source(self.source, numbers, options.folder) for numbers in self.numbers]
+        self.judge = None
+        if run.config["source"] == "shapes":
+            self.judge = Judge.from_pretrained().to(self.device)
+
+    def summary(
+        self,
+        metrics: Sequence[str],
+        batches: Iterator[tuple[int, Tensor]],
+        count: int,
+        title: str,
+        stride: int = 1,
+    ) -> dict:
+        """What is kept, by metric, of this process's `batches` and the other processes', `count` pictures."""
+        kept = {metric: self.features.keeper(metric, count, stride) for metric in metrics}
+        for start, pictures in self.shown(batches, count, title):
+            for metric, rows in self.features(pictures, metrics).items():
+                kept[metric].add(start, rows)
+        for keeper in kept.values():
+            keeper.sums = self.accelerator.reduce(keeper.sums, "sum")
+        return {metric: keeper.result() for metric, keeper in kept.items()}
+
+    def shown(self, batches: Iterator[tuple[int, Tensor]], count: int, title: str) -> Iterator:
+        total = -(-count // self.batch_size)
+        step = self.accelerator.num_processes
+        bar = tqdm(total=total, desc=title, unit="batch", disable=not self.accelerator.is_main_process)
+        for batch in batches:
+            yield batch
+            bar.update(min(step, total - bar.n))
+        bar.close()
+
+    def reference_summary(self, reference: Reference, metrics: Sequence[str]) -> dict:
+        """`summary` of real pictures: from a file, from an earlier look at them, or looked at now."""
+        found = {metric: reference.statistics[metric] for metric in metrics if metric in reference.statistics}
+        wanted = [metric for metric in metrics if metric not in found]
+        if wanted and reference.read is None:
+            raise ValueError(
+                f"reference {reference.name} has no pictures (arr_0), only statistics for "
+                f"{', '.join(reference.statistics)}; {', '.join(wanted)} cannot be measured against it"
+            )
+        paths = {m: self.cache.path(reference, self.features.fingerprint(m), m) for m in wanted}
+        known = {metric: self.cache.load(path, metric) for metric, path in paths.items()}
+        # Machines with caches of their own may know different things; then all look again.
+        here = torch.tensor([float(known[metric] is not None) for metric in wanted], device=self.device)
+        everywhere = self.accelerator.reduce(here, "sum") if wanted else here
+        agreed = (everywhere == self.accelerator.num_processes).tolist()
+        found |= {metric: known[metric] for metric, yes in zip(wanted, agreed, strict=True) if yes}
+        if missing := [metric for metric in wanted if metric not in found]:
+            batches = (
+                (part.start, reference.read(part).to(self.device))
+                for part in shares(reference.count, self.batch_size, self.accelerator)
+            )
+            stride = -(-reference.count // REFERENCE_POINTS)
+            looked = self.summary(missing, batches, reference.count, f"looking at {reference.name}", stride)
+            for metric, value in looked.items():
+                if self.accelerator.is_main_process:
+                    self.cache.store(paths[metric], metric, value)
+            found |= looked
+        return found
+
+    def compared(self, generated: dict, real: dict) -> dict[str, float]:
+        """Figures of one set of pictures; none but on the main process, for which the others wait."""
+        if not self.accelerator.is_main_process:
+            return {}
+        figures = {}
+        for metric, value in generated.items():
+            if metric in DISTANCES:
+                figures[metric] = frechet_distance(value, real[metric])
+            elif metric == "is":
+                figures["is"] = value
+            else:
+                figures |= precision_recall(value, real["pr"].to(value.device))
+        return figures
+
+    def reconstructions(self) -> dict:
+        """PSNR and others of the held-out pictures' reconstructions, and codebook statistics."""
+        count = len(self.numbers[0])
+        lpips = None
+        if "lpips" in self.options.metrics:
+            lpips = LPIPS(self.options.lpips_weights).to(self.device)
+        totals: Counter[str] = Counter()
+        codes = torch.zeros(self.tokenizer.config.codes, device=self.device)
+
+        def batches() -> Iterator[tuple[int, Tensor]]:
+            for part in shares(count, self.batch_size, self.accelerator):
+                batch = self.source.read([self.numbers[0][i] for i in part])
+                images, labels = data.to_float(batch["image"].to(self.device)), batch["label"].to(self.device)
+                assignment = self.tokenizer.assign(images)
+                codes.add_(torch.bincount(assignment.indices.flatten(), minlength=len(codes)))
+                pictures = to_uint8(self.tokenizer.decode(assignment.indices))
+                reconstruction = data.to_float(pictures)
+                each = {"psnr": psnr(reconstruction, images)}
+                if "ssim" in self.options.metrics:
+                    each["ssim"] = ssim(reconstruction, images)
+                if lpips:
+                    each["lpips"] = lpips(reconstruction, images)
+                if self.judge:
+                    each["judge real"] = (self.judge(images).argmax(-1) == labels).float()
+                    each["judge reconstructed"] = (self.judge(reconstruction).argmax(-1) == labels).float()
+                totals.update({name: values.double().sum().item() for name, values in each.items()})
+                concentration = assignment_statistics(assignment.scores, self.run.config["recipe"]["tau"])
+                totals.update({name: len(images) * value.item() for name, value in concentration.items()})
+                yield part.start, pictures
+
+        found = self.summary(self.distances, batches(), count, "reconstructing")
+        codes = self.accelerator.reduce(codes, "sum")
+        parts, totals = gather_object([totals]), Counter()
+        for part in parts:
+            totals.update(part)
+        real = self.reference_summary(self.real[0], self.distances)
+        result = {"r" + name: value for name, value in self.compared(found, real).items()}
+        result |= {name: value.item() for name, value in usage_statistics(codes).items()}
+        result |= {name: total / count for name, total in totals.items() if not name.startswith("judge")}
+        if self.judge:
+            shown = ("real", "reconstructed")
+            result["judge_accuracy"] = {name: totals[f"judge {name}"] / count for name in shown}
+        if len(self.real) > 1:
+            others = self.reference_summary(self.real[1], self.distances)
+            result |= {"real_" + name: value for name, value in self.compared(others, real).items()}
         return result
 
-    classes = len(run.config["classes"])
-    run.generator.to(device)
-    for name, scale in (("fd", 1.0), ("fd_guided", cfg_scale)):
-        distances = []
-        for seed in range(seeds):
-            generated = pooled(
-                teacher, (images for images, _ in samples_of(run, count, classes, scale, seed))
-            )
-            distances.append(frechet_distance(Statistics.of(generated), reference))
-        result[name] = spread(distances)
-    result["cfg_scale"] = cfg_scale
-    if judge:
-        agreement = []
-        for seed in range(seeds):
-            batches = samples_of(run, 480, classes, cfg_scale, 1000 + seed)
-            agreement.append(
-                sum((judge(images).argmax(-1) == labels).sum().item() for images, labels in batches) / 480
-            )
-        result["class_agreement"] = spread(agreement)
+    def samples(self, count: int, scale: float, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """This process's share of `count` samples: number of the first, uint8 pictures, labels asked for;
+        every class as often as the next."""
+        generator = self.run.generator.to(self.device)
+        classes = len(self.run.config["classes"])
+        for part in shares(count, self.batch_size, self.accelerator):
+            labels = torch.arange(part.start, part.stop, device=self.device) % classes
+            indices = sampling.sample(generator, labels, cfg_scale=scale, seed=seed, first=part.start)
+            yield part.start, to_uint8(self.tokenizer.decode(indices)), labels
+
+    def generated(self) -> dict:
+        """Figures of samples without and with guidance, each with its spread over seeds."""
+        options = self.options
+        metrics = [metric for metric in options.metrics if metric not in ("ssim", "lpips")]
+        compared = [metric for metric in metrics if metric != "is"]
+        count = options.samples
+        if options.reference:
+            reference = open_reference(options.reference, self.tokenizer.config.image_size)
+        else:
+            reference, count = self.real[0], self.real[0].count
+        real = self.reference_summary(reference, compared)
+        result: dict = {"reference": reference.name, "generated": count}
+        scales = {"": 1.0, "_guided": options.cfg_scale}
+        for suffix, scale in scales.items():
+            figures: list[dict[str, float]] = []
+            for seed in range(options.seeds):
+                batches = ((start, pictures) for start, pictures, _ in self.samples(count, scale, seed))
+                series = None
+                if options.save_samples and seed == 0:
+                    path = options.save_samples
+                    path = path.with_name(f"{path.stem}-cfg{scale}{path.suffix}")
+                    series = Series(path, count, self.tokenizer.config.image_size, self.accelerator)
+                    batches = saved(batches, series)
+                found = self.summary(metrics, batches, count, f"sampling, guidance {scale}, seed {seed}")
+                if series:
+                    series.close()
+                figures.append(self.compared(found, real))
+            for name in figures[0]:
+                result[name + suffix] = spread([one[name] for one in figures])
+        result["cfg_scale"] = options.cfg_scale
+        if self.judge:
+            agreement = []
+            for seed in range(options.seeds):
+                hits = 0
+                for _, pictures, labels in self.samples(AGREEMENT_SAMPLES, options.cfg_scale, 1000 + seed):
+                    hits += (self.judge(data.to_float(pictures)).argmax(-1) == labels).sum().item()
+                agreement.append(sum(gather_object([hits])) / AGREEMENT_SAMPLES)
+            result["class_agreement"] = spread(agreement)
+        return result
+
+
+def saved(batches: Iterator[tuple[int, Tensor]], series: Series) -> Iterator[tuple[int, Tensor]]:
+    """The same batches, each put on disk as it passes."""
+    for start, pictures in batches:
+        series.add(start, pictures)
+        yield start, pictures
+
+
+@torch.no_grad()
+def evaluate(run: Run, options: Options = Options()) -> dict:
+    """Measure a Run, on a GPU if there is one; a plain dict for evaluation.json, whole on the main process.
+
+    A tokenizer's Run: psnr (dB), ssim, lpips, the distances of reconstructions (rfd, rfid, rsfid), codebook
+    statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as many other real
+    pictures: what counting noise alone gives. A generator's Run also: fd, fid, sfid, is, precision and recall
+    of samples, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1 (its tokenizer's rfd
+    is the floor), and class_agreement, the share of 480 guided samples a seed that the judge gives the asked
+    class, beside the judge's accuracy on real pictures and on their reconstructions.
+
+    Raises ValueError for a reference that lacks what a metric needs, FileNotFoundError for weights that are
+    neither here nor to be downloaded."""
+    evaluation = Evaluation(run, options)
+    count = evaluation.real[0].count if evaluation.real else options.samples
+    result: dict = {"samples": count}
+    if teacher := evaluation.features.teacher:
+        name = options.teacher or run.config["recipe"]["teacher"]
+        result |= {"teacher": name, "teacher_note": teacher.note}
+    if evaluation.source:
+        result |= evaluation.reconstructions()
+    if run.has("generator"):
+        result |= evaluation.generated()
+    evaluation.accelerator.wait_for_everyone()
     return result
-
-
-def samples_of(
-    run: Run, count: int, classes: int, cfg_scale: float, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sampled images in [-1, 1] with the labels asked for, every class as often as the next, in batches."""
-    labels = torch.arange(count, device=run.generator.token_table.device) % classes
-    for number, part in enumerate(labels.split(BATCH)):
-        indices = sampling.sample(run.generator, part, cfg_scale=cfg_scale, seed=seed * 10_000 + number)
-        yield run.tokenizer.decode(indices), part

@@ -5,21 +5,23 @@ from pathlib import Path
 from gear_studio.data.digits import Digits
 from gear_studio.data.folder import Folder
 from gear_studio.data.shapes import Shapes
+from gear_studio.data.shards import Shards
 from gear_studio.data.source import Source, to_float
 from gear_studio.data.stream import stream
 
-__all__ = ["SOURCES", "Digits", "Folder", "Shapes", "Source", "load", "stream", "to_float"]
+__all__ = ["SOURCES", "Digits", "Folder", "Shapes", "Shards", "Source", "load", "stream", "to_float"]
 
-SOURCES = ("shapes", "digits", "folder")
+SOURCES = ("shapes", "digits", "folder", "shards")
 
 
 def load(
     name: str, split: str = "train", image_size: int = 64, folder: str | Path | None = None, seed: int = 0
 ) -> Source:
-    """The source called `name`: shapes, digits or folder.
+    """The source called `name`: shapes, digits, folder or shards.
 
-    folder: where the pictures of `folder` lie. seed: which world of `shapes`; the other two have only one.
-    Raises ValueError for an unknown name or split, or when `folder` comes without a folder.
+    folder: where the pictures of `folder` lie, or the shards of `shards` (a folder or a pattern). seed: which
+    world of `shapes`; the others have only one.
+    Raises ValueError for an unknown name or split, or when `folder` or `shards` comes without a folder.
     """
     match name:
         case "shapes":
@@ -30,5 +32,12 @@ def load(
             if folder is None:
                 raise ValueError("the data source 'folder' needs the path of a folder of pictures")
             return Folder(folder, split, image_size)
+        case "shards":
+            if folder is None:
+                raise ValueError(
+                    "the data source 'shards' needs the path of a folder of .tar files, or a pattern like "
+                    "'PATH/{000000..000099}.tar'"
+                )
+            return Shards(folder, split, image_size)
         case _:
             raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")

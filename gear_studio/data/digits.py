@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SPLITS = ("train", "val")
+from gear_studio.data.folder import check_split, digest
+
 _VAL = 297  # 1,500 are left to train on
 
 
@@ -26,8 +27,7 @@ class Digits:
     def __init__(self, split: str = "train", image_size: int = 64) -> None:
         from sklearn.datasets import load_digits  # here: it takes seconds to import, and few ask for digits
 
-        if split not in SPLITS:
-            raise ValueError(f"digits has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        check_split(self.name, split)
         self.classes = [str(digit) for digit in range(10)]
         self.image_size = image_size
         found = load_digits()
@@ -50,6 +50,10 @@ class Digits:
         if rngs is not None:
             gray = torch.stack([self._shift(one, rng) for one, rng in zip(gray, rngs, strict=True)])
         return {"image": gray.repeat(1, 3, 1, 1), "label": self._labels[chosen]}
+
+    def fingerprint(self) -> str:
+        """A digest of the pictures and labels."""
+        return digest(self._gray, self._labels)
 
     def _shift(self, gray: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         reach = self.image_size // 16

@@ -2,12 +2,15 @@
 
 Notable: a file that does not decode costs a warning with its name, not the run. The next readable one stands
 in for it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` turn every picture from
-outside (the user's own photo too) into square uint8 RGB.
+outside (the user's own photo too) into square uint8 RGB. Names and labels are arrays, not lists of objects: a
+million of them cost some 40 MB, and loading processes share them instead of copying.
 """
 
 import hashlib
+import io
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,33 +20,35 @@ import torch
 from PIL import Image, ImageOps
 
 SPLITS = ("train", "val")
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_VAL_SHARE = 20  # one picture in so many is held out where the folder brings no split of its own
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_VAL_SHARE = 20  # one picture in so many is held out where the data bring no split of their own
 
 
-class Folder:
-    """Pictures under `folder/CLASS/` or `folder/{train,val}/CLASS/`, at any depth; satisfies `Source`.
+class Pictures(ABC):
+    """What sources of picture files share (`Folder`, `Shards`): reading them by number, whatever their state.
 
-    split: train or val. Where the folder has no such sub-folders, val is a twentieth of the files, the ones
-    whose path inside the folder hashes lowest: the same on every machine.
     skipped: the files that this process has found unreadable so far.
-    Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures.
     """
 
-    name = "folder"
+    name: str
+    folder: Path
+    classes: list[str]
+    image_size: int
+    skipped: set[str]
 
-    def __init__(self, folder: str | Path, split: str = "train", image_size: int = 64) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"folder has no split {split!r}; choose one of {', '.join(SPLITS)}")
-        self.folder = Path(folder)
-        self.image_size = image_size
-        self.skipped: set[str] = set()
-        self.classes, files = _find(self.folder, split)
-        self._files = [(str(file), self.classes.index(file_class)) for file, file_class in files]
-        self._decode(0)  # a folder without one readable picture is known now
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def __len__(self) -> int:
-        return len(self._files)
+    @abstractmethod
+    def _name(self, index: int) -> str:
+        """What to call file `index` in a message."""
+
+    @abstractmethod
+    def _bytes(self, index: int) -> bytes:
+        """The file as it is stored."""
+
+    @abstractmethod
+    def _label(self, index: int) -> int: ...
 
     def read(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
@@ -56,34 +61,92 @@ class Folder:
         """
         images, labels = [], []
         for row, index in enumerate(indices):
-            picture, label = self._decode(index)
+            if row == 0 or index != indices[row - 1]:  # several views of one picture need one decoding
+                picture, label = self._decode(index)
             images.append(fit(picture, self.image_size, None if rngs is None else rngs[row]))
             labels.append(label)
         return {"image": torch.stack(images), "label": torch.tensor(labels)}
 
     def _decode(self, index: int) -> tuple[Image.Image, int]:
-        if not 0 <= index < len(self._files):
-            raise IndexError(f"{self.folder} has pictures 0 to {len(self._files) - 1}, asked for {index}")
-        for step in range(len(self._files)):
-            file, label = self._files[(index + step) % len(self._files)]
-            if file in self.skipped:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.folder} has pictures 0 to {len(self) - 1}, asked for {index}")
+        for step in range(len(self)):
+            at = (index + step) % len(self)
+            name = self._name(at)
+            if name in self.skipped:
                 continue
             try:
-                return open_rgb(file, self.image_size), label
-            except UnreadableImage as error:
-                self.skipped.add(file)
+                return open_rgb(io.BytesIO(self._bytes(at)), self.image_size, name), self._label(at)
+            except (UnreadableImage, OSError) as error:
+                self.skipped.add(name)
                 warnings.warn(f"skipped {error}", stacklevel=2)
-        raise ValueError(f"{self.folder}: none of the {len(self._files)} pictures can be read")
+        raise ValueError(f"{self.folder}: none of the {len(self)} pictures can be read")
+
+
+class Folder(Pictures):
+    """Pictures under `folder/CLASS/` or `folder/{train,val}/CLASS/`, at any depth; satisfies `Source`.
+
+    split: train or val. Where the folder has no such sub-folders, val is a twentieth of the files, the ones
+    whose path inside the folder hashes lowest: the same on every machine.
+    Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures.
+    """
+
+    name = "folder"
+
+    def __init__(self, folder: str | Path, split: str = "train", image_size: int = 64) -> None:
+        check_split(self.name, split)
+        self.folder = Path(folder)
+        self.image_size = image_size
+        self.skipped: set[str] = set()
+        self.classes, files = _find(self.folder, split)
+        number = {file_class: i for i, file_class in enumerate(self.classes)}
+        self._labels = np.array([number[file_class] for _, file_class in files], np.int32)
+        self._paths = np.array([os.fsencode(path) for path, _ in files])  # inside the folder
+        self._decode(0)  # a folder without one readable picture is known now
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def _name(self, index: int) -> str:
+        return str(self.folder / os.fsdecode(self._paths[index]))
+
+    def _bytes(self, index: int) -> bytes:
+        return Path(self._name(index)).read_bytes()
+
+    def _label(self, index: int) -> int:
+        return int(self._labels[index])
+
+    def fingerprint(self) -> str:
+        """A digest that changes with any file's name, label, size or time of writing, or with the split."""
+        stats = [os.stat(self._name(i)) for i in range(len(self))]
+        return digest(self._paths, self._labels, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
+
+
+def check_split(source: str, split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(SPLITS)}")
+
+
+def digest(*arrays: object) -> str:
+    """SHA-256 of arrays (or what NumPy makes one of), their shapes and types included."""
+    found = hashlib.sha256()
+    for array in map(np.ascontiguousarray, arrays):
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.data.cast("B"))
+    return found.hexdigest()
 
 
 class UnreadableImage(ValueError):
     """The file is not a picture, or a broken one; the message names it and says why."""
 
 
-def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.Image:
+def open_rgb(
+    file: str | Path | BinaryIO, at_least: int | None = None, name: str | None = None
+) -> Image.Image:
     """Decode to 8-bit RGB the way it is meant to be seen: EXIF orientation applied, transparency on white.
 
     at_least: a JPEG may be decoded at a half, quarter or eighth of its size, no side below twice this.
+    name: what to call the file in an error, where it has none of its own.
     Raises UnreadableImage for anything that does not decode.
     """
     try:
@@ -98,7 +161,7 @@ def open_rgb(file: str | Path | BinaryIO, at_least: int | None = None) -> Image.
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert("RGB")
     except Exception as error:  # what a decoder raises on bad bytes is an open list
-        raise UnreadableImage(f"{file}: {type(error).__name__}: {error}") from error
+        raise UnreadableImage(f"{name or file}: {type(error).__name__}: {error}") from error
 
 
 def fit(picture: Image.Image, image_size: int, rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -116,39 +179,51 @@ def fit(picture: Image.Image, image_size: int, rng: np.random.Generator | None =
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def _find(folder: Path, split: str) -> tuple[list[str], list[tuple[Path, str]]]:
-    """Class names, and the split's files in order, each with its class."""
+def held_out(names: Sequence[str], split: str) -> np.ndarray:
+    """Which of `names` belong to a split, as ascending numbers: val is the twentieth that hashes lowest."""
+    hashes = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
+    ranked = sorted(range(len(names)), key=hashes.__getitem__)
+    cut = max(1, len(names) // _VAL_SHARE)
+    return np.sort(np.array(ranked[:cut] if split == "val" else ranked[cut:], np.int64))
+
+
+def _find(folder: Path, split: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Class names, and the split's files in order: path inside the folder, and class."""
     expected = f"expected {folder}/CLASS/picture.jpg, or {folder}/train/CLASS/... and {folder}/val/CLASS/..."
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; {expected}")
     if all((folder / part).is_dir() for part in SPLITS):
-        classes = sorted({file_class for _, file_class in _pictures(folder / "train")})
-        files = _pictures(folder / split)
-        if strange := sorted({file_class for _, file_class in files} - set(classes)):
-            raise ValueError(f"{folder}/val has classes that {folder}/train has not: {', '.join(strange)}")
+        files = _pictures(folder, "train")
+        classes = sorted({file_class for _, file_class in files})
+        if split == "val":
+            files = _pictures(folder, "val")
+            if strange := sorted({file_class for _, file_class in files} - set(classes)):
+                raise ValueError(
+                    f"{folder}/val has classes that {folder}/train has not: {', '.join(strange)}"
+                )
     else:
         only_train = [entry.name for entry in folder.iterdir() if entry.is_dir()] == ["train"]
-        root = folder / "train" if only_train else folder
-        everything = _pictures(root)
-        classes = sorted({file_class for _, file_class in everything})
-        ranked = sorted(everything, key=lambda item: _hash(item[0].relative_to(root)))
-        held_out = max(1, len(ranked) // _VAL_SHARE)
-        files = sorted(ranked[:held_out] if split == "val" else ranked[held_out:])
+        root = "train" if only_train else ""
+        files = _pictures(folder, root)
+        classes = sorted({file_class for _, file_class in files})
+        names = [Path(path).relative_to(root).as_posix() for path, _ in files]
+        files = [files[i] for i in held_out(names, split)]
     if not files:
         raise ValueError(f"{folder} has no pictures in class folders to use for {split}; {expected}")
     return classes, files
 
 
-def _pictures(root: Path) -> list[tuple[Path, str]]:
-    """Every picture in a sub-folder of root, with that sub-folder's name; hidden files are not pictures."""
+def _pictures(folder: Path, root: str) -> list[tuple[str, str]]:
+    """Every picture in a sub-folder of folder/root: path inside the folder, and that sub-folder's name.
+
+    Hidden files are not pictures."""
     found = []
-    for here, _, names in os.walk(root, followlinks=True):
-        inside = Path(here).relative_to(root).parts
-        for name in names:
-            if inside and not name.startswith(".") and name.lower().endswith(_SUFFIXES):
-                found.append((Path(here, name), inside[0]))
-    return sorted(found)
-
-
-def _hash(path: Path) -> bytes:
-    return hashlib.sha256(path.as_posix().encode()).digest()
+    for here, _, names in os.walk(folder / root, followlinks=True):
+        if inside := Path(here).relative_to(folder / root).parts:
+            prefix = os.path.join(root, *inside)
+            found += [
+                (os.path.join(prefix, name), inside[0])
+                for name in names
+                if not name.startswith(".") and name.lower().endswith(SUFFIXES)
+            ]
+    return sorted(found, key=lambda item: item[0].split(os.sep))

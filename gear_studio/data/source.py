@@ -12,7 +12,11 @@ import torch
 
 
 class Source(Protocol):
-    """A numbered collection of labelled square RGB pictures."""
+    """A numbered collection of labelled square RGB pictures.
+
+    Two more methods where they make sense: `order(rng)`, the shuffle of an epoch that suits the way it is
+    stored, and `fingerprint()`, a digest that changes when any of its pictures does (for `tokens`).
+    """
 
     name: str
     classes: list[str]

@@ -29,8 +29,9 @@ def stream(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches `start` to `start + steps - 1`, in the training view: {"image": uint8, "label": int64}.
 
-    Sample i of batch s has position p = s * batch_size + i. A finite source is shuffled anew each epoch; an
-    endless one is read in order from a place of the seed's own. Augmentation: default_rng((seed, p)).
+    Sample i of batch s has position p = s * batch_size + i. A finite source is shuffled anew each epoch, in
+    its own `order` where it has one; an endless one is read in order from a place of the seed's own.
+    Augmentation: default_rng((seed, p)).
 
     batch_size: the whole batch; process r of `processes` gets its r-th equal slice.
     workers: loader processes that read ahead; 0 reads in this one.
@@ -61,6 +62,7 @@ class _Batches(Dataset):
         self.batch_size = batch_size
         self.seed = seed
         self.part = part
+        self._ordered = hasattr(source, "order")
         self._shuffled: tuple[int, np.ndarray] | None = None  # the last epoch asked for, and its order
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -75,5 +77,6 @@ class _Batches(Dataset):
             return (begin + position) % length
         epoch, place = divmod(position, length)
         if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = epoch, np.random.default_rng((self.seed, epoch)).permutation(length)
+            rng = np.random.default_rng((self.seed, epoch))
+            self._shuffled = epoch, self.source.order(rng) if self._ordered else rng.permutation(length)
         return int(self._shuffled[1][place])

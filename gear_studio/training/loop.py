@@ -20,16 +20,18 @@ from pathlib import Path
 import accelerate
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
+from gear_studio.data import tokens
 from gear_studio.discriminator import Discriminator
 from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import Run
-from gear_studio.teachers import Teacher
+from gear_studio.teachers import load_teachers
 from gear_studio.tokenizer import Tokenizer
+from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.recipes import ARMS, Recipe
 from gear_studio.training.stages import Stage
 
@@ -113,7 +115,8 @@ class Checkpoints:
             return None
         path = self.paths()[-1]
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that the processes of a machine share one copy of what they read.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(state, dict) or not {"step", "modules", "ema", "optimizers"} <= state.keys():
                 raise ValueError("it holds something else")
         except Exception as error:
@@ -171,26 +174,43 @@ def train(
     folder: str | Path | None = None,
     workers: int | None = None,
     progress: bool = True,
+    execution: Execution = WHOLE,
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
-    source: shapes, digits or folder (then `folder` holds the images). parent: the Run whose tokenizer the
-    joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
-    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. Raises ValueError
-    for an arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError
-    when a loss is not finite."""
+    source: shapes, digits, folder or shards (the last two lie in `folder`). parent: the Run whose tokenizer
+    the joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
+    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. execution: how steps
+    are computed; it and the number of processes may change when a run is continued. Raises ValueError for an
+    arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError when a
+    loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
     if (stage == "warmup") != (parent is None):
         raise ValueError(
             f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
         )
+    if recipe.token_views and stage != "generator":
+        raise ValueError(
+            f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
+            "encoded ahead; set it to 0, or use it in the generator stage"
+        )
     out = Path(out)
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
     )
+    if workers is None:
+        workers = 2 if accelerator.device.type == "cuda" else 0
     main = accelerator.is_main_process
+    execution.pieces(recipe.batch_size // accelerator.num_processes)
+    if execution.shard and accelerator.num_processes == 1:
+        raise ValueError(
+            "shard spreads the generator over several processes, and this is the only one; leave it out, or "
+            "start with `accelerate launch`"
+        )
     torch.manual_seed(seed)
     start_from = Run.from_pretrained(parent) if parent else None
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
@@ -198,12 +218,7 @@ def train(
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
     train_source = data.load(source, "train", tokenizer.config.image_size, folder)
     held_out = data.load(source, "val", tokenizer.config.image_size, folder)
-    teacher = Teacher.from_pretrained(recipe.teacher)
-    if teacher.grid != tokenizer.grid:
-        raise ValueError(
-            f"teacher {recipe.teacher!r} sees {teacher.grid} x {teacher.grid} patches and the tokenizer "
-            f"makes {tokenizer.grid} x {tokenizer.grid} tokens; alignment needs one patch a token"
-        )
+    teacher, *more_teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(
         recipe.generator,
@@ -222,6 +237,7 @@ def train(
         "recipe": recipe.asdict(),
     }
     if main:
+        config["teacher_sha256"] = [each.fingerprint() for each in (teacher, *more_teachers)]
         prepare_folder(out, config)
     accelerator.wait_for_everyone()
     if Run(out).finished:
@@ -229,7 +245,9 @@ def train(
 
     warm = start_from and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
-    training = Stage(stage, arm, recipe, teacher, accelerator, tokenizer, discriminator)
+    training = Stage(
+        stage, arm, recipe, teacher, accelerator, tokenizer, discriminator, more_teachers, execution
+    )
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
@@ -238,9 +256,14 @@ def train(
         start, elapsed = state["step"], state["seconds"]
     if main:
         resume_metrics(metrics, start)
-        write_record(out, accelerator, recipe, elapsed, finished=False)
+        write_record(out, accelerator, execution, elapsed, finished=False)
 
     validation = held_out_batches(held_out, recipe, accelerator)
+    if recipe.token_views:
+        # With the tokenizer's run, for every generator that is trained on it.
+        kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
+        tokens.encode(train_source, tokenizer, recipe.token_views, kept, accelerator, workers, progress)
+        train_source = tokens.Encoded(train_source, kept, pixels=recipe.alignment_weight > 0)
     batches = data.stream(
         train_source,
         recipe.batch_size,
@@ -249,7 +272,7 @@ def train(
         start=start,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
-        workers=(2 if accelerator.device.type == "cuda" else 0) if workers is None else workers,
+        workers=workers,
     )
     meter, began, window = Meter(accelerator), time.monotonic(), time.monotonic()
     bar = tqdm(
@@ -262,8 +285,9 @@ def train(
     last_good = f"{checkpoints.paths()[-1]}" if checkpoints.paths() else "none yet"
     for step, batch in enumerate(batches, start=start + 1):
         seed_step(seed, step, accelerator.process_index)
-        images = data.to_float(batch["image"].to(accelerator.device, non_blocking=True))
-        meter.add(step, training.step(step, images, batch["label"].to(accelerator.device, non_blocking=True)))
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        images = data.to_float(batch["image"]) if "image" in batch else None
+        meter.add(step, training.step(step, images, batch["label"], batch.get("tokens")))
         if step % recipe.log_every and step < recipe.steps:
             continue
         row, bad = meter.read()
@@ -288,21 +312,27 @@ def train(
                 file.write(json.dumps({"step": step, **row}) + "\n")
             bar.update(step - bar.n)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in SHOWN if name in row})
-            if checkpoint:
-                pictures(training, validation[0], out, stage)
-                checkpoints.save(step, {**training.state_dict(), "seconds": elapsed + now - began})
+        if checkpoint:  # what is sharded, every process helps to gather
+            parts, state = training.parts(), training.state_dict()
+            if main:
+                pictures(training, parts, validation[0], out, stage)
+                checkpoints.save(step, {**state, "seconds": elapsed + now - began})
                 last_good = checkpoints.paths()[-1]
+            del parts, state
         window = time.monotonic()
     bar.close()
+    parts = training.parts()
     if main:
-        for name, module in training.parts().items():
+        for name, module in parts.items():
             module.save_pretrained(out / name)
-        write_record(out, accelerator, recipe, elapsed + time.monotonic() - began, finished=True)
+        write_record(out, accelerator, execution, elapsed + time.monotonic() - began, finished=True)
     accelerator.wait_for_everyone()
     return Run(out)
 
 
-def write_record(out: Path, accelerator: Accelerator, recipe: Recipe, seconds: float, finished: bool) -> None:
+def write_record(
+    out: Path, accelerator: Accelerator, execution: Execution, seconds: float, finished: bool
+) -> None:
     write_json(
         out / "record.json",
         {
@@ -310,6 +340,7 @@ def write_record(out: Path, accelerator: Accelerator, recipe: Recipe, seconds: f
             "versions": versions(),
             "device": device_name(accelerator.device),
             "processes": accelerator.num_processes,
+            "execution": dataclasses.asdict(execution),
             "seconds": round(seconds, 1),
             "finished": finished,
         },
@@ -342,10 +373,11 @@ def validate(
 
 
 @torch.no_grad()
-def pictures(training: Stage, batch: tuple[Tensor, Tensor], out: Path, stage: str) -> None:
+def pictures(
+    training: Stage, parts: dict[str, nn.Module], batch: tuple[Tensor, Tensor], out: Path, stage: str
+) -> None:
     """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance
     1.5."""
-    parts = training.parts()
     if "tokenizer" in parts:
         images = data.to_float(batch[0][:8])
         write_grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")

@@ -1,12 +1,13 @@
 """Recipes: everything one stage of one training needs, as a frozen dataclass. Presets, not flags.
 
-The small recipe trains on `shapes` in minutes; its three stages and its two budgets are the table at the end.
+The small recipe trains on `shapes` in minutes; its stages and budgets are a table below. The recipes of the
+paper, `imagenet-b-vq` to `imagenet-xl-ibq`, are at the end; `gear-studio recipe NAME` prints them.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 
-from gear_studio.generator import GeneratorConfig
-from gear_studio.tokenizer import TokenizerConfig
+from gear_studio.generator import GeneratorConfig, paper_config
+from gear_studio.tokenizer import PRESETS, TokenizerConfig
 
 STAGES = ("warmup", "joint", "generator")
 ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's.
@@ -26,7 +27,10 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     projector_hidden: int = 2048
-    teacher: str = "tiny"
+    teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
+    teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
+    spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
+    spatial_norm_alpha: float = 0.6
     tokenizer_lr: float = 1e-4
     generator_lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -34,10 +38,12 @@ class Recipe:
     ema: float = 0.9999
     tau: float = 0.1  # temperature of the soft read-out
     alignment_weight: float = 0.5  # lambda, on both sides
+    perceptual: str = "teacher"  # or "lpips", or the file of LPIPS's VGG-16
     perceptual_weight: float = 1.0
-    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher
+    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher, where it is the perceptual network
     entropy_weight: float = 0.05
     gan_weight: float = 0.0  # 0: no discriminator
+    token_views: int = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
     log_every: int = 50
     checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
     validation_images: int = 512
@@ -87,3 +93,95 @@ def small(stage: str, budget: str = "shipped") -> Recipe:
     if budget == "smoke":
         recipe = replace(recipe, batch_size=4, log_every=2, checkpoint_every=2, validation_images=16)
     return recipe
+
+
+IMAGENET_SIZES, QUANTIZERS = ("b", "l", "xl"), ("vq", "lfq", "ibq")
+NAMES = ("small", *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS))
+PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}
+
+
+def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
+    """The recipe of a stage by its name in `NAMES`. budget: of the small recipe alone.
+
+    Raises ValueError for a name, stage or budget that does not exist."""
+    if name == "small":
+        return small(stage, budget)
+    if name not in NAMES:
+        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+    if budget != "shipped":
+        raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
+    _, size, quantizer = name.split("-")
+    # Values that are Recipe's defaults are repeated: this is the paper's table.
+    return Recipe(
+        steps=PAPER_STEPS[stage],
+        batch_size=256,
+        tokenizer=PRESETS[f"{quantizer}-16"],
+        generator=paper_config(size.upper()),
+        projector_hidden=2048,
+        teacher="dinov2-b",
+        tokenizer_lr=1e-4,
+        generator_lr=1e-4,
+        betas=(0.9, 0.999),
+        clip=1.0,
+        ema=0.9999,
+        tau=0.1,
+        alignment_weight=0.5,
+        perceptual="lpips",
+        perceptual_weight=1.0,
+        entropy_weight=0.05,
+        gan_weight=0.1,
+        log_every=100,
+        checkpoint_every=5000,
+    )
+
+
+WEIGHT_DECAY = 0.0  # of every AdamW
+TRAINED = {
+    "warmup": "tokenizer, discriminator",
+    "joint": "tokenizer, discriminator, generator, projector",
+    "generator": "generator, projector",
+}
+_NOTES = {
+    "batch_size": "over all processes and pieces",
+    "generator.label_drop": "to the null class, for guidance",
+    "tokenizer_lr": "constant; also of the discriminator",
+    "generator_lr": "constant; also of the projector",
+    "clip": "norm of a module's gradient",
+    "ema": "tokenizer and generator alike; climbs to it as 1 - 1/step",
+    "tau": "temperature of the soft read-out",
+    "alignment_weight": "lambda, on both sides",
+    "perceptual_weight": "of LPIPS, or of the teacher's features",
+    "gan_weight": "PatchGAN, hinge",
+}
+
+
+def lines(name: str, stage: str, recipe: Recipe) -> list[str]:
+    """A recipe as text to lay beside the paper: every setting under the name that `--set` takes, then what
+    follows from them and what no recipe changes."""
+
+    def flat(settings: dict, prefix: str = "") -> dict:
+        parts = [
+            flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v} for k, v in settings.items()
+        ]
+        return {k: v for part in parts for k, v in part.items()}
+
+    grid, size = recipe.tokenizer.grid, recipe.tokenizer.image_size
+    # DINOv2's patches are 14 px wide; it is shown images on which they are as many as the tokens.
+    seen = f" of an image of {14 * grid} px" if recipe.teacher.startswith("dinov2") else ""
+    follows = {
+        "downsampling": f"f = {size // grid}",
+        "tokens": f"N = {grid**2} ({grid} x {grid})",
+        "teacher sees": f"{grid} x {grid} patches{seen}",
+        "optimizer": f"AdamW, weight decay {WEIGHT_DECAY:g}, learning rate constant",
+        "precision": "bf16 on GPUs (scores, losses and weights float32), else float32",
+    }
+    if name != "small":
+        follows["images"] = f"short side resized to {size} px (bicubic), random crop, horizontal flip"
+    width = max(map(len, flat(recipe.asdict())))
+    text = [f"{name}, stage {stage}: trains {TRAINED[stage]}", ""]
+    for key, value in flat(recipe.asdict()).items():
+        note = f"   # {_NOTES[key]}" if key in _NOTES else ""
+        text.append(f"{key:{width}}  {value}{note}")
+    return [*text, "", *(f"{key:{width}}  {value}" for key, value in follows.items())]

@@ -13,10 +13,17 @@ only:
     gear               lambda L_align through the soft read-out
     straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
     continued          neither, and no generator: the tokenizer trained as long, unguided
+
+No update reads what another one of the same step has changed. So a step is written as gradients first, which
+the pieces of a large batch add up, and then the optimizers. Pieces, like processes, give the batch's gradient
+exactly: losses are means over images, and the entropy term, which is not, is told the whole batch's average
+assignment, found beforehand by a pass of the encoder. Not exact are the discriminator's BatchNorm, whose
+statistics are of a piece (over all processes on GPUs), and the dice of dropout and label drop, which are
+each process's and piece's own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -25,20 +32,27 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gear_studio import readout
-from gear_studio.alignment import Projector, ProjectorConfig, alignment_loss
+from gear_studio.alignment import Projector, ProjectorConfig, alignment_loss, alignment_target
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.discriminator import Discriminator, hinge_loss
 from gear_studio.generator import Generator
 from gear_studio.objectives import (
     entropy_loss,
+    mean_assignment,
+    mean_over_processes,
     next_token_loss,
     perceptual_loss,
     straight_through_next_token_loss,
 )
+from gear_studio.perceptual import LPIPS
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
-from gear_studio.training.recipes import Recipe
+from gear_studio.training import execution as run
+from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.recipes import WEIGHT_DECAY, Recipe
+
+SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
 
 @contextmanager
@@ -56,33 +70,42 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class AlignedGenerator(nn.Module):
-    """Generator and projector, trained together (and wrapped together when several processes train)."""
+    """Generator and one projector a teacher, trained together (and wrapped together when several processes
+    train)."""
 
-    def __init__(self, generator: Generator, projector: Projector):
+    def __init__(self, generator: Generator, projectors: Sequence[Projector]):
         super().__init__()
         self.generator = generator
-        self.projector = projector
+        self.projectors = nn.ModuleList(projectors)
 
     def embed(self, assignment: Assignment, read=readout.hard) -> Tensor:
         """What the generator sees of the first N-1 tokens: (B, N-1, d)."""
         return read(assignment, self.generator.token_table)[:, :-1]
 
-    def forward(self, assignment: Assignment, labels: Tensor, read=readout.hard) -> tuple[Tensor, Tensor]:
-        """Next-token logits (B, N, K) and projected tap states (B, N, d_f)."""
-        logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
-        return logits, self.projector(hidden)
+    def project(self, hidden: Tensor) -> list[Tensor]:
+        """Tap states (B, N, d) -> one projection (B, N, d_f) a teacher."""
+        return [projector(hidden) for projector in self.projectors]
 
-    def project_tap(self, assignment: Assignment, labels: Tensor, read) -> Tensor:
+    def forward(
+        self, assignment: Assignment, labels: Tensor, read=readout.hard
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Next-token logits (B, N, K) and projected tap states (B, N, d_f), one a teacher."""
+        logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
+        return logits, self.project(hidden)
+
+    def project_tap(self, assignment: Assignment, labels: Tensor, read) -> list[Tensor]:
         """Projected tap states alone: only the blocks up to the tap run."""
         tap = self.generator.config.tap
-        return self.projector(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
+        return self.project(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
 
 
 class Stage:
     """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
 
     modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
-    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh."""
+    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh.
+    teacher: perceptual network and alignment target. more_teachers: targets only; L_align is the mean over
+    all. execution: how its steps are computed."""
 
     def __init__(
         self,
@@ -93,9 +116,16 @@ class Stage:
         accelerator: Accelerator,
         tokenizer: Tokenizer,
         discriminator: Discriminator | None = None,
+        more_teachers: Sequence[Teacher] = (),
+        execution: Execution = WHOLE,
     ):
-        self.recipe, self.arm, self.accelerator = recipe, arm, accelerator
-        self.teacher = teacher.to(accelerator.device)
+        self.recipe, self.arm, self.accelerator, self.execution = recipe, arm, accelerator, execution
+        self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
+        self.teacher = self.teachers[0]
+        self.lpips: LPIPS | None = None
+        if stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
+            weights = None if recipe.perceptual == "lpips" else recipe.perceptual
+            self.lpips = LPIPS(weights, "--set perceptual=FILE").to(accelerator.device)
         modules: dict[str, nn.Module] = {}
         if stage != "generator":
             modules["tokenizer"] = tokenizer
@@ -105,136 +135,229 @@ class Stage:
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
         if stage == "generator" or (stage == "joint" and arm != "continued"):
-            projector = Projector(ProjectorConfig(recipe.generator.dim, teacher.dim, recipe.projector_hidden))
-            modules["aligned"] = AlignedGenerator(Generator(recipe.generator), projector)
+            modules["aligned"] = self.new_generator()
         rates = {
             "tokenizer": recipe.tokenizer_lr,
             "discriminator": recipe.tokenizer_lr,
             "aligned": recipe.generator_lr,
         }
-        self.modules = {name: module.to(accelerator.device).train() for name, module in modules.items()}
+        # Channels last is what tensor cores read; uncompiled, every GroupNorm would turn the layout back.
+        layout = torch.channels_last if execution.compile else torch.preserve_format
+        self.modules = {
+            name: module.to(accelerator.device, memory_format=layout).train()
+            for name, module in modules.items()
+        }
         self.ema = {
             name: ModelEmaV3(module, recipe.ema, use_warmup=True, warmup_power=1.0)
             for name, module in self.modules.items()
             if name != "discriminator"
         }
+        self.tokenizer = tokenizer.to(accelerator.device)
+        if "tokenizer" not in self.modules:
+            self.tokenizer.eval().requires_grad_(False)
+        run.prepare_tokenizer(self.tokenizer, execution)
+        for each in self.teachers:
+            run.prepare_teacher(each, execution)
+        if "aligned" in self.modules:
+            run.prepare_blocks(self.modules["aligned"].generator, execution)
+            if execution.shard:
+                run.shard(self.modules["aligned"])
+                run.shard(self.ema["aligned"].module)
         self.optimizers = {
             name: torch.optim.AdamW(
                 module.parameters(),
                 lr=rates[name],
                 betas=recipe.betas,
-                weight_decay=0.0,
+                weight_decay=WEIGHT_DECAY,
                 fused=accelerator.device.type == "cuda",
             )
             for name, module in self.modules.items()
         }
         # What the forward passes go through: the same modules, wrapped for several processes.
-        self.wrapped = {name: accelerator.prepare(module) for name, module in self.modules.items()}
-        self.tokenizer = tokenizer.to(accelerator.device)
-        if "tokenizer" not in self.modules:
-            self.tokenizer.eval().requires_grad_(False)
+        self.wrapped = {
+            name: module if execution.shard and name == "aligned" else accelerator.prepare(module)
+            for name, module in self.modules.items()
+        }
         self.code_counts = torch.zeros(recipe.tokenizer.codes, device=accelerator.device)
         self.last_scores: Tensor | None = None
 
-    def step(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,). Returns its losses as scalars on
-        the device."""
+    def new_generator(self) -> AlignedGenerator:
+        recipe = self.recipe
+        projectors = [
+            Projector(ProjectorConfig(recipe.generator.dim, each.dim, recipe.projector_hidden))
+            for each in self.teachers
+        ]
+        return AlignedGenerator(Generator(recipe.generator), projectors)
+
+    def step(
+        self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,), this process's share of the
+        batch. Returns its losses as scalars on the device.
+
+        indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
+        aligned."""
+        count = self.pieces = self.execution.pieces(len(labels))
+        parts = [[None] * count if x is None else x.chunk(count) for x in (images, labels, indices)]
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            with torch.no_grad():
-                *seen, target = self.teacher.features(
-                    images, (*self.recipe.perceptual_blocks, self.teacher.depth)
-                )
-            losses: dict[str, Tensor] = {}
-            if "tokenizer" in self.modules:
-                reconstruction, assignment = self.update_tokenizer(images, labels, seen, target, losses)
-                if "discriminator" in self.modules:
-                    self.update_discriminator(images, reconstruction.detach(), losses)
-            else:
-                with torch.no_grad():
-                    assignment = self.tokenizer.assign(images)
-            assignment = Assignment(assignment.scores.detach(), assignment.indices)
-            if "aligned" in self.modules:
-                self.update_generator(assignment, labels, target, losses)
+            self.mean = self.mean_assignment(images) if count > 1 else None
+            for number_of_piece, piece in enumerate(zip(*parts, strict=True), start=1):
+                with ExitStack() as alone:
+                    if number_of_piece < count:  # processes exchange what has added up, once
+                        for module in self.wrapped.values():
+                            alone.enter_context(self.accelerator.no_sync(module))
+                    found = self.gradients(*piece)
+                for name, value in found.items():
+                    losses[name] = losses.get(name, 0) + value.detach() / count
+        for name, optimizer in self.optimizers.items():
+            norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            losses["grad_norm_" + ("generator" if name == "aligned" else name)] = norm
+            optimizer.step()
         for name, ema in self.ema.items():
             ema.update(self.modules[name], number)
-        chosen = assignment.indices.flatten()
-        self.code_counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float))
-        self.last_scores = assignment.scores
         return losses
 
+    @torch.no_grad()
+    def mean_assignment(self, images: Tensor) -> Tensor | None:
+        """The average assignment (K,) of the images of all pieces and processes, for the entropy term."""
+        if "tokenizer" not in self.modules:
+            return None
+        means = [mean_assignment(self.tokenizer.assign(piece).scores) for piece in images.chunk(self.pieces)]
+        return mean_over_processes(torch.stack(means).mean(0))
+
+    def gradients(
+        self, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Add the gradients of a piece of the batch; returns its losses. Arguments as in `step`."""
+        targets: list[Tensor] = []
+        if images is not None:
+            with torch.no_grad():
+                blocks = () if self.lpips else self.recipe.perceptual_blocks
+                *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
+                targets = self.targets(images, last) if "aligned" in self.modules else []
+        losses: dict[str, Tensor] = {}
+        if "tokenizer" in self.modules:
+            reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
+            if "discriminator" in self.modules:
+                self.update_discriminator(images, reconstruction.detach(), losses)
+        elif indices is None:
+            with torch.no_grad():
+                assignment = self.tokenizer.assign(images)
+        else:
+            assignment = Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
+        assignment = Assignment(assignment.scores.detach(), assignment.indices)
+        if "aligned" in self.modules:
+            self.update_generator(assignment, labels, targets, losses)
+        chosen = assignment.indices.flatten()
+        self.code_counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float))
+        self.last_scores = assignment.scores.flatten(0, 1)[None, :SCORED_TOKENS].clone()
+        return losses
+
+    def targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
+        """What the projections are aligned with, (B, N, d_f) a teacher. last: the first one's features."""
+        features = [last, *(teacher(images) for teacher in self.teachers[1:])]
+        norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
+        return [
+            alignment_target(z, teacher, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+        ]
+
+    def align(
+        self, name: str, projected: list[Tensor], targets: list[Tensor], losses: dict[str, Tensor]
+    ) -> Tensor:
+        """L_align, the mean over teachers, entered in `losses` as `name`; of several teachers also each
+        one's."""
+        each = [alignment_loss(ours, theirs) for ours, theirs in zip(projected, targets, strict=True)]
+        if len(each) > 1:
+            for teacher, loss in zip(self.teachers, each, strict=True):
+                losses[f"{name}_{teacher.name}"] = loss
+        losses[name] = torch.stack(each).mean()
+        return losses[name]
+
     def update_tokenizer(
-        self, images: Tensor, labels: Tensor, seen: list[Tensor], target: Tensor, losses: dict[str, Tensor]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        seen: list[Tensor],
+        targets: list[Tensor],
+        losses: dict[str, Tensor],
     ) -> tuple[Tensor, Assignment]:
         recipe = self.recipe
         reconstruction, quantized = self.wrapped["tokenizer"](images)
         assignment = quantized.assignment
         losses["l1"] = F.l1_loss(reconstruction, images)
         losses["quantizer"] = quantized.loss
-        losses["code_entropy"] = entropy_loss(assignment.scores)
+        losses["code_entropy"] = entropy_loss(assignment.scores, self.mean)
         objective = losses["l1"] + losses["quantizer"] + recipe.entropy_weight * losses["code_entropy"]
         if recipe.perceptual_weight > 0:
-            ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
-            losses["perceptual"] = perceptual_loss(ours, seen)
+            if self.lpips:
+                losses["perceptual"] = self.lpips(reconstruction, images).mean()
+            else:
+                ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
+                losses["perceptual"] = perceptual_loss(ours, seen)
             objective = objective + recipe.perceptual_weight * losses["perceptual"]
         if "discriminator" in self.modules:
-            with frozen(self.modules["discriminator"]):
-                losses["gan"] = -self.modules["discriminator"](reconstruction).mean()
+            # Frozen, but in train mode: with running statistics, an average over real images and
+            # reconstructions, it would not be the function that update 2 trains.
+            discriminator = self.modules["discriminator"].requires_grad_(False)
+            losses["gan"] = -discriminator(reconstruction).mean()
+            discriminator.requires_grad_(True)
             objective = objective + recipe.gan_weight * losses["gan"]
-        if "aligned" in self.modules:
-            objective = objective + self.guidance(assignment, labels, target, losses)
-        losses["tokenizer"] = objective
-        self._update("tokenizer", objective, losses)
+        # Frozen until the gradient has passed: blocks that recompute must find the generator as it was.
+        with frozen(*[module for name, module in self.modules.items() if name == "aligned"]):
+            if "aligned" in self.modules:
+                objective = objective + self.guidance(assignment, labels, targets, losses)
+            losses["tokenizer"] = objective
+            self._backward("tokenizer", losses)
         return reconstruction, assignment
 
     def guidance(
-        self, assignment: Assignment, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> Tensor:
-        """What the generator tells the tokenizer, through a generator that does not move."""
+        """What the generator tells the tokenizer; to be called with the generator frozen."""
         aligned = self.modules["aligned"]
-        with frozen(aligned):
-            if self.arm == "gear":
-                tau = self.recipe.tau
-                projected = aligned.project_tap(
-                    assignment, labels, lambda a, table: readout.soft(a, table, tau)
-                )
-                losses["alignment_soft"] = alignment_loss(projected, target)
-                return self.recipe.alignment_weight * losses["alignment_soft"]
-            logits, projected = aligned(assignment, labels, readout.straight_through)
-            losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
-            losses["alignment_straight_through"] = alignment_loss(projected, target)
-            return (
-                losses["ntp_straight_through"]
-                + self.recipe.alignment_weight * losses["alignment_straight_through"]
-            )
+        if self.arm == "gear":
+            tau = self.recipe.tau
+            projected = aligned.project_tap(assignment, labels, lambda a, table: readout.soft(a, table, tau))
+            return self.recipe.alignment_weight * self.align("alignment_soft", projected, targets, losses)
+        logits, projected = aligned(assignment, labels, readout.straight_through)
+        losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
+        alignment = self.align("alignment_straight_through", projected, targets, losses)
+        return losses["ntp_straight_through"] + self.recipe.alignment_weight * alignment
 
     def update_discriminator(self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]) -> None:
         discriminator = self.wrapped["discriminator"]
         losses["discriminator"] = hinge_loss(discriminator(images), discriminator(reconstruction))
-        self._update("discriminator", losses["discriminator"], losses)
+        self._backward("discriminator", losses)
 
     def update_generator(
-        self, assignment: Assignment, labels: Tensor, target: Tensor, losses: dict[str, Tensor]
+        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> None:
         logits, projected = self.wrapped["aligned"](assignment, labels)
         losses["ntp"] = next_token_loss(logits, assignment.indices)
-        losses["alignment_hard"] = alignment_loss(projected, target)
-        losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * losses["alignment_hard"]
-        self._update("aligned", losses["generator"], losses)
+        if targets:
+            alignment = self.align("alignment_hard", projected, targets, losses)
+            losses["generator"] = losses["ntp"] + self.recipe.alignment_weight * alignment
+        else:  # the projectors are still part of the graph: every process waits for their gradients
+            losses["generator"] = losses["ntp"] + 0.0 * sum(each.sum() for each in projected)
+        self._backward("generator", losses)
 
-    def _update(self, name: str, objective: Tensor, losses: dict[str, Tensor]) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(objective)
-        norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
-        losses["grad_norm_" + ("generator" if name == "aligned" else name)] = norm
-        optimizer.step()
+    def _backward(self, objective: str, losses: dict[str, Tensor]) -> None:
+        """The one place where modules get gradients."""
+        self.accelerator.backward(losses[objective] / self.pieces)
 
     @torch.no_grad()
     def codebook_metrics(self) -> dict[str, Tensor]:
         """Usage and perplexity since the last call (over all processes), concentration on the last batch."""
         counts = self.accelerator.reduce(self.code_counts, "sum")
         self.code_counts = torch.zeros_like(counts)
-        return usage_statistics(counts) | assignment_statistics(self.last_scores, self.recipe.tau)
+        statistics = usage_statistics(counts)
+        if self.last_scores.numel():  # known tokens come without scores
+            statistics |= assignment_statistics(self.last_scores, self.recipe.tau)
+        return statistics
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -248,31 +371,45 @@ class Stage:
         if "aligned" in self.ema:
             logits, projected = self.ema["aligned"].module.eval()(assignment, labels)
             results["ntp"] = next_token_loss(logits, assignment.indices) * len(images)
-            results["alignment"] = alignment_loss(projected, self.teacher(images)) * len(images)
+            aligned: dict[str, Tensor] = {}
+            self.align("alignment", projected, self.targets(images, self.teacher(images)), aligned)
+            results |= {name: value * len(images) for name, value in aligned.items()}
         return results
 
     def parts(self) -> dict[str, nn.Module]:
-        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from."""
+        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from.
+        Every process must call it; the generator of a sharded training is on the main process alone."""
         parts: dict[str, nn.Module] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
-            parts |= {"generator": aligned.generator, "projector": aligned.projector}
+            if self.execution.shard:
+                state = run.whole(aligned.state_dict(), keep=self.accelerator.is_main_process)
+                if not self.accelerator.is_main_process:
+                    return parts
+                aligned = self.new_generator().to(self.accelerator.device).eval()
+                aligned.load_state_dict(state)
+            parts |= {"generator": aligned.generator, "projector": aligned.projectors[0]}
+            for teacher, projector in zip(self.teachers[1:], aligned.projectors[1:], strict=True):
+                parts[f"projector-{teacher.name}"] = projector
         if "discriminator" in self.modules:
             parts["discriminator"] = self.modules["discriminator"]
         return parts
 
     def state_dict(self) -> dict:
-        return {
+        """All that continuing needs, as whole tensors on the CPU of the main process. Every process must call
+        it."""
+        state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "ema": {name: ema.module.state_dict() for name, ema in self.ema.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
+        return run.whole(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict) -> None:
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
+            run.load_module(module, state["modules"][name])
+            run.load_optimizer(self.optimizers[name], state["optimizers"][name])
         for name, ema in self.ema.items():
-            ema.module.load_state_dict(state["ema"][name])
+            run.load_module(ema.module, state["ema"][name])

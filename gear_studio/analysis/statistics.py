@@ -1,0 +1,124 @@
+"""What is kept of a set of pictures to compare it with another: moments, class predictions, feature points.
+
+Notable here:
+- Everything is a sum over pictures, so sets are read batch by batch, and several processes add up what each
+  of them saw. Sums are float64: their order, and with it the number of processes, shows in the last digits
+  only.
+- A distance between Gaussians fitted to features is FID only in the features of one particular Inception
+  network. In any other space the same formula is called FD here: numbers of different spaces do not compare.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPLITS = 10  # parts that an Inception Score is averaged over
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (d,) and covariance (d, d) of features, float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class Moments:
+    """Mean and covariance of features (n, d), from the sums that `add` keeps: never more than (d + 1, d + 1).
+
+    sums: [x 1]' [x 1] added over all rows; sums of several processes add up."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.sums = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
+
+    def add(self, start: int, features: Tensor) -> None:
+        """features: (B, d) of pictures number `start` on, which makes no difference here."""
+        rows = torch.nn.functional.pad(features.to(self.sums.device).double(), (0, 1), value=1.0)
+        self.sums += rows.T @ rows
+
+    def result(self) -> Statistics:
+        """Raises ValueError for fewer than two rows, which have no covariance."""
+        sums = self.sums.cpu().numpy()
+        count = sums[-1, -1]
+        if count < 2:
+            raise ValueError(f"statistics of {count:.0f} pictures were asked for; it takes at least 2")
+        mean = sums[-1, :-1] / count
+        return Statistics(mean, (sums[:-1, :-1] - count * np.outer(mean, mean)) / (count - 1))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017). Zero for equal
+    statistics."""
+    values, vectors = np.linalg.eigh(a.covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
+    return float(((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance) - 2 * cross)
+
+
+class Predictions:
+    """Inception Score (Salimans et al. 2016) of `count` pictures: in each of 10 successive parts,
+    exp(mean KL(p(y|x) || mean p(y))).
+
+    sums: (10, classes + 2): of p, of p log p over all classes, and of pictures. Pictures are not shuffled;
+    samples that take their classes in turn have every class in every part."""
+
+    def __init__(self, count: int, classes: int, device: torch.device | str = "cpu"):
+        self.count = count
+        self.sums = torch.zeros(SPLITS, classes + 2, dtype=torch.float64, device=device)
+
+    def add(self, start: int, logits: Tensor) -> None:
+        """logits: (B, classes) of pictures number `start` on."""
+        log_p = logits.to(self.sums.device).double().log_softmax(-1)
+        p = log_p.exp()
+        rows = torch.cat([p, (p * log_p).sum(-1, keepdim=True), torch.ones_like(p[:, :1])], dim=-1)
+        # Part i holds pictures i * count // 10 up to (i + 1) * count // 10.
+        ends = torch.arange(1, SPLITS + 1, device=rows.device) * self.count // SPLITS
+        numbers = torch.arange(start, start + len(rows), device=rows.device)
+        self.sums.index_add_(0, torch.searchsorted(ends, numbers, right=True), rows)
+
+    def result(self) -> float:
+        """At least 1, at most the number of classes. Raises ValueError for fewer than 10 pictures."""
+        if self.count < SPLITS:
+            raise ValueError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
+        total = self.sums[:, -1]
+        mean = self.sums[:, :-2] / total[:, None]
+        divergence = self.sums[:, -2] / total + torch.special.entr(mean).sum(-1)
+        return divergence.exp().mean().item()
+
+
+class Points:
+    """Features (n, d) themselves, in float32, of every `stride`-th of `count` pictures.
+
+    sums: rows that this process has not seen are zero, so those of several processes add up."""
+
+    def __init__(self, count: int, dim: int, stride: int = 1, device: torch.device | str = "cpu"):
+        self.stride = stride
+        self.sums = torch.zeros(-(-count // stride), dim, device=device)
+
+    def add(self, start: int, features: Tensor) -> None:
+        """features: (B, d) of pictures number `start` on."""
+        skipped = -start % self.stride
+        rows = features[skipped :: self.stride].to(self.sums)
+        begin = (start + skipped) // self.stride
+        self.sums[begin : begin + len(rows)] = rows
+
+    def result(self) -> Tensor:
+        return self.sums
+
+
+def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> dict[str, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of points (n, d) and (m, d), both in [0, 1].
+
+    precision: share of generated points inside a ball around a real one that reaches to its `neighbours`-th
+    nearest real point; recall the same with the two exchanged. Raises ValueError for too few points."""
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    if min(len(generated), len(real)) <= neighbours:
+        raise ValueError(
+            f"precision and recall of {len(generated)} generated and {len(real)} real pictures were asked "
+            f"for; it takes more than {neighbours} of each"
+        )
+    precision, recall = calculate_precision_recall_part(generated, real, neighbours)
+    return {"precision": precision, "recall": recall}

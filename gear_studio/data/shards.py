@@ -1,0 +1,264 @@
+"""Shards: pictures and their class numbers in WebDataset tar files, read in any order.
+
+Notable: an index, not a pipeline. WebDataset streams its tars: which pictures a batch holds then depends on
+the number of workers and processes, and a run that was killed cannot go on in the middle of an epoch without
+reading up to it. But a plain tar holds its members whole, each at a known offset. One pass over the headers
+writes down (offset, size, label, key) of every picture, and from then on shards are a numbered collection
+like any other `Source`: `stream` shuffles, shares and resumes them exactly.
+
+The index is built once, shard by shard, by as many processes as there are cores (and by all processes of a
+training together), and kept in the user's cache folder; a shard whose size or time changes is read again. It
+takes some 50 bytes a picture: 64 MB for ImageNet's 1.28 million.
+
+The shuffle (`order`) keeps reads near each other, for spinning and network disks: see there.
+"""
+
+import glob
+import json
+import os
+import random
+import re
+import tarfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from braceexpand import braceexpand
+
+from gear_studio.data.folder import SPLITS, SUFFIXES, Pictures, check_split, digest, held_out
+from gear_studio.pretrained import atomic
+
+RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
+WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet
+_FORMAT = 1  # of the stored index
+
+
+class Shards(Pictures):
+    """Samples KEY.jpg (or another picture) with KEY.cls or KEY.json in tar files; satisfies `Source`.
+
+    folder: a folder of .tar files, at any depth, or a pattern: "PATH/{000000..000099}.tar", "PATH/*.tar".
+    split: train or val. Where some shards' or their folders' names begin a word with "train" and others with
+    "val", that is the split; else val is a twentieth of the samples: their shard and key hash lowest.
+    Labels: KEY.cls, a whole number, or the "label" of KEY.json. Their names are the lines of a classnames.txt
+    in the shards' folder or the one above it, else the numbers.
+    Raises ValueError, naming the shard and key, for what is missing, empty, damaged or has no label.
+    """
+
+    name = "shards"
+
+    def __init__(self, folder: str | Path, split: str = "train", image_size: int = 64) -> None:
+        check_split(self.name, split)
+        self.folder = Path(folder).expanduser()
+        self.image_size = image_size
+        self.skipped: set[str] = set()
+        self._shards = find(self.folder)
+        tables = list(indexed(self._shards))
+        counts = [len(table["label"]) for table in tables]
+        self._shard = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
+        self._offset, self._size, self._labels, self._keys = (
+            np.concatenate([table[column] for table in tables])
+            for column in ("offset", "size", "label", "key")
+        )
+        self.classes = self._class_names()
+        chosen = self._members(split)
+        if not len(chosen):
+            raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
+        for column in ("_shard", "_offset", "_size", "_labels", "_keys"):
+            setattr(self, column, getattr(self, column)[chosen])
+        self._fetched: OrderedDict[int, None] = OrderedDict()
+        self._decode(0)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """An epoch's order (len,): every sample once, and the disk read in stretches.
+
+        Runs of `RUN` neighbours come in random order; then each sample is delayed by less than `WINDOW`
+        places. So a batch mixes some 256 places of the whole collection, whatever the order within a shard,
+        and what is read at any time lies in runs that are read whole, once, as long as the system's file
+        cache holds them.
+        """
+        runs = rng.permutation(-(-len(self) // RUN))
+        laid = (runs[:, None] * RUN + np.arange(RUN)).ravel()
+        laid = laid[laid < len(self)]
+        return laid[np.argsort(np.arange(len(self)) + WINDOW * rng.random(len(self)))]
+
+    def fingerprint(self) -> str:
+        """A digest that changes with any shard's name, size or time of writing, or with the split."""
+        stamps = [(shard.name, *_stamp(shard)) for shard in self._shards]
+        return digest(np.array(json.dumps(stamps).encode()), self._shard, self._offset, self._labels)
+
+    def _name(self, index: int) -> str:
+        return f"{self._shards[self._shard[index]]}: {os.fsdecode(self._keys[index])}"
+
+    def _label(self, index: int) -> int:
+        return int(self._labels[index])
+
+    def _bytes(self, index: int) -> bytes:
+        with open(self._shards[self._shard[index]], "rb", buffering=0) as file:
+            self._fetch_run(index, file.fileno())
+            file.seek(int(self._offset[index]))
+            return file.read(int(self._size[index]))
+
+    def _fetch_run(self, index: int, file: int) -> None:
+        """On first meeting a run, ask the system to read all of it: one stretch instead of 64 jumps."""
+        run = index // RUN
+        if run not in self._fetched and hasattr(os, "posix_fadvise"):
+            members = np.arange(run * RUN, min((run + 1) * RUN, len(self)))
+            members = members[self._shard[members] == self._shard[index]]
+            begin = int(self._offset[members[0]])
+            end = int(self._offset[members[-1]] + self._size[members[-1]])
+            os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_WILLNEED)
+        self._fetched[run] = None
+        self._fetched.move_to_end(run)
+        if len(self._fetched) > 4 * WINDOW // RUN:
+            self._fetched.popitem(last=False)
+
+    def _class_names(self) -> list[str]:
+        count = int(self._labels.max()) + 1
+        for folder in (self._shards[0].parent, self._shards[0].parent.parent):
+            if (names := folder / "classnames.txt").is_file():
+                classes = names.read_text().splitlines()
+                if count > len(classes):
+                    raise ValueError(
+                        f"{names} names {len(classes)} classes, but there are labels up to {count - 1}"
+                    )
+                return classes
+        return [str(number) for number in range(count)]
+
+    def _members(self, split: str) -> np.ndarray:
+        parts = np.array([_part(shard) for shard in self._shards])
+        if set(SPLITS) <= set(parts):
+            return np.flatnonzero((parts == split)[self._shard])
+        keys = [
+            f"{self._shards[shard].name}/{os.fsdecode(key)}"
+            for shard, key in zip(self._shard, self._keys, strict=True)
+        ]
+        return held_out(keys, split)
+
+
+def find(folder: Path) -> list[Path]:
+    """The shards that a folder or pattern stands for, in order. Raises ValueError when there are none."""
+    expected = "expected a folder of .tar files or a pattern like 'PATH/{000000..000099}.tar'"
+    shards = []
+    for path in map(Path, braceexpand(str(folder))):
+        if path.is_dir():
+            shards += sorted(path.rglob("*.tar"))
+        elif any(sign in str(path) for sign in "*?["):
+            shards += [Path(found) for found in sorted(glob.glob(str(path)))]
+        else:
+            shards.append(path)
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise ValueError(
+            f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; {expected}"
+        )
+    if not shards:
+        raise ValueError(f"no shards in {folder}; {expected}")
+    return [shard.absolute() for shard in shards]
+
+
+def indexed(shards: list[Path]) -> Iterator[dict[str, np.ndarray]]:
+    """The index of each shard: the stored one, or one built now, side by side, and stored.
+
+    {"offset": int64, "size": int64, "label": int32, "key": bytes}, an entry a sample.
+    """
+    tables = {shard: _stored(shard) for shard in shards}
+    missing = [shard for shard, table in tables.items() if table is None]
+    # Each process of a training begins elsewhere and passes over what another has done meanwhile.
+    random.Random().shuffle(missing)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(missing) <= 4 or cores == 1:
+        tables |= {shard: index(shard) for shard in missing}
+    else:
+        with ProcessPoolExecutor(min(cores, 32, len(missing))) as pool:
+            tables |= zip(missing, pool.map(index, missing), strict=True)
+    return iter(tables[shard] for shard in shards)
+
+
+def index(shard: Path) -> dict[str, np.ndarray]:
+    """Read a shard's headers and labels and store what `indexed` returns, unless it is stored already."""
+    if (table := _stored(shard)) is not None:
+        return table
+    stamp = _stamp(shard)  # of before: a shard written to meanwhile will be read again
+    pictures: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar, open(shard, "rb", buffering=0) as file:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                stem, _, kind = path.name.partition(".")
+                key, kind = str(path.with_name(stem)) if stem else "", kind.lower()
+                if not member.isfile() or not key:
+                    continue
+                if f".{kind}" in SUFFIXES:
+                    pictures.setdefault(key, (member.offset_data, member.size))
+                elif kind == "cls" or (kind == "json" and key not in labels):
+                    file.seek(member.offset_data)
+                    label = _label(file.read(member.size), kind, f"{shard}: {member.name}")
+                    if label is not None:
+                        labels[key] = label
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{shard} is damaged or no uncompressed tar ({error}); make or copy it again"
+        ) from error
+    if not pictures:
+        raise ValueError(f"{shard} is empty: it holds no pictures ({', '.join(SUFFIXES)})")
+    if unlabelled := [key for key in pictures if key not in labels]:
+        raise ValueError(
+            f"{shard}: {len(unlabelled)} of {len(pictures)} samples have no label, "
+            f"the first is {unlabelled[0]}; "
+            f'expected {unlabelled[0]}.cls with its class number, or .json with a "label"'
+        )
+    table = {
+        "offset": np.array([offset for offset, _ in pictures.values()], np.int64),
+        "size": np.array([size for _, size in pictures.values()], np.int64),
+        "label": np.array([labels[key] for key in pictures], np.int32),
+        "key": np.array([os.fsencode(key) for key in pictures]),
+    }
+    with atomic(_store(shard)) as temporary, open(temporary, "wb") as file:
+        np.savez(file, stamp=(_FORMAT, *stamp), **table)
+    return table
+
+
+def _label(content: bytes, kind: str, where: str) -> int | None:
+    """The class number in a .cls or .json file; None where a .json has no "label"."""
+    try:
+        value = int(content) if kind == "cls" else json.loads(content).get("label")
+    except (ValueError, AttributeError):
+        value = content[:20]
+    if value is None:
+        return None
+    if not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(f"{where} says {value!r}; expected a class number, counted from 0")
+    return value
+
+
+def _part(shard: Path) -> str:
+    found = re.search(r"(?:^|[^a-z])(train|val)", f"{shard.parent.name}/{shard.name}".lower())
+    return found[1] if found else ""
+
+
+def _stamp(shard: Path) -> tuple[int, int]:
+    stat = shard.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _store(shard: Path) -> Path:
+    """Where a shard's index is kept: in $XDG_CACHE_HOME, by default ~/.cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "gear-studio" / "shards" / f"{sha256(str(shard).encode()).hexdigest()[:32]}.npz"
+
+
+def _stored(shard: Path) -> dict[str, np.ndarray] | None:
+    """The stored index, if it is whole and of the shard as it is now."""
+    try:
+        with np.load(_store(shard)) as stored:
+            table = dict(stored)
+    except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return table if tuple(table.pop("stamp")) == (_FORMAT, *_stamp(shard)) else None

@@ -1,0 +1,571 @@
+"""Distances, scores and their sums against independent arithmetic, and the evaluation of a whole Run."""
+
+import json
+import os
+import pickle
+import socket
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import scipy.linalg
+import tiny
+import torch
+from PIL import Image
+from torch import nn
+
+from gear_studio import Run, cli, data, sampling
+from gear_studio.analysis import fidelity, inception, reference
+from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
+from gear_studio.analysis.statistics import (
+    Moments,
+    Points,
+    Predictions,
+    Statistics,
+    frechet_distance,
+    precision_recall,
+)
+from gear_studio.pictures import to_uint8
+from gear_studio.pretrained import write_json
+from gear_studio.tokenizer import Tokenizer
+
+
+def rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def statistics_of(features: torch.Tensor) -> Statistics:
+    """All at once, by NumPy."""
+    x = features.double().numpy()
+    return Statistics(x.mean(0), np.cov(x, rowvar=False))
+
+
+def frechet_by_scipy(a: Statistics, b: Statistics) -> float:
+    root = scipy.linalg.sqrtm(a.covariance @ b.covariance)
+    traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.trace(root).real
+    return float(((a.mean - b.mean) ** 2).sum() + traces)
+
+
+# Statistics
+
+
+def test_the_frechet_distance_against_scipy():
+    mix = rows(20, 20, seed=9)
+    a, b = statistics_of(rows(500, 20) @ mix + 1), statistics_of(rows(400, 20, seed=1) * 3)
+    assert frechet_distance(a, b) == pytest.approx(frechet_by_scipy(a, b), rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_frechet_distance_by_hand_where_covariances_commute():
+    a = Statistics(np.array([0.0, 0.0]), np.diag([4.0, 9.0]))
+    b = Statistics(np.array([3.0, 4.0]), np.diag([1.0, 0.0]))  # singular, as from too few pictures
+    assert frechet_distance(a, b) == pytest.approx(25 + (2 - 1) ** 2 + 3**2)
+
+
+def test_moments_added_up_in_batches_and_processes_are_those_of_all_rows():
+    features = rows(301, 30) @ rows(30, 30, seed=1) + 100  # far from the origin
+    here, there = Moments(30), Moments(30)
+    for number, batch in enumerate(features.split(64)):
+        (here, there)[number % 2].add(number * 64, batch)
+    here.sums += there.sums
+    found, expected = here.result(), statistics_of(features)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-8, atol=1e-8)
+    assert found.covariance.dtype == np.float64
+    with pytest.raises(ValueError, match="1 pictures"):
+        one = Moments(30)
+        one.add(0, features[:1])
+        one.result()
+
+
+def test_the_inception_score_is_that_of_torch_fidelity():
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = rows(57, 12) * 3  # 57: the ten parts are not equally long
+    here, there = Predictions(57, 12), Predictions(57, 12)
+    for number, batch in enumerate(logits.split(8)):
+        (here, there)[number % 2].add(number * 8, batch)
+    here.sums += there.sums
+    expected = isc_features_to_metric(logits, splits=10, shuffle=False)["inception_score_mean"]
+    assert here.result() == pytest.approx(expected, rel=1e-9) and expected > 1.5
+
+
+def test_the_inception_score_by_hand():
+    """Sure of a class, each as often: the number of classes. Always the same answer: 1."""
+    every, same = Predictions(40, 4), Predictions(40, 4)
+    every.add(0, 1e3 * torch.eye(4).repeat(10, 1))
+    same.add(0, torch.zeros(40, 4))
+    assert every.result() == pytest.approx(4) and same.result() == pytest.approx(1)
+    with pytest.raises(ValueError, match="5 pictures"):
+        Predictions(5, 4).result()
+
+
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_points_are_every_so_manieth_row_whatever_the_batches(stride):
+    features = rows(50, 4)
+    here, there = Points(50, 4, stride), Points(50, 4, stride)
+    for number, batch in enumerate(features.split(6)):
+        (here, there)[number % 2].add(number * 6, batch)
+    here.sums += there.sums
+    assert torch.equal(here.result(), features[::stride])
+
+
+def test_precision_and_recall_of_points_on_a_line():
+    real, generated = torch.tensor([[0.0], [1], [2], [10]]), torch.tensor([[0.5], [100], [101], [102]])
+    # Real balls reach 1, 1, 1 and 8 far: they hold 0.5 alone. The generated point 0.5 reaches to 100.
+    assert precision_recall(generated, real, neighbours=1) == {"precision": 0.25, "recall": 1.0}
+    assert precision_recall(real, generated, neighbours=1) == {"precision": 1.0, "recall": 0.25}
+    with pytest.raises(ValueError, match="3 generated and 4 real"):
+        precision_recall(generated[:3], real)
+
+
+# Inception
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory) -> Path:
+    """As torch-fidelity publishes it, with random weights."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        net = theirs.FeatureExtractorInceptionV3("random", ["2048"])
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+def test_inception_gives_the_features_of_torch_fidelity_and_adm_s_spatial_ones(inception_file):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    names = ["2048", "logits_unbiased"]
+    theirs = FeatureExtractorInceptionV3("random", names, str(inception_file))
+    before = []
+    theirs.Mixed_6d.register_forward_hook(lambda module, given, result: before.append(result))
+    pictures = to_uint8(tiny.batch(size=2)[0])
+    pooled, logits = theirs(pictures)
+    found = inception.Inception(inception_file)(pictures)
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "fid": (2, 2048),
+        "sfid": (2, 2023),
+        "is": (2, 1008),
+    }
+    assert torch.equal(found["fid"], pooled) and torch.equal(found["is"], logits)
+    # The block's output begins with its 1 x 1 branch. ADM's rows run over y, x, then channel.
+    expected = before[0][:, :7].permute(0, 2, 3, 1).reshape(2, -1)
+    assert torch.equal(found["sfid"], expected) and expected.std() > 0
+    assert (pooled[0] - pooled[1]).abs().max() > 1e-3
+
+
+def test_offline_inception_says_what_to_fetch(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refuse(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(FileNotFoundError) as caught:
+        inception.Inception()
+    for part in (inception.WEIGHTS, str(tmp_path / "hub" / "checkpoints"), "--inception-weights FILE"):
+        assert part in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match=r"linear\.pth does not fit Inception"):
+        inception.Inception(tmp_path / "linear.pth")
+
+
+# Evaluating a Run
+
+
+class SmallInception(nn.Module):
+    """Has the interface of the real one, of a size whose distances take no time."""
+
+    looked = 0
+
+    def __init__(self, weights: object = None):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.ModuleDict({name: nn.Linear(3 * 64, dim) for name, dim in SMALL.items()})
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        SmallInception.looked += len(pictures)
+        small = nn.functional.adaptive_avg_pool2d(pictures.float() / 64 - 2, 8).flatten(1)
+        return {name: layer(small) for name, layer in self.layers.items()}
+
+
+SMALL = {"fid": 6, "sfid": 5, "is": 8}
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(inception, "Inception", SmallInception)
+    patch.setattr(inception, "CLASSES", SMALL["is"])
+    for name in inception.DIMS:
+        patch.setitem(inception.DIMS, name, SMALL[name])
+
+
+@pytest.fixture
+def small_inception(monkeypatch) -> type[SmallInception]:
+    shrink(monkeypatch)
+    SmallInception.looked = 0
+    return SmallInception
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, teacher_folder) -> Path:
+    """A generator's Run on `digits`, with random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_json(
+        folder / "config.json",
+        {
+            "source": "digits",
+            "stage": "generator",
+            "arm": "gear",
+            "seed": 0,
+            "parent": None,
+            "classes": [str(digit) for digit in range(10)],
+            "recipe": {"teacher": str(teacher_folder), "tau": 0.1},
+        },
+    )
+    torch.manual_seed(0)
+    Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
+    tiny.generator().save_pretrained(folder / "generator")
+    return folder
+
+
+FEATURES = ("fd", "fid", "sfid", "is", "pr")
+COUNT = 24
+
+
+def options(cache: Path, **changes) -> Options:
+    return Options(**{"samples": COUNT, "seeds": 2, "metrics": FEATURES, "cache": cache} | changes)
+
+
+def drawn(run: Run, seed: int, scale: float) -> torch.Tensor:
+    """The evaluation's samples, drawn in one go: uint8."""
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(COUNT) % 10, cfg_scale=scale, seed=seed)
+        return to_uint8(run.tokenizer.decode(indices))
+
+
+def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, small_inception, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    found = evaluate(run, options(tmp_path, batch_size=7))
+    source = data.load("digits", "val", 32)
+    numbers = chosen(len(source), COUNT)
+    real, others = (source.read(part)["image"] for part in numbers)
+    net = small_inception()
+    with torch.no_grad():
+
+        def patches(pictures: torch.Tensor) -> Statistics:
+            return statistics_of(run.teacher(data.to_float(pictures)).mean(1))
+
+        for name, scale in (("", 1.0), ("_guided", 1.5)):
+            pictures = [drawn(run, seed, scale) for seed in (0, 1)]
+            fd = [frechet_by_scipy(patches(p), patches(real)) for p in pictures]
+            assert found[f"fd{name}"]["values"] == pytest.approx(fd, rel=1e-3)
+            assert found[f"fd{name}"]["mean"] == pytest.approx(np.mean(fd), rel=1e-3)
+            assert found[f"fd{name}"]["std"] == pytest.approx(np.std(fd, ddof=1), rel=1e-2)
+            for metric in ("fid", "sfid"):
+                expected = [
+                    frechet_distance(statistics_of(net(p)[metric]), statistics_of(net(real)[metric]))
+                    for p in pictures
+                ]
+                assert found[metric + name]["values"] == pytest.approx(expected, rel=1e-6)
+            points = precision_recall(net(pictures[0])["fid"], net(real)["fid"])
+            assert {key: found[key + name]["values"][0] for key in points} == points
+            score = Predictions(COUNT, SMALL["is"])
+            score.add(0, net(pictures[1])["is"])
+            assert found[f"is{name}"]["values"][1] == pytest.approx(score.result())
+        reconstructed = to_uint8(run.tokenizer.reconstruct(data.to_float(real)))
+        assert found["rfd"] == pytest.approx(
+            frechet_distance(patches(reconstructed), patches(real)), rel=1e-4
+        )
+        assert found["real_fd"] == pytest.approx(frechet_distance(patches(others), patches(real)), rel=1e-4)
+    error = (reconstructed.double() - real.double()).square().flatten(1).mean(1)
+    assert found["psnr"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-4)
+    assert found["samples"] == found["generated"] == COUNT and found["cfg_scale"] == 1.5
+    assert 0 < found["usage"] <= 1 and found["mass_1_tau"] > found["mass_1"]
+    assert "fid" not in evaluate(run, Options(samples=12, seeds=1, cache=tmp_path))  # never unasked
+
+
+def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monkeypatch, tmp_path):
+    class Grey(nn.Module):
+        """Stands in for LPIPS."""
+
+        def __init__(self, weights: object):
+            super().__init__()
+
+        def forward(self, images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+            return (images - reference).abs().flatten(1).mean(1)
+
+    monkeypatch.setattr(fidelity, "LPIPS", Grey)
+    run = Run.from_pretrained(run_folder)
+    found = fidelity.Evaluation(
+        run, options(tmp_path, metrics=("ssim", "lpips"), batch_size=5)
+    ).reconstructions()
+    source = data.load("digits", "val", 32)
+    real = data.to_float(source.read(chosen(len(source), COUNT)[0])["image"])
+    with torch.no_grad():
+        reconstructed = data.to_float(to_uint8(run.tokenizer.reconstruct(real)))
+    assert found["lpips"] == pytest.approx((reconstructed - real).abs().mean().item(), rel=1e-4)
+    # Wang et al. 2004, from the definition: Gaussian-weighted moments at every pixel whose window is inside.
+    x = np.arange(-5, 6)
+    window = np.exp(-(x**2) / (2 * 1.5**2))
+    window = torch.tensor(np.outer(window, window) / window.sum() ** 2)[None, None]
+
+    def blurred(images: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(images.double(), (5, 5, 5, 5), mode="reflect")
+        return nn.functional.conv2d(padded.flatten(0, 1)[:, None], window).view_as(images)
+
+    a, b = (reconstructed + 1) / 2, (real + 1) / 2
+    ma, mb = blurred(a), blurred(b)
+    va, vb, vab = blurred(a * a) - ma**2, blurred(b * b) - mb**2, blurred(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    expected = (2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
+    assert found["ssim"] == pytest.approx(expected.mean().item(), abs=1e-4)
+    assert not {"rfd", "fd"} & found.keys()
+
+
+def test_a_tokenizer_s_run_has_no_samples_to_measure(run_folder, teacher_folder, tmp_path):
+    folder = tmp_path / "tokenizer-run"
+    config = json.loads((run_folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"stage": "warmup"})
+    Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
+    found = evaluate(Run.from_pretrained(folder), Options(samples=20, cache=tmp_path / "cache"))
+    assert {"rfd", "psnr", "real_fd"} <= found.keys() and not {"fd", "reference"} & found.keys()
+
+
+# References
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Pictures of several sizes, some in a sub-folder, beside a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    dice = np.random.default_rng(0)
+    for i in range(20):
+        name = f"more/{i}.jpg" if i % 4 == 0 else f"{i}.png"
+        noise = dice.integers(0, 255, size=(40 + i, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_reference(
+    run_folder, small_inception, photos, tmp_path
+):
+    run = Run.from_pretrained(run_folder)
+    opened = reference.open_reference(photos, 32)
+    pictures = opened.read(range(20))
+    assert opened.count == 20 and pictures.shape == (20, 3, 32, 32) and pictures.dtype == torch.uint8
+    array = npz(tmp_path / "photos.npz", arr_0=pictures.permute(0, 2, 3, 1).numpy())
+    chosen = {"seeds": 1, "metrics": FEATURES}
+    by_folder = evaluate(run, options(tmp_path / "cache", reference=photos, **chosen))
+    by_array = evaluate(run, options(tmp_path / "cache", reference=array, **chosen))
+    assert by_folder["reference"] == str(photos) and by_array["reference"] == str(array)
+    own = evaluate(run, options(tmp_path / "cache", **chosen))
+    for name in ("fd", "fid", "sfid", "precision", "recall"):
+        assert by_folder[name]["mean"] == pytest.approx(by_array[name]["mean"])
+    assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
+
+
+def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    a, b = statistics_of(rows(50, 6)), statistics_of(rows(50, 5))
+    path = npz(tmp_path / "r.npz", mu=a.mean, sigma=a.covariance, mu_s=b.mean, sigma_s=b.covariance)
+    found = evaluate(run, options(tmp_path / "c", reference=path, metrics=("fid", "sfid", "is"), seeds=1))
+    net = small_inception()
+    with torch.no_grad():
+        features = net(drawn(run, 0, 1.0))
+    for metric, published in (("fid", a), ("sfid", b)):
+        expected = frechet_distance(statistics_of(features[metric]), published)
+        assert found[metric]["values"] == [pytest.approx(expected, rel=1e-6)]
+    for metric in ("fd", "pr"):
+        with pytest.raises(ValueError, match=rf"r\.npz has no pictures.*{metric} cannot be measured"):
+            evaluate(run, options(tmp_path / "c", reference=path, metrics=(metric,), seeds=1))
+
+
+@pytest.mark.parametrize(
+    "arrays, complaint",
+    [
+        ({"mu": np.zeros(2048)}, "holds mu"),
+        ({"mu": np.zeros(100), "sigma": np.eye(100)}, r"\(100,\).*expected \(2048,\)"),
+        ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "arr_0 is uint8"),
+        ({"arr_0": np.array([{"a": 1}], dtype=object)}, "bad.npz"),
+        (None, "not a complete .npz"),
+    ],
+)
+def test_a_bad_npz_is_refused_by_name(arrays, complaint, tmp_path):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(pickle.dumps("no archive")) if arrays is None else npz(path, **arrays)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        reference.open_reference(path, 32)
+    assert str(path) in str(caught.value)
+
+
+def test_a_reference_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        reference.open_reference(tmp_path / "nowhere", 32)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no pictures"):
+        reference.open_reference(tmp_path / "empty", 32)
+
+
+def test_reference_statistics_are_looked_up_until_something_changes(
+    run_folder, small_inception, photos, tmp_path, monkeypatch
+):
+    run = Run.from_pretrained(run_folder)
+
+    def looks(**changes) -> int:
+        """How many pictures Inception had to look at, beyond the samples."""
+        small_inception.looked = 0
+        chosen = {"metrics": ("fid", "pr"), "seeds": 1, "reference": photos} | changes
+        evaluation = fidelity.Evaluation(run, options(tmp_path / "cache", **chosen))
+        with torch.no_grad():
+            evaluation.generated()
+        return small_inception.looked - 2 * COUNT
+
+    assert [looks(), looks()] == [20, 0]
+    entries = sorted((tmp_path / "cache").iterdir())
+    assert [path.name.split("-")[0] for path in entries] == ["fid", "pr"]
+    with np.load(entries[0]) as arrays:  # a file that can be given as a reference itself
+        assert set(arrays.files) == {"mu", "sigma"} and arrays["mu"].dtype == np.float64
+    assert looks(metrics=("sfid",)) == 20  # what has not been kept yet
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(photos / "1.png")
+    assert [looks(), looks()] == [20, 0]
+    (photos / "2.png").unlink()
+    assert [looks(), looks()] == [19, 0]
+    entries = sorted((tmp_path / "cache").glob("fid-*"))
+    assert len(entries) == 3
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])  # damaged
+    assert looks(metrics=("fid",)) == 19
+    weights = small_inception.__init__
+
+    def other(self, given: object = None) -> None:
+        weights(self)
+        self.layers["fid"].weight.data[0, 0] += 1
+
+    monkeypatch.setattr(small_inception, "__init__", other)
+    assert [looks(), looks()] == [19, 0]
+
+
+def test_the_cache_of_a_source_without_files_knows_its_pictures_and_their_number():
+    digits = data.load("digits", "val", 32)
+    one = reference.of_source(digits, range(20))
+    assert reference.of_source(digits, range(20)).fingerprint == one.fingerprint
+    others = {
+        reference.of_source(digits, range(21)).fingerprint,
+        reference.of_source(digits, range(1, 21)).fingerprint,
+        reference.of_source(data.load("digits", "train", 32), range(20)).fingerprint,
+        reference.of_source(data.load("digits", "val", 64), range(20)).fingerprint,
+    }
+    assert len(others) == 4 and one.fingerprint not in others
+
+
+def test_a_finite_source_is_drawn_from_and_its_others_are_not_the_same():
+    first, second = chosen(1000, 400)
+    assert len(set(first) | set(second)) == 800 and first == sorted(first)
+    assert 350 < np.median(first) < 650  # a source in the order of its classes shows all of them
+    assert len(chosen(1000, 501)) == 1
+    assert chosen(2**40, 3) == [[0, 1, 2], [3, 4, 5]]
+
+
+# Several processes, the command line
+
+
+def evaluate_together(rank: int, port: int, folder: Path, out: Path) -> None:
+    """One of two processes, told of the other as `accelerate launch` tells it."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    shrink(pytest.MonkeyPatch())
+    # Caches of their own, as on two machines, of which one already knows the reference.
+    given = options(out / f"cache-{rank % 2}", batch_size=5, save_samples=out / "by-two.npz")
+    result = evaluate(Run.from_pretrained(folder), given)
+    if rank == 0:
+        write_json(out / "by-two.json", result)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_measure_what_one_measures(run_folder, small_inception, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    one = evaluate(run, options(tmp_path / "cache-0", batch_size=5, save_samples=tmp_path / "by-one.npz"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        tiny.processes.Process(target=evaluate_together, args=(rank, port, run_folder, tmp_path))
+        for rank in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
+    two = json.loads((tmp_path / "by-two.json").read_text())
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        expected = value["values"] if isinstance(value, dict) else value
+        found = two[name]["values"] if isinstance(value, dict) else two[name]
+        assert found == (expected if isinstance(expected, str) else pytest.approx(expected, rel=1e-6)), name
+    for scale in ("1.0", "1.5"):
+        alone, together = (np.load(tmp_path / f"by-{who}-cfg{scale}.npz") for who in ("one", "two"))
+        assert together.files == ["arr_0"] and together["arr_0"].shape == (COUNT, 32, 32, 3)
+        assert np.array_equal(alone["arr_0"], together["arr_0"])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def gear_studio(monkeypatch, *words: object) -> object:
+    monkeypatch.setattr(sys, "argv", ["gear-studio", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_the_command_measures_and_writes_samples(run_folder, small_inception, photos, monkeypatch, tmp_path):
+    words = ["evaluate", run_folder, "--samples", COUNT, "--seeds", 1, "--cache", tmp_path / "cache"]
+    more = ["--metrics", "fd", "is", "--reference", photos, "--save-samples", tmp_path / "samples"]
+    assert gear_studio(monkeypatch, *words, *more) == 0
+    written = Run.from_pretrained(run_folder).evaluation
+    assert {"rfd", "fd", "fd_guided", "is", "is_guided", "teacher_note"} <= written.keys()
+    assert written["reference"] == str(photos) and not {"fid", "precision"} & written.keys()
+    files = sorted((tmp_path / "samples-cfg1.5").iterdir())
+    assert [file.name for file in files] == [f"{i:06d}.png" for i in range(COUNT)]
+    assert (tmp_path / "samples-cfg1.0" / "000000.png").is_file()
+    third = torch.from_numpy(np.array(Image.open(files[2]))).permute(2, 0, 1)
+    assert torch.equal(third, drawn(Run.from_pretrained(run_folder), 0, 1.5)[2])
+    assert "one place" in gear_studio(monkeypatch, *words, run_folder, "--save-samples", tmp_path / "s")
+    assert "nowhere" in gear_studio(monkeypatch, *words, "--reference", tmp_path / "nowhere")
+
+
+def test_the_command_and_the_module_name_the_same_metrics():
+    assert cli.Metric.__args__ == METRICS
+    with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fid"):
+        Options(metrics=("fd", "kid"))

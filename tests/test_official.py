@@ -1,0 +1,405 @@
+"""Released checkpoints: every key finds its place, numbers agree, and what does not fit is refused."""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import released
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from gear_studio import Run, cli, official, sampling
+from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
+from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+
+SHAPES = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
+
+# The paper's three networks with few channels and levels: 32 px, 8 x 8 tokens.
+SCALED = {"image_size": 32, "channels": 32, "multipliers": (1, 2, 2)}
+SMALL = {
+    "vq": replace(PRESETS["vq-16"], **SCALED, res_blocks=2, latent=32, codes=64, code_dim=4),
+    "lfq": replace(PRESETS["lfq-16"], **SCALED, res_blocks=2, latent=6, codes=64, code_dim=6),
+    "ibq": replace(PRESETS["ibq-16"], **SCALED, res_blocks=2, latent=32, codes=64, code_dim=16),
+}
+
+
+def tokenizer(kind: str) -> Tokenizer:
+    """With weights that are not the ones a layer starts with, norms' included."""
+    torch.manual_seed(0)
+    made = Tokenizer(SMALL[kind]).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.fixture
+def generator(monkeypatch) -> Generator:
+    """LlamaGen with three narrow blocks, a size of its own."""
+    monkeypatch.setitem(SIZES, "tiny", (3, 32, 2, 2))
+    made = Generator(paper_config("tiny", classes=10, codes=64, grid=8)).eval()
+    tiny.wake(made)
+    return made
+
+
+def near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal to 1e-4 of the largest value."""
+    assert (found.double() - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+# Keys
+
+
+@pytest.mark.parametrize("name", ["VQ-16", "LFQ-16", "IBQ-16", "LlamaGen-B"])
+def test_every_released_key_finds_its_place_and_comes_back(name):
+    torch.manual_seed(0)
+    numbers = torch.randn(max(map(math.prod, SHAPES[name].values())))  # drawn once: it is what takes the time
+    state = {k: numbers[: math.prod(s)].view(s) + torch.rand(()) for k, s in SHAPES[name].items()}
+    if name in ("VQ-16", "LFQ-16", "IBQ-16"):
+        model = official.tokenizer_from(state, 256, name)
+        assert model.config == PRESETS[name.lower()] and model.grid == 16
+    else:
+        model = official.generator_from(state, None, name)
+        assert model.config == paper_config("B")
+    listed = official.names(model)
+    assert listed.keys() == model.state_dict().keys()  # nothing of ours is left as it was
+    assert sorted(key for keys in listed.values() for key in keys) == sorted(
+        state
+    )  # nothing of theirs is left over
+    back = official.released_state(model)
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_query_key_and_value_are_put_together_in_that_order():
+    model = tokenizer("vq")
+    state = official.released_state(model)
+    fused = model.state_dict()["encoder.blocks.9.qkv.weight"]
+    name = "encoder.conv_blocks.2.attn.0"
+    assert torch.equal(fused, torch.cat([state[f"{name}.{part}.weight"] for part in "qkv"]))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_generator_sizes_are_told_by_their_shapes(size):
+    with torch.device("meta"):
+        made = Generator(paper_config(size, classes=100, codes=4096, grid=24))
+        state = {
+            name: value.new_empty(value.shape)
+            for key, value in made.state_dict().items()
+            for name in official.names(made)[key]
+        }
+    assert official.generator_config(state, 24, "a file") == made.config
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_tokenizer_computes_what_the_released_network_does(kind):
+    model = tokenizer(kind)
+    net = released.Net(official.released_state(model))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        z = model.encode(images)
+        near(z, net.encode(images).flatten(2).transpose(1, 2))
+        codes = torch.randn(2, model.config.code_dim, 8, 8)
+        near(model.decode_codes(codes.flatten(2).transpose(1, 2)), net.decode(codes.double()))
+
+
+def test_a_generator_computes_what_the_released_network_does(generator):
+    tokens, labels = torch.randint(64, (2, 63)), torch.tensor([3, 10])
+    expected = released.Net(official.released_state(generator)).logits(tokens, labels, heads=2, grid=8)
+    with torch.no_grad():
+        near(generator(generator.tokens(tokens), labels), expected)
+
+
+def test_the_released_rotary_table_hides_the_condition_s_key_and_ours_need_not():
+    x = torch.randn(17, 16)
+    hidden, shown = (rotate(x, rotary_table(4, 16, zero_condition_key=zero)) for zero in (True, False))
+    assert not hidden[0].any() and torch.equal(shown[0], x[0])
+    assert torch.equal(hidden[1:], shown[1:])
+    assert paper_config("B").zero_condition_key and not Generator.Config().zero_condition_key
+
+
+def test_sampling_step_by_step_agrees_with_the_whole_sequence(generator):
+    tokens, labels = torch.randint(64, (2, 63)), torch.tensor([1, 2])
+    embedded = torch.cat([generator.condition(labels), generator.tokens(tokens)], 1)
+    with torch.no_grad():
+        whole, cache = generator(embedded[:, 1:], labels), generator.new_cache(2)
+        steps = torch.stack([generator.decode(embedded[:, i : i + 1], cache) for i in range(64)], 1)
+    torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
+
+
+# Files
+
+
+def lightning(state: dict, **more) -> dict:
+    """As Open-MAGVIT2 and IBQ were saved: live weights, EMA shadows, and what training needed besides."""
+    live = {key: value + 1 for key, value in state.items()}
+    shadows = {f"model_ema.{key.replace('.', '')}": value for key, value in state.items()}
+    extra = {"loss.discriminator.main.0.weight": torch.ones(3), "model_ema.decay": torch.tensor(0.999)}
+    return {"state_dict": live | shadows | extra, "epoch": 3, **more}
+
+
+WRAPPED = {
+    "bare": lambda state: state,
+    "vq": lambda state: {"vq": state, "global_step": 5},
+    "vq_ema": lambda state: {"vq": {k: v + 1 for k, v in state.items()}, "vq_ema": state},
+    "model": lambda state: {"model": state | {"quantize.codebook_used": torch.zeros(65536)}},
+    "discriminator": lambda state: {"vq": state, "discriminator": {"main.0.weight": torch.ones(2)}},
+    "arguments": lambda state: {"vq": state, "args": argparse.Namespace(image_size=256)},
+    "lightning": lightning,
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_wrapping_of_a_tokenizer(kind, wrapping, tmp_path):
+    model = tokenizer(kind)
+    torch.save(WRAPPED[wrapping](official.released_state(model)), tmp_path / "file.pt")
+    loaded = official.load_tokenizer(tmp_path / "file.pt", image_size=32)
+    assert loaded.config == model.config and not loaded.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("key", ["ema", "ar", "model", None])
+def test_every_wrapping_of_a_generator(generator, key, tmp_path):
+    state = official.released_state(generator)
+    raw = {key: state, "vq_ema": official.released_state(tokenizer("vq"))} if key else state
+    if key == "ema":
+        raw["ar"] = {name: value + 1 for name, value in state.items()}
+    torch.save(raw, tmp_path / "file.pt")
+    loaded = official.load_generator(tmp_path / "file.pt", grid=8)
+    assert loaded.config == generator.config
+    for name, value in generator.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_a_stored_rotary_table_tells_the_grid(generator):
+    state = official.released_state(generator) | {"freqs_cis": torch.zeros(1 + 8 * 8, 8, 2)}
+    assert official.generator_from(state, None, "a file").config.grid == 8
+    with pytest.raises(ValueError, match="a file is for 8 x 8 tokens, asked for 16 x 16"):
+        official.generator_from(state, 16, "a file")
+
+
+def test_what_is_saved_is_loaded(generator, tmp_path):
+    for model, load in ((tokenizer("lfq"), official.load_tokenizer), (generator, official.load_generator)):
+        official.save(model, tmp_path / "file.pt")
+        loaded = load(tmp_path / "file.pt", 32 if isinstance(model, Tokenizer) else 8)
+        assert loaded.config == model.config
+        assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
+
+
+def test_half_precision_and_safetensors_are_read(tmp_path):
+    model = tokenizer("ibq")
+    save_file(
+        {k: v.bfloat16() for k, v in official.released_state(model).items()}, tmp_path / "a.safetensors"
+    )
+    loaded = official.load_tokenizer(tmp_path / "a.safetensors", 32)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value.bfloat16().float())
+
+
+# Refusals
+
+
+def test_missing_extra_and_misshapen_keys_are_named(tmp_path):
+    state = official.released_state(tokenizer("vq"))
+    state["stranger.weight"] = state.pop("decoder.norm_out.bias")
+    state["quant_conv.bias"] = torch.zeros(5)
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(ValueError) as refusal:
+        official.load_tokenizer(tmp_path / "file.pt", 32)
+    for part in (
+        "file.pt does not fit Tokenizer (3 keys differ",
+        "missing decoder.norm_out.bias",
+        "unexpected stranger.weight",
+        "quant_conv.bias has shape (5,), expected (4,)",
+    ):
+        assert part in str(refusal.value)
+    del state["encoder.conv_in.weight"]
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="missing encoder.conv_in.weight"):
+        official.load_tokenizer(tmp_path / "file.pt", 32)
+
+
+def test_averages_of_some_weights_are_not_mixed_with_the_others(tmp_path):
+    raw = lightning(official.released_state(tokenizer("ibq")))
+    del raw["state_dict"]["model_ema.quantizeembeddingweight"]
+    torch.save(raw, tmp_path / "file.ckpt")
+    with pytest.raises(ValueError, match="1 missing: model_ema.quantizeembeddingweight"):
+        official.load_tokenizer(tmp_path / "file.ckpt", 32)
+
+
+def test_a_text_to_image_generator_is_recognised_and_refused():
+    state = {
+        k: torch.zeros(s)
+        for k, s in SHAPES["LlamaGen-T2I (n_layer=6, dim=128, caption_dim=64, vocab=1024)"].items()
+    }
+    with pytest.raises(ValueError, match="a file is a text-to-image generator; only class-conditional"):
+        official.generator_from(state, None, "a file")
+
+
+def test_a_size_nobody_released_lists_the_known_ones():
+    shapes = {k: s for k, s in SHAPES["LlamaGen-B"].items() if not k.startswith("layers.11.")}
+    with pytest.raises(ValueError, match="11 blocks of width 768; known sizes: S 12 x 384, B 12 x 768"):
+        official.generator_config(
+            {k: torch.empty(s, device="meta") for k, s in shapes.items()}, None, "a file"
+        )
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "file.pt"
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no file .*file.pt; give a file, or owner/repository"
+    ):
+        official.load_tokenizer(path)
+    with pytest.raises(FileNotFoundError, match="there is no file checkpoints/gear-vq.pt; give a file"):
+        official.load_tokenizer("checkpoints/gear-vq.pt")
+    torch.save({"optimizer": {}, "step": 3}, path)
+    with pytest.raises(ValueError, match="holds no tokenizer.*it has optimizer, step"):
+        official.load_tokenizer(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds a list; expected a dict"):
+        official.load_tokenizer(path)
+    torch.save({"vq": official.released_state(tokenizer("lfq"))}, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match="file.pt is (damaged|not a complete file)"):
+        official.load_tokenizer(path)
+
+
+class Trap:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    torch.save({"vq": official.released_state(tokenizer("lfq")), "callbacks": Trap()}, tmp_path / "file.ckpt")
+    with pytest.raises(ValueError, match="holds more than weights.*save its state dict alone"):
+        official.load_tokenizer(tmp_path / "file.ckpt")
+
+
+def test_small_presets_have_no_released_names(tmp_path):
+    with pytest.raises(ValueError, match="no names for a vq tokenizer of architecture vqgan, patch 4"):
+        official.save(Tokenizer(tiny.TOKENIZER), tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()
+
+
+# The Hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with one repository, or none: hub(files) or hub(None)."""
+
+    def answer(files: list[str] | None):
+        def listed(_self, repository):
+            if files is None:
+                raise ConnectionError("no route to the Hub\nat all")
+            return files
+
+        def download(repository, name):
+            if files is None or name not in files:
+                raise ConnectionError("no route to the Hub\nat all")
+            return str(tmp_path / name)
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    return answer
+
+
+def test_a_repository_with_one_file_needs_no_more_than_its_name(hub, tmp_path):
+    model = tokenizer("lfq")
+    official.save(model, tmp_path / "gear-lfq.pt")
+    hub(["README.md", "gear-lfq.pt"])
+    for name in ("someone/GEAR-LFQ", "someone/GEAR-LFQ/gear-lfq.pt"):
+        assert official.load_tokenizer(name, 32).config == model.config
+
+
+def test_a_repository_with_several_files_asks_which(hub):
+    hub(["a.pt", "b.pt"])
+    with pytest.raises(
+        FileNotFoundError, match=r"holds 2 files of weights \(a.pt, b.pt\); name one as .*/FILE"
+    ):
+        official.load_tokenizer("someone/many")
+
+
+def test_offline_the_way_out_is_named(hub):
+    hub(None)
+    for name in ("someone/GEAR-VQ", "someone/GEAR-VQ/gear-vq.pt"):
+        with pytest.raises(
+            FileNotFoundError, match=r"no file someone/GEAR-VQ.*\(no route to the Hub\)\. Without a"
+        ):
+            official.load_tokenizer(name)
+
+
+# Runs
+
+
+def imported(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["gear-studio", "import", *map(str, words)])
+    cli.main()
+
+
+def test_an_imported_tokenizer_is_a_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = tokenizer("ibq")
+    torch.save(lightning(official.released_state(model)), "ibq.ckpt")
+    imported(monkeypatch, "ibq.ckpt", "ibq", "--image-size", 32)
+    run = Run.from_pretrained("runs/ibq")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(run.tokenizer.reconstruct(images), model.reconstruct(images))
+    assert run.finished and run.metrics == [] and run.config["stage"] == "imported"
+    with pytest.raises(SystemExit, match="runs/ibq already holds a run"):
+        imported(monkeypatch, "ibq.ckpt", "ibq", "--image-size", 32)
+
+
+def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path, generator):
+    monkeypatch.chdir(tmp_path)
+    official.save(tokenizer("vq"), "vq.pt")
+    official.save(generator, "generator.pt")
+    both = {"ema": official.released_state(generator), "vq_ema": official.released_state(tokenizer("vq"))}
+    torch.save(both, "both.pt")
+    imported(monkeypatch, "vq.pt", "vq", "--image-size", 32)
+    imported(monkeypatch, "both.pt", "both", "--image-size", 32)
+    with pytest.raises(SystemExit, match="name .* with --parent"):
+        imported(monkeypatch, "generator.pt", "alone")
+    imported(monkeypatch, "generator.pt", "alone", "--parent", "runs/vq")
+    grids = []
+    for name in ("both", "alone"):
+        run = Run.from_pretrained(f"runs/{name}")
+        assert run.class_numbers(["9"]) == [9] and run.generator.config == generator.config
+        tokens = sampling.sample(run.generator, torch.tensor([1]), seed=3)
+        grids.append(run.tokenizer.decode(tokens))
+    assert torch.equal(*grids) and Run.from_pretrained("runs/alone").parent.name == "vq"
+
+
+def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):
+    monkeypatch.chdir(tmp_path)
+    other = Tokenizer(replace(SMALL["vq"], codes=32))
+    torch.save({"ema": official.released_state(generator), "vq": official.released_state(other)}, "both.pt")
+    with pytest.raises(SystemExit, match="predicts 64 codes and the tokenizer has 32"):
+        imported(monkeypatch, "both.pt", "both", "--image-size", 32)
+
+
+def test_a_thousand_classes_are_imagenet_s():
+    names = official.class_names(1000)
+    assert (len(names), names[0], names[207]) == (1000, "tench", "golden retriever")
+    assert official.class_names(3) == ["0", "1", "2"]
+
+
+def test_configs_written_before_there_was_a_choice_of_quantizer_still_load(tmp_path):
+    Tokenizer(tiny.TOKENIZER).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("quantizer", "architecture")})
+    )
+    assert Tokenizer.from_pretrained(tmp_path).config == replace(tiny.TOKENIZER, multipliers=[1, 1])
+    assert TokenizerConfig().quantizer == "vq"

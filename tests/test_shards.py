@@ -1,0 +1,339 @@
+"""WebDataset shards: what the index finds, when it is made anew, and that reading them is exact."""
+
+import functools
+import io
+import os
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from gear_studio import data
+from gear_studio.data import shards
+from gear_studio.data.folder import fit
+from gear_studio.data.shards import Shards
+
+PER_SHARD = 12
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gear-studio" / "shards"
+
+
+@functools.cache
+def jpeg(shade: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    stored = io.BytesIO()
+    ramp = np.add.outer(np.arange(size[1]), np.arange(size[0]))[..., None] + np.array([shade, 0, 255 - shade])
+    Image.fromarray(ramp.clip(0, 255).astype(np.uint8)).save(stored, "JPEG")
+    return stored.getvalue()
+
+
+def write(path: Path, numbers: range, **changes) -> Path:
+    """A shard by the WebDataset package: sample i is its own picture, of class i % 5."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as tar:
+        for i in numbers:
+            sample = {
+                "__key__": f"pic{i:04}",
+                "jpg": jpeg(i),
+                "cls": i % 5,
+                "json": {"label": 4, "width": 40},
+            }
+            tar.write({key: value for key, value in (sample | changes).items() if value is not None})
+    return path
+
+
+def plain(path: Path, members: dict[str, bytes], **options) -> Path:
+    """A tar by Python's own writer, whose members need not be samples."""
+    with tarfile.open(path, options.pop("mode", "w"), **options) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def six(tmp_path) -> Path:
+    for s in range(6):
+        write(tmp_path / "six" / f"{s:03}.tar", range(s * PER_SHARD, (s + 1) * PER_SHARD))
+    return tmp_path / "six"
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def keys(source: Shards) -> list[str]:
+    return [source._name(i) for i in range(len(source))]
+
+
+# What is found
+
+
+def test_pictures_and_labels_are_those_that_webdataset_reads(six):
+    tars = sorted(map(str, six.glob("*.tar")))
+    expected = {}
+    for sample in webdataset.WebDataset(tars, shardshuffle=False).decode("pil"):
+        expected[f"{sample['__url__']}: {sample['__key__']}"] = fit(sample["jpg"], 32), sample["cls"]
+    found = {}
+    for split in ("train", "val"):
+        source = data.load("shards", split, 32, six)
+        batch = source.read(range(len(source)))
+        found |= dict(
+            zip(keys(source), zip(batch["image"], batch["label"].tolist(), strict=True), strict=True)
+        )
+        assert source.classes == ["0", "1", "2", "3", "4"]
+    assert found.keys() == expected.keys() and len(found) == 6 * PER_SHARD
+    assert all(torch.equal(found[key][0], expected[key][0]) for key in found)
+    assert all(found[key][1] == expected[key][1] for key in found)
+
+
+def test_a_folder_and_patterns_name_the_same_shards(six, monkeypatch):
+    whole = keys(Shards(six))
+    assert keys(Shards(f"{six}/{{000..005}}.tar")) == keys(Shards(f"{six}/*.tar")) == whole
+    monkeypatch.chdir(six.parent)
+    assert keys(Shards("six/{000..005}.tar")) == whole
+    monkeypatch.setenv("HOME", str(six.parent))
+    assert keys(Shards("~/six")) == whole
+    assert {key.split(":")[0] for key in keys(Shards(six / "{001,004}.tar"))} == {
+        f"{six}/001.tar",
+        f"{six}/004.tar",
+    }
+
+
+def test_samples_held_out_are_others_and_the_same_wherever_the_shards_lie(six):
+    train, val = keys(Shards(six)), keys(Shards(six, "val"))
+    assert (len(train), len(val)) == (69, 3) and len({*train, *val}) == 72
+    elsewhere = six.rename(six.parent / "elsewhere")
+    assert [key.replace("elsewhere", "six") for key in keys(Shards(elsewhere, "val"))] == val
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [("train/000.tar", "val/000.tar"), ("set-train-00.tar", "set-validation-00.tar", "set-test-00.tar")],
+)
+def test_a_split_in_the_names_is_taken(layout, tmp_path):
+    for s, name in enumerate(layout):
+        write(tmp_path / "set" / name, range(s * 3, s * 3 + 3))
+    train, val = Shards(tmp_path / "set"), Shards(tmp_path / "set", "val")
+    assert [key[-7:] for key in keys(train)] == ["pic0000", "pic0001", "pic0002"]
+    assert [key[-7:] for key in keys(val)] == ["pic0003", "pic0004", "pic0005"]
+    assert train.classes == val.classes
+
+
+def test_members_that_other_tools_write(tmp_path):
+    deep = "a/" * 60 + "n01440764_7"  # longer than a tar header has room for
+    made = {
+        "./plain.jpg": jpeg(1),
+        "./plain.cls": b" 3\n",
+        "notes.txt": b"no sample",
+        "dotted.JPEG": jpeg(2),
+        "dotted.json": b'{"label": 1, "caption": "a cat"}',
+        "dotted.seg.png": b"a mask, not the picture",
+        f"{deep}.jpg": jpeg(3),
+        f"{deep}.cls": b"0",
+    }
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = plain(tmp_path / f"{form}.tar", made, format=form)
+        table = shards.index(path)
+        assert table["key"].tolist() == [b"plain", b"dotted", deep.encode()]
+        assert table["label"].tolist() == [3, 1, 0]
+        stored = path.read_bytes()
+        for i, (offset, size) in enumerate(zip(table["offset"], table["size"], strict=True), start=1):
+            assert stored[offset : offset + size] == jpeg(i)
+
+
+def test_class_names_come_from_a_file(six):
+    (six.parent / "classnames.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
+    assert Shards(six).classes == ["ant", "bee", "cat", "dog", "elk"]
+    (six / "classnames.txt").write_text("ant\nbee\n")
+    with pytest.raises(ValueError, match="classnames.txt names 2 classes.*up to 4"):
+        Shards(six)
+
+
+def test_what_cannot_be_used_says_why(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no shards in .*none; expected a folder of .tar files or a pattern"):
+        Shards(tmp_path / "none")
+    with pytest.raises(ValueError, match="no shards in .*none/a"):
+        Shards(tmp_path / "none" / "a*.tar")
+    with pytest.raises(ValueError, match="2 of 2 shards are missing, the first is .*/8.tar"):
+        Shards(tmp_path / "none" / "{8..9}.tar")
+    with pytest.raises(ValueError, match="'test'.*train, val"):
+        Shards(tmp_path, "test")
+    with pytest.raises(ValueError, match="'shards' needs the path"):
+        data.load("shards")
+
+    def refused(path: Path, match: str) -> None:
+        with pytest.raises(ValueError, match=f"{path}.*{match}"):
+            Shards(path)
+
+    refused(plain(tmp_path / "empty.tar", {}), "is empty")
+    refused(plain(tmp_path / "words.tar", {"a.txt": b"", "a.cls": b"1"}), "is empty")
+    refused(write(tmp_path / "bare.tar", range(3), cls=None, json=None), "3 of 3 .* no label, .* pic0000")
+    refused(write(tmp_path / "other.tar", range(3), cls=None, json={"tag": 1}), "no label, .*pic0000.cls")
+    refused(write(tmp_path / "word.tar", range(3), cls="cat"), "pic0000.cls says b'cat'; expected a class")
+    refused(write(tmp_path / "minus.tar", range(3), cls=-1), "pic0000.cls says -1; expected a class number")
+    refused(
+        plain(tmp_path / "list.tar", {"a.jpg": jpeg(1), "a.json": b"[1]"}), r"a.json says b'\[1\]'; expected"
+    )
+    refused(plain(tmp_path / "packed.tar", {"a.jpg": jpeg(1)}, mode="w:gz"), "no uncompressed tar")
+    whole = write(tmp_path / "cut.tar", range(3)).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: whole.index(jpeg(1)) + 100])
+    refused(tmp_path / "cut.tar", "is damaged")
+    refused(write(tmp_path / "single.tar", range(1)), "too few samples")
+
+
+# The index
+
+
+@pytest.fixture
+def indexed(monkeypatch) -> list[str]:
+    """The names of the shards that are read through, as they are."""
+    seen, real = [], tarfile.open
+
+    def spy(path=None, *rest, **options):
+        seen.extend([Path(path).name] if path else [])  # without: the package that writes
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(shards.tarfile, "open", spy)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)  # in this process
+    return seen
+
+
+def test_the_index_is_kept_and_follows_a_shard_that_changes(six, indexed, cache):
+    before = Shards(six).read(range(69))
+    assert sorted(indexed) == [f"{s:03}.tar" for s in range(6)]
+    assert equal(Shards(six).read(range(69)), before) and len(indexed) == 6
+    assert len(list(cache.iterdir())) == 6
+
+    fingerprint = Shards(six).fingerprint()
+    write(six / "002.tar", range(100, 105))
+    changed = Shards(six)
+    assert indexed[6:] == ["002.tar"] and len(list(cache.iterdir())) == 6
+    assert changed.fingerprint() != fingerprint
+    found = [key.split("pic")[1] for key in keys(changed) + keys(Shards(six, "val"))]
+    assert {int(number) for number in found} == {*range(24), *range(100, 105), *range(36, 72)}
+    batch = changed.read(range(len(changed)))
+    assert batch["label"].tolist() == [int(key[-4:]) % 5 for key in keys(changed)]
+
+
+def test_a_shard_rewritten_at_the_same_size_is_noticed(six, indexed):
+    Shards(six)
+    stat = (six / "000.tar").stat()
+    os.utime(six / "000.tar", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    Shards(six)
+    assert indexed[6:] == ["000.tar"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", "cut"])
+def test_a_damaged_index_is_built_again(six, indexed, cache, damage):
+    before = keys(Shards(six))
+    torn = sorted(cache.iterdir())[0]
+    torn.write_bytes(torn.read_bytes()[:100] if damage == "cut" else damage)
+    assert keys(Shards(six)) == before and len(indexed) == 7
+
+
+def test_built_side_by_side_it_is_the_same(six, monkeypatch):
+    def tables(cores: int, where: str) -> list[dict[str, np.ndarray]]:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(six.parent / where))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+        built = list(shards.indexed(shards.find(six)))
+        again = list(shards.indexed(shards.find(six)))
+        for one, other in zip(built, again, strict=True):
+            assert all(np.array_equal(one[key], other[key]) for key in one)
+        return built
+
+    alone = tables(1, "alone")
+    for one, other in zip(alone, tables(2, "together"), strict=True):
+        assert one.keys() == other.keys() == {"offset", "size", "label", "key"}
+        assert all(one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_an_error_in_another_process_is_as_clear(six, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    plain(six / "003.tar", {})
+    with pytest.raises(ValueError, match=f"^{six}/003.tar is empty"):
+        Shards(six)
+
+
+# Reading
+
+
+def test_the_shuffle_shows_all_once_and_stays_near(six, monkeypatch):
+    source = Shards(six)
+    monkeypatch.setattr(source, "_labels", np.zeros(1000))  # its length is all that matters here
+    monkeypatch.setattr(shards, "RUN", 10)
+    monkeypatch.setattr(shards, "WINDOW", 100)
+    order = source.order(np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(1000))
+    assert np.array_equal(order, source.order(np.random.default_rng(0)))
+    assert not np.array_equal(order, source.order(np.random.default_rng(1)))
+    runs = order // 10
+    spans = [np.ptp(np.flatnonzero(runs == run)) for run in range(100)]
+    assert max(spans) < 2 * (100 + 10)  # a run is done soon after it is begun
+    for begin in range(100, 800, 100):  # and a hundred in a row are of many runs, from all over
+        near = runs[begin : begin + 100]
+        assert len(set(near)) >= 15 and np.ptp(near) > 50
+
+
+def test_shards_are_read_alike_by_workers_by_processes_and_after_a_kill(six):
+    source = Shards(six, image_size=16)
+    whole = list(data.stream(source, 10, seed=3, steps=9))  # 69 pictures: the epoch ends within a batch
+    assert all(
+        equal(a, b) for a, b in zip(whole, data.stream(source, 10, seed=3, steps=9, workers=2), strict=True)
+    )
+    rest = data.stream(Shards(six, image_size=16), 10, seed=3, start=5, steps=4)
+    assert all(equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
+    parts = [data.stream(source, 10, seed=3, steps=9, process=r, processes=2) for r in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert equal(batch, {key: torch.cat([share[key] for share in shares]) for key in batch})
+
+
+def test_every_epoch_of_the_stream_shows_every_picture(six):
+    source = Shards(six, image_size=8)
+    seen = []
+    real = source.read
+    source.read = lambda indices, rngs: (seen.extend(indices), real(indices, rngs))[1]
+    list(data.stream(source, 23, seed=0, steps=6))
+    assert sorted(seen[:69]) == sorted(seen[69:]) == list(range(69)) and seen[:69] != seen[69:]
+
+
+def test_a_corrupt_member_is_named_once_skipped_and_counted(six):
+    whole = Shards(six).read(range(69))
+    source = Shards(six)
+    bad = next(i for i, key in enumerate(keys(source)) if i > 10 and not key.endswith("pic0000"))
+    name, path = keys(source)[bad], source._shards[source._shard[bad]]
+    with open(path, "r+b") as file:
+        file.seek(int(source._offset[bad]))
+        file.write(bytes(200))
+    with pytest.warns(UserWarning) as caught:
+        batch = source.read(range(69))
+    assert [str(warning.message).split(": Unid")[0] for warning in caught] == [f"skipped {name}"]
+    assert source.skipped == {name}
+    stand_in = [i if i != bad else bad + 1 for i in range(69)]
+    assert equal(batch, {key: value[stand_in] for key, value in whole.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(source.read(range(69)), batch)
+
+
+def test_several_views_of_one_picture_are_what_they_are_alone(six):
+    source = Shards(six, image_size=16)
+    together = source.read([4, 4, 4, 9], [np.random.default_rng(i) for i in range(4)])
+    alone = [source.read([at], [np.random.default_rng(i)]) for i, at in enumerate((4, 4, 4, 9))]
+    assert equal(together, {key: torch.cat([one[key] for one in alone]) for key in together})
+    assert not torch.equal(together["image"][0], together["image"][1])
+
+
+def test_labels_of_a_json_alone(tmp_path):
+    path = write(tmp_path / "json" / "0.tar", range(4), cls=None, json={"label": 2})
+    assert Shards(path.parent).read([0, 1, 2])["label"].tolist() == [2, 2, 2]
