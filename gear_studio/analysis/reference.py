@@ -90,13 +90,14 @@ def _of_npz(path: Path) -> Reference:
         "expected `arr_0` (pictures, uint8, N x H x W x 3), or `mu` and `sigma` (2048 Inception features)"
     )
     try:
-        arrays = np.load(path, allow_pickle=False)
-        keys = arrays.files
+        with np.load(path, allow_pickle=False) as file:
+            keys = file.files
+            arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"reference {path} is not a complete .npz file ({error}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():
-        if metric == "fd" or not {mean, covariance} <= set(keys):
+        if metric == "fd" or not {mean, covariance} <= arrays.keys():
             continue
         found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
         dim = DIMS[metric]
@@ -106,7 +107,7 @@ def _of_npz(path: Path) -> Reference:
                 f"{found.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
         statistics[metric] = found
-    pictures = arrays["arr_0"] if "arr_0" in keys else None
+    pictures = arrays.get("arr_0")
     if pictures is not None and (pictures.dtype != np.uint8 or pictures.shape[3:] != (3,)):
         raise ValueError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
     if pictures is None and not statistics:
