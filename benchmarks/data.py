@@ -1,9 +1,9 @@
 """How many 256 px training views a second the folder and the shards give: `python benchmarks/data.py`.
 
-Photos of ImageNet's size (500 x 375, JPEG, some 110 KB) are made in a temporary folder, once as files and once
-as shards, and read through the training's stream by 0, 1, 2, 4, ... workers, up to the number of cores. Files
-just written lie in the system's cache: this times decoding, resizing and handing over, not the disk. The
-batches that workers prepare before the first arrives are not counted.
+Photos of ImageNet's size (500 x 375, JPEG, some 110 KB) are made in a temporary folder, once as files and
+once as shards, and read through the training's stream by 0, 1, 2, 4, ... workers, up to the number of cores.
+Files just written lie in the system's cache: this times decoding, resizing and handing over, not the disk.
+The batches that workers prepare before the first arrives are not counted.
 """
 
 import argparse
