@@ -97,7 +97,7 @@ def runs(tmp_path_factory, teacher_folder) -> Path:
     for process in both:
         process.start()
     for process in both:
-        process.join(300)
+        process.join(900)
         process.kill()
     assert [process.exitcode for process in both] == [0, 0]
     shutil.copytree(folder / "vq/joint-by-two-sharded", folder / "vq/joint-from-two-to-one")

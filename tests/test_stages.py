@@ -1,5 +1,6 @@
 """Who is updated by what: for each loss exactly the intended parameters receive gradient."""
 
+import functools
 from collections import defaultdict
 from copy import deepcopy
 
@@ -7,9 +8,12 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gear_studio.readout import Assignment
-from gear_studio.training import stages
+from gear_studio.training import execution, stages
+from gear_studio.training.execution import Execution
+from gear_studio.training.loop import Meter
 from gear_studio.training.stages import Stage
 
 GAN = {"gan_weight": 0.1}
@@ -341,6 +345,73 @@ def test_frozen_lets_gradients_through_and_gives_the_module_back_as_it_was():
         layer(x).sum().backward()
     assert x.grad.any() and layer.weight.grad is None
     assert layer.training and layer.weight.requires_grad
+
+
+def two_steps(stage: Stage) -> list[dict[str, Tensor]]:
+    """The losses and gradient norms of two steps, the second of weights that the first has changed."""
+    losses = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        losses.append(stage.step(number, *tiny.batch(number)))
+    return losses
+
+
+@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+def test_recomputing_activations_changes_nothing(arm):
+    """Neither dropout, whose dice must fall again as before, nor the generator's being frozen in update 1."""
+    plain, again = tiny.stage("joint", arm), tiny.stage("joint", arm, execution=Execution(recompute=True))
+    ran = []
+    for block in again.modules["aligned"].generator.blocks:
+        block.attention.register_forward_hook(lambda *_: ran.append(1))
+    torch.testing.assert_close(two_steps(again), two_steps(plain), rtol=1e-6, atol=1e-6)
+    forward = {"gear": 2 + 3, "straight-through": 3 + 3}[arm]
+    assert len(ran) == 2 * 2 * forward  # two steps, each block again in the backward pass
+
+
+def test_compiled_steps_are_the_same_steps(monkeypatch):
+    """Traced and differentiated by the compiler, and run without its code generator."""
+    eager = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(execution.torch, "compile", eager)
+    still = {
+        "generator": tiny.replace(tiny.GENERATOR, dropout=0.0),
+        "tokenizer_lr": 3e-5,
+        "generator_lr": 1e-4,
+        **GAN,
+    }
+    plain = tiny.stage("joint", "gear", **still)
+    compiled = tiny.stage("joint", "gear", execution=Execution(compile=True, recompute=True), **still)
+    torch.testing.assert_close(two_steps(compiled), two_steps(plain), rtol=1e-3, atol=1e-5)
+    torch.compiler.reset()
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation whose answer Python needs: on CUDA each would wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "arm"), [("joint", "gear"), ("joint", "straight-through"), ("generator", "gear")]
+)
+def test_between_two_logs_nothing_is_read_from_the_device(name, arm, pieces, monkeypatch):
+    stage = tiny.stage(name, arm, execution=Execution(micro_batch=4 // pieces), **GAN)
+    meter = Meter(stage.accelerator)
+    for optimizer in stage.optimizers.values():  # AdamW counts its steps on the CPU, fused on the device
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+    with Waits() as waits:
+        for number in (1, 2):
+            meter.add(number, stage.step(number, *tiny.batch()))
+        assert not waits.found
+        stage.codebook_metrics()["usage"].item()
+    assert waits.found
 
 
 def test_a_step_takes_no_other_assignment_than_the_detached_one(monkeypatch):

@@ -19,6 +19,7 @@ from gear_studio.generator import Generator, GeneratorConfig
 from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.training import stages
+from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.recipes import Recipe
 from gear_studio.training.stages import Stage
 
@@ -76,10 +77,11 @@ def recipe(teacher: str | Path = "", **changes) -> Recipe:
     return replace(made, **changes)
 
 
-def stage(name: str, arm: str, seed: int = 0, **changes) -> Stage:
+def stage(name: str, arm: str, seed: int = 0, execution: Execution = WHOLE, **changes) -> Stage:
     """A Stage with random weights; its generator's head is not zero."""
     torch.manual_seed(seed)
-    made = Stage(name, arm, recipe(**changes), teacher(), Accelerator(cpu=True), Tokenizer(TOKENIZER))
+    parts = teacher(), Accelerator(cpu=True), Tokenizer(TOKENIZER)
+    made = Stage(name, arm, recipe(**changes), *parts, execution=execution)
     if "aligned" in made.modules:
         wake(made.modules["aligned"].generator)
     return made

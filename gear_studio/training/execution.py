@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gear_studio.autoencoders import ResBlock
-from gear_studio.generator import Generator
-from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
 
 
@@ -58,21 +56,17 @@ def prepare_tokenizer(tokenizer: Tokenizer, execution: Execution) -> None:
             if isinstance(module, ResBlock):
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)
     if execution.compile:
-        tokenizer.encoder.forward = torch.compile(tokenizer.encoder.forward)
-        tokenizer.decoder.forward = torch.compile(tokenizer.decoder.forward)
+        for half in (tokenizer.encoder, tokenizer.decoder):
+            half.forward = torch.compile(half.forward, dynamic=False)
 
 
-def prepare_blocks(model: Generator | nn.Module, execution: Execution) -> None:
+def prepare_blocks(model: nn.Module, execution: Execution) -> None:
     """Change how a transformer's `blocks` are run, one by one: alike, they share one compiled program."""
     for block in model.blocks:
         if execution.compile:
-            block.forward = torch.compile(block.forward)
+            block.forward = torch.compile(block.forward, dynamic=False)
         if execution.recompute:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def prepare_teacher(teacher: Teacher, execution: Execution) -> None:
-    prepare_blocks(teacher.encoder, Execution(compile=execution.compile))
 
 
 def shard(aligned: nn.Module) -> None:

@@ -24,6 +24,7 @@ each process's and piece's own.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,16 @@ from gear_studio.perceptual import LPIPS
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
-from gear_studio.training import execution as run
-from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.execution import (
+    WHOLE,
+    Execution,
+    load_module,
+    load_optimizer,
+    prepare_blocks,
+    prepare_tokenizer,
+    shard,
+    whole,
+)
 from gear_studio.training.recipes import WEIGHT_DECAY, Recipe
 
 SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
@@ -152,17 +161,17 @@ class Stage:
             for name, module in self.modules.items()
             if name != "discriminator"
         }
-        self.tokenizer = tokenizer.to(accelerator.device)
+        self.tokenizer = tokenizer.to(accelerator.device, memory_format=layout)
         if "tokenizer" not in self.modules:
             self.tokenizer.eval().requires_grad_(False)
-        run.prepare_tokenizer(self.tokenizer, execution)
-        for each in self.teachers:
-            run.prepare_teacher(each, execution)
+        prepare_tokenizer(self.tokenizer, execution)
+        for each in self.teachers:  # not recomputed: a third of its work, for little
+            prepare_blocks(each.encoder, replace(execution, recompute=False))
         if "aligned" in self.modules:
-            run.prepare_blocks(self.modules["aligned"].generator, execution)
+            prepare_blocks(self.modules["aligned"].generator, execution)
             if execution.shard:
-                run.shard(self.modules["aligned"])
-                run.shard(self.ema["aligned"].module)
+                shard(self.modules["aligned"])
+                shard(self.ema["aligned"].module)
         self.optimizers = {
             name: torch.optim.AdamW(
                 module.parameters(),
@@ -385,7 +394,7 @@ class Stage:
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
             if self.execution.shard:
-                state = run.whole(aligned.state_dict(), keep=self.accelerator.is_main_process)
+                state = whole(aligned.state_dict(), keep=self.accelerator.is_main_process)
                 if not self.accelerator.is_main_process:
                     return parts
                 aligned = self.new_generator().to(self.accelerator.device).eval()
@@ -405,11 +414,11 @@ class Stage:
             "ema": {name: ema.module.state_dict() for name, ema in self.ema.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
-        return run.whole(state, keep=self.accelerator.is_main_process)
+        return whole(state, keep=self.accelerator.is_main_process)
 
     def load_state_dict(self, state: dict) -> None:
         for name, module in self.modules.items():
-            run.load_module(module, state["modules"][name])
-            run.load_optimizer(self.optimizers[name], state["optimizers"][name])
+            load_module(module, state["modules"][name])
+            load_optimizer(self.optimizers[name], state["optimizers"][name])
         for name, ema in self.ema.items():
-            run.load_module(ema.module, state["ema"][name])
+            load_module(ema.module, state["ema"][name])
