@@ -561,7 +561,8 @@ def test_the_command_measures_and_writes_samples(run_folder, small_inception, ph
     assert (tmp_path / "samples-cfg1.0" / "000000.png").is_file()
     third = torch.from_numpy(np.array(Image.open(files[2]))).permute(2, 0, 1)
     assert torch.equal(third, drawn(Run.from_pretrained(run_folder), 0, 1.5)[2])
-    assert "one place" in gear_studio(monkeypatch, *words, run_folder, "--save-samples", tmp_path / "s")
+    two = ["evaluate", run_folder, *words[1:], "--save-samples", tmp_path / "s"]
+    assert "one place" in gear_studio(monkeypatch, *two)
     assert "nowhere" in gear_studio(monkeypatch, *words, "--reference", tmp_path / "nowhere")
 
 
