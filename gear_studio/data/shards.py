@@ -8,7 +8,7 @@ like any other `Source`: `stream` shuffles, shares and resumes them exactly.
 
 The index is built once, shard by shard, by as many processes as there are cores (and by all processes of a
 training together), and kept in the user's cache folder; a shard whose size or time changes is read again. It
-takes some 50 bytes a picture: 64 MB for ImageNet's 1.28 million.
+takes some 40 bytes a picture: 50 MB for ImageNet's 1.28 million.
 
 The shuffle (`order`) keeps reads near each other, for spinning and network disks: see there.
 """
