@@ -119,8 +119,8 @@ def assert_same_training(one: Run, other: Run) -> None:
             assert {name: there[name] for name in expected} == pytest.approx(expected, **tolerance)
     for file in sorted(one.folder.glob("*/model.safetensors")):
         weights, same = load_file(file), load_file(other.folder / file.relative_to(one.folder))
-        # Adam's first steps have the learning rate's size whatever the gradient's: rounding can turn a few. The
-        # weights move by about 1e-4 in these steps, and an average that stood still would be off by as much.
+        # Adam's first steps have the learning rate's size whatever the gradient's: rounding can turn a few.
+        # The weights move by about 1e-4 in these steps: an average that stood still would be off by as much.
         for name, value in weights.items():
             assert (value - same[name]).abs().mean() < 1e-5, f"{file.parent.name}.{name}"
 
