@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, RLock, Thread
 
@@ -135,8 +135,10 @@ class Studio:
 
 
 def _step_back() -> None:
+    """How the process of the layouts begins: it makes way for the app, and ends when the app does."""
     if hasattr(os, "nice"):  # not on Windows
         os.nice(10)
+    Thread(target=lambda: (parent_process().join(), os._exit(0)), daemon=True).start()
 
 
 @contextmanager
