@@ -104,8 +104,9 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, angles: Tensor, cache: Cache | None, block: int) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        (q, k), v = rotate(qkv[:2], angles), qkv[2]
+        # Unbound, not sliced: the backward pass of a slice would fill a tensor of all three with zeros.
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.extend(block, k, v)
         # A single new position may look at everything cached; longer inputs start at position 0 and are
