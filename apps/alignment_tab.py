@@ -12,7 +12,7 @@ BEFORE, AFTER = "z", "c_q"
 MODELS = ("teacher", "tokenizer", "generator")
 
 
-def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
+def build(studio: Studio, picture: gr.State):
     """Lay the tab out. Returns its picker and a function that renders the tab after an event."""
     default = studio.first(studio.generators, ("generator", "gear"))
     config = studio.generator(default).config
@@ -75,7 +75,6 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
     def render(trigger) -> None:
         trigger(show, inputs, views, **hidden)
 
-    render(demo.load)
     run.change(blocks, [run, block], block, **hidden).then(show, inputs, views, **hidden)
     render(block.release)
     render(stage.change)

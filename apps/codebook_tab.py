@@ -14,7 +14,7 @@ from gear_studio.analysis.codebook import usage_statistics
 UNTOUCHED = {"token": None, "edits": {}}  # of a picture: the token looked at, and position -> code replaced
 
 
-def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
+def build(studio: Studio, picture: gr.State):
     """Lay the tab out. Returns its picker and a function that renders the tab after an event."""
     default = studio.first(studio.tokenizers, ("joint", "gear"))
     editing = gr.State(UNTOUCHED)
@@ -154,7 +154,6 @@ def build(demo: gr.Blocks, studio: Studio, picture: gr.State):
     def render(trigger) -> None:
         redraw(trigger(start, base, [editing, *views], **hidden))
 
-    render(demo.load)
     render(run.change)
     tau.release(show, [*base, editing], views, **hidden)
     for map_ in (original, rebuilt, indices_map, entropy_map, edited, difference):

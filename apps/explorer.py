@@ -50,11 +50,14 @@ def build(studio: Studio) -> gr.Blocks:
         picture = gr.State(Picture())
         with gr.Tabs():
             with gr.Tab("Sample", id="sample"):
-                sample_tab.build(demo, studio)
+                visit = sample_tab.build(demo, studio)
             with gr.Tab("Codebook", id="codebook"):
-                codebook, show_codebook = codebook_tab.build(demo, studio, picture)
+                codebook, show_codebook = codebook_tab.build(studio, picture)
             with gr.Tab("Alignment", id="alignment"):
-                alignment, show_alignment = alignment_tab.build(demo, studio, picture)
+                alignment, show_alignment = alignment_tab.build(studio, picture)
+        # The hidden tabs fill after the visible one: at the same time, all three would be late.
+        for show in (show_codebook, show_alignment):
+            show(visit.then)
         picker.connect(studio, [codebook, alignment], picture, [show_codebook, show_alignment])
     return demo
 

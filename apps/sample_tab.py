@@ -1,6 +1,7 @@
 """Sample: two generators draw the same class from the same random numbers, row by row."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import torch
@@ -11,7 +12,8 @@ from gear_studio import plots, sampling
 ANY = "no class (null condition)"
 
 
-def build(demo: gr.Blocks, studio: Studio) -> None:
+def build(demo: gr.Blocks, studio: Studio):
+    """Lay the tab out. Returns the event of a visit, after which the page has its first samples."""
     names = studio.generators
     left = studio.first(names, ("generator", "baseline"))
     right = studio.first(names, ("generator", "gear"))
@@ -70,7 +72,6 @@ def build(demo: gr.Blocks, studio: Studio) -> None:
                 "top-p. The numbers are means over the picture, in nats. Grey is not decoded yet."
             )
 
-    @torch.no_grad()
     def draw(left, right, label, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
         with polite():
             yield from _draw(studio, (left, right), label, count, guidance, temperature, top_k, top_p, seed)
@@ -84,7 +85,8 @@ def build(demo: gr.Blocks, studio: Studio) -> None:
         "concurrency_id": "sample",
     }
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([go.click, seed.submit, demo.load], draw, **results, api_name="sample")
+    gr.on([go.click, seed.submit], draw, **results, api_name="sample")
+    visit = demo.load(draw, **results, api_visibility="private")
     again.click(lambda seed: (seed or 0) + 1, seed, seed, **hidden).then(
         draw, **results, api_visibility="private"
     )
@@ -94,6 +96,7 @@ def build(demo: gr.Blocks, studio: Studio) -> None:
         label,
         **hidden,
     )
+    return visit
 
 
 def _about(studio: Studio, name: str) -> str:
@@ -122,17 +125,20 @@ def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed
         streams.append(
             sampling.stream(generator, condition, scale, temperature, int(top_k), top_p, int(seed))
         )
-    for steps in zip(*streams, strict=True):
-        sheets = []
-        for name, step in zip(names, steps, strict=True):
-            tokenizer = studio.tokenizer(name)
-            images = tokenizer.decode(step.indices)
-            sheets.append(
-                plots.sample_sheet(images, step.log_probs, step.entropy, step.done, tokenizer.config.codes)
-            )
-        tokens = step.indices.shape[1]
-        state = "done" if step.done == tokens else "decoding"
-        yield (
-            *sheets,
-            f'<div class="note" data-done="{step.done}">{state}: token {step.done} of {tokens}</div>',
-        )
+    with ThreadPoolExecutor(len(names)) as pool:  # each side on a core of its own
+        sides = [_sheets(studio, name, stream) for name, stream in zip(names, streams, strict=True)]
+        while None not in (rows := list(pool.map(next, sides, [None] * len(sides)))):
+            (*_, (done, tokens)) = (place for _, place in rows)
+            state = "done" if done == tokens else "decoding"
+            status = f'<div class="note" data-done="{done}">{state}: token {done} of {tokens}</div>'
+            yield (*(sheet for sheet, _ in rows), status)
+
+
+@torch.no_grad()
+def _sheets(studio: Studio, name: str, stream: Iterator[sampling.Progress]) -> Iterator[tuple]:
+    """Yields (sheet, (tokens decoded, tokens in all)) of one side after every row of tokens."""
+    tokenizer = studio.tokenizer(name)
+    for step in stream:
+        images = tokenizer.decode(step.indices)
+        sheet = plots.sample_sheet(images, step.log_probs, step.entropy, step.done, tokenizer.config.codes)
+        yield sheet, (step.done, step.indices.shape[1])

@@ -1,0 +1,154 @@
+"""How long a visitor of the explorer waits: `python benchmarks/explorer.py [--repeats N]`.
+
+Starts the app as a user does and drives it in Chromium (found as the tests find it, or named in the
+environment variable CHROMIUM). What counts is the page: the clock stops when the picture is there. The first
+visit is the very first after the start, while the app still prepares what visitors will ask for; everything
+else is the median of `--repeats`.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio
+import torch
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+PORT = 7899
+DONE = "#sample-status [data-done='64']"
+
+
+def renewed(page: Page, selector: str) -> Callable[[], None]:
+    """Waits until the image of now has been replaced by another one."""
+    old = page.locator(f"{selector} img").get_attribute("src")
+    return lambda: page.wait_for_function(
+        "([selector, old]) => ![undefined, old].includes(document.querySelector(selector + ' img')?.src)",
+        arg=[selector, old],
+    )
+
+
+def click_cell(page: Page, selector: str, row: int, column: int) -> None:
+    image = page.locator(f"{selector} img")
+    cell = image.bounding_box()["width"] / 8
+    image.click(position={"x": (column + 0.5) * cell, "y": (row + 0.5) * cell})
+
+
+def clicks(page: Page, selector: str, answer: str, repeats: int) -> list[float]:
+    """Seconds from a click on one token after another to the new picture in `answer`."""
+    times = []
+    for number in range(repeats):
+        wait = renewed(page, answer)
+        begin = time.perf_counter()
+        click_cell(page, selector, 1 + number % 6, 2 + number % 5)
+        wait()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def sample(page: Page, count: int) -> tuple[float, float]:
+    """Seconds to the first row of tokens and to the last."""
+    page.locator("#count input[type=number]").fill(str(count))
+    page.locator("#count input[type=number]").press("Tab")
+    wait = renewed(page, "#left-sheet")
+    begin = time.perf_counter()
+    page.locator("#next-seed").click()
+    wait()
+    first = time.perf_counter() - begin
+    page.locator(DONE).wait_for()
+    return first, time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    print(f"python {platform.python_version()}, torch {torch.__version__}, gradio {gradio.__version__}")
+    print(f"{platform.machine()}, {os.cpu_count()} CPU cores; load {os.getloadavg()[0]:.1f} at the start")
+    browsers = ("chromium", "chromium-browser", "google-chrome")
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, browsers)), None)
+    url = f"http://127.0.0.1:{PORT}"
+    with tempfile.TemporaryFile() as log, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        begin = time.perf_counter()
+        app = subprocess.Popen(
+            [sys.executable, str(ROOT / "apps" / "explorer.py"), "--port", str(PORT)], stdout=log, stderr=log
+        )
+        try:
+            while True:
+                try:
+                    urllib.request.urlopen(url, timeout=10)
+                    break
+                except OSError:
+                    if app.poll() is not None:
+                        sys.exit(f"the explorer ended with code {app.returncode}; start it alone to see why")
+                    time.sleep(0.1)
+            print(f"{'up after':44} {time.perf_counter() - begin:6.2f} s")
+
+            def visit() -> Page:
+                page = browser.new_page(viewport={"width": 1400, "height": 1000})
+                page.set_default_timeout(60_000)
+                page.goto(url)
+                return page
+
+            begin = time.perf_counter()
+            page = visit()
+            page.locator("#left-sheet img").wait_for()
+            row = time.perf_counter() - begin
+            page.locator(DONE).wait_for()
+            print(f"{'first visit, 4 pictures, two runs':44} {time.perf_counter() - begin:6.2f} s ", end="")
+            print(f"(first row {row:.2f} s)")
+            for tab, image in (("Codebook", "#usage"), ("Alignment", "#generator-similarity")):
+                begin = time.perf_counter()
+                page.get_by_role("tab", name=tab).click()
+                page.locator(f"{image} img").wait_for()
+                print(f"{f'then tab {tab}':44} {time.perf_counter() - begin:6.2f} s")
+
+            def row_of(name: str, times: list[float]) -> None:
+                print(f"{name:44} {statistics.median(times):6.2f} s  (slowest {max(times):.2f})")
+
+            again = []
+            for _ in range(repeats):
+                begin = time.perf_counter()
+                other = visit()
+                other.locator(DONE).wait_for()
+                again.append(time.perf_counter() - begin)
+                other.close()
+            row_of("a later visit", again)
+            page.get_by_role("tab", name="Sample").click()
+            for count in (4, 16):
+                times = [sample(page, count) for _ in range(repeats)]
+                row_of(f"{count} pictures, two runs", [last for _, last in times])
+                row_of("  their first row", [first for first, _ in times])
+            page.get_by_role("tab", name="Codebook").click()
+            click_cell(page, "#indices", 0, 0)
+            page.locator("#gallery img").wait_for()
+            row_of("a token clicked", clicks(page, "#indices", "#gallery", repeats))
+            swaps = []
+            for code in range(repeats):
+                page.locator("#new-code input").fill(str(code))
+                wait = renewed(page, "#edited")
+                begin = time.perf_counter()
+                page.locator("#replace").click()
+                wait()
+                swaps.append(time.perf_counter() - begin)
+            row_of("its code replaced", swaps)
+            page.get_by_role("tab", name="Alignment").click()
+            row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
+        finally:
+            app.terminate()
+            app.wait()
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
