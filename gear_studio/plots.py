@@ -221,7 +221,9 @@ def against_tau(
     logarithmic: the panels with a logarithmic vertical axis. marked: the temperature to point out."""
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.9 * columns if columns > 1 else 6.4, 3.5 * rows), layout="constrained")
-    all_axes, named = figure.subplots(rows, columns, squeeze=False).flat, {}
+    all_axes, named = figure.subplots(rows, columns, squeeze=False).flatten(), {}
+    for axes in all_axes[len(panels) :]:
+        axes.axis("off")
     for axes, (ylabel, lines) in zip(all_axes, panels.items(), strict=False):
         for (name, values), color in zip(lines.items(), OKABE_ITO, strict=False):
             if isinstance(values, float | int):
@@ -323,7 +325,7 @@ def token_maps(
     if image is not None:
         axes[0].imshow(to_rgb(image))
         titles = ["picture", *titles]
-    for each, row in zip(axes[count - len(values) :], values.cpu(), strict=True):
+    for each, row in zip(axes[count - len(values) :], values.cpu().numpy(), strict=True):
         shown = each.imshow(row.reshape(grid, grid), cmap=cmap, vmin=low, vmax=high)
     for each, title in zip(axes, titles, strict=True):
         each.axis("off")

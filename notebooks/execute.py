@@ -44,7 +44,8 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         notebook,
         km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
         resources={"metadata": {"path": str(folder)}},
-        timeout=600,
+        timeout=1800,  # of a cell, on a busy machine
+        coalesce_streams=True,
         record_timing=False,
         store_widget_state=False,
     )
