@@ -19,7 +19,9 @@ class Interactive(ipywidgets.VBox):
 
     def __init__(self, draw: Callable[..., Figure], **controls: ipywidgets.ValueWidget):
         self.draw, self.controls = draw, controls
-        self.picture = ipywidgets.Image(format="png")
+        # As large as it was drawn, or as wide as the page: a box would stretch it.
+        size = ipywidgets.Layout(align_self="flex-start", max_width="100%")
+        self.picture = ipywidgets.Image(format="png", layout=size)
         self.redraw()
         for control in controls.values():
             control.observe(self.redraw, "value")
