@@ -12,11 +12,12 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup explorer lab test lint train reproduce constraints clean
+.PHONY: help setup explorer lab notebooks test lint train reproduce constraints clean
 
 help:
 	@echo "make explorer   the app, on the models that ship with the repository"
 	@echo "make lab        the notebooks, in JupyterLab"
+	@echo "make notebooks  run the notebooks anew and save them with their outputs"
 	@echo "make test       lint, format check and tests"
 	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
 	@echo "make reproduce  retrain the shipped models (BUDGET=shipped or quick)"
@@ -29,6 +30,9 @@ explorer: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab $(wildcard notebooks) $(ARGS)
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from gear_studio.analysis.codes import Candidate
 from gear_studio.runs import Run
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -173,7 +174,164 @@ def code_map(
     return figure
 
 
+@styled
+def token_codes(
+    image: Tensor, token: int, candidates: Sequence[Candidate], grid: int, tau: float | None = None
+) -> Figure:
+    """One token of a picture and its best codes: their scores and, given tau, their weights in both
+    read-outs.
+
+    image: (3, H, W) in [-1, 1]. candidates: best first, as `top_codes` returns them for this tau."""
+    figure = Figure(figsize=(9.8 if tau else 6.8, 3.7), layout="constrained")
+    axes = figure.subplots(1, 3 if tau else 2, width_ratios=[1.25, 1.3, 1.6][: 3 if tau else 2])
+    axes[0].imshow(mark(enlarge(to_rgb(image)), token, grid))
+    axes[0].axis("off")
+    axes[0].set_anchor("N")
+    axes[0].set_title(f"token {token}")
+    places = np.arange(len(candidates))
+    axes[1].barh(places, [each.score for each in candidates], color=OKABE_ITO[0])
+    axes[1].set_title("its best codes")
+    axes[1].set(xlabel="score A$_k$ = −‖z − c$_k$‖²", ylabel="code k")
+    if tau:
+        axes[2].set_title(f"weights at τ = {tau:g}")
+        for shift, kind, color in ((-0.21, "hard", OKABE_ITO[1]), (0.21, "soft", OKABE_ITO[0])):
+            weights = [getattr(each, kind) for each in candidates]
+            axes[2].barh(places + shift, weights, height=0.4, color=color, label=kind)
+        rest = 1 - sum(each.soft for each in candidates)
+        axes[2].set(xlabel=f"weight (soft on all others: {rest:.2f})", xlim=(0, 1))
+        axes[2].legend(loc="lower right")
+    for each in axes[1:]:
+        each.set_yticks(places, [str(candidate.code) for candidate in candidates])
+        each.invert_yaxis()
+        each.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def against_tau(
+    taus: Sequence[float],
+    panels: Mapping[str, Mapping[str, Sequence[float] | float]],
+    columns: int = 2,
+    logarithmic: Sequence[str] = (),
+    marked: float = 0.1,
+) -> Figure:
+    """Measures against the temperature. panels: label of the vertical axis -> name of the line -> its values,
+    one a temperature, or a single value for a level that has no temperature.
+
+    logarithmic: the panels with a logarithmic vertical axis. marked: the temperature to point out."""
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.9 * columns if columns > 1 else 6.4, 3.5 * rows), layout="constrained")
+    all_axes, named = figure.subplots(rows, columns, squeeze=False).flatten(), {}
+    for axes in all_axes[len(panels) :]:
+        axes.axis("off")
+    for axes, (ylabel, lines) in zip(all_axes, panels.items(), strict=False):
+        for (name, values), color in zip(lines.items(), OKABE_ITO, strict=False):
+            if isinstance(values, float | int):
+                axes.axhline(values, color=color, linewidth=1.6, linestyle="--", label=name)
+            else:
+                axes.plot(taus, values, "o-", color=color, linewidth=2, markersize=4, label=name)
+        axes.axvline(marked, color=INK, linewidth=1, linestyle=":", label=f"τ = {marked:g} (paper)")
+        axes.set_xscale("log")
+        axes.set_yscale("log" if ylabel in logarithmic else "linear")
+        axes.set(xlabel="temperature τ", ylabel=ylabel)
+        axes.xaxis.set_major_formatter("{x:g}")
+        for line in axes.get_lines():
+            named.setdefault(line.get_label(), line)
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), fontsize=10)
+    return figure
+
+
+@styled
+def gradient_matrix(
+    arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, float]]], modules: Sequence[str]
+) -> Figure:
+    """Which loss sends how large a gradient into which module.
+
+    arms: arm -> (update, loss) -> module -> norm of the loss's gradient there; a module that is missing got
+    none. modules: the columns. Losses of one update follow each other; a line is drawn where the next
+    begins."""
+    counts = [len(losses) for losses in arms.values()]
+    size = (3.2 + 0.74 * len(modules), 1.5 + sum(0.3 * count + 0.4 for count in counts))
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(len(arms), 1, squeeze=False, sharex=True, height_ratios=counts)[:, 0]
+    found = [norm for losses in arms.values() for row in losses.values() for norm in row.values()]
+    scale = matplotlib.colors.LogNorm(min(found), max(found))
+    for axes, (arm, losses) in zip(all_axes, arms.items(), strict=True):
+        table = np.array([[row.get(module, np.nan) for module in modules] for row in losses.values()])
+        image = axes.imshow(table, cmap="viridis", norm=scale, aspect="auto")
+        for (row, column), norm in np.ndenumerate(table):
+            if np.isfinite(norm):
+                ink = INK if scale(norm) > 0.55 else "white"
+                axes.text(column, row, f"{norm:.2g}", ha="center", va="center", color=ink, fontsize=9)
+        keys = list(losses)
+        axes.set_yticks(range(len(keys)), [loss for _, loss in keys])
+        axes.set_xticks(range(len(modules)), modules)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", labelsize=9)
+        axes.set_title(arm)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        edges = [i for i in range(1, len(keys)) if keys[i][0] != keys[i - 1][0]]
+        for edge in edges:
+            axes.axhline(edge - 0.5, color=INK, linewidth=1)
+        for start, end in zip([0, *edges], [*edges, len(keys)], strict=True):
+            where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
+            axes.text(1.01, (start + end - 1) / 2, keys[start][0], **where)
+        for line in np.arange(len(modules) - 1) + 0.5:
+            axes.axvline(line, color=PALE, linewidth=0.6)
+    figure.colorbar(
+        image,
+        ax=all_axes,
+        location="bottom",
+        shrink=0.6,
+        aspect=35,
+        label="norm of the gradient (blank: none)",
+    )
+    return figure
+
+
 # Pictures and token maps
+
+
+@styled
+def picture_row(pictures: Sequence[np.ndarray | Image.Image], titles: Sequence[str]) -> Figure:
+    """Square pictures side by side, each under its title."""
+    figure = Figure(figsize=(3.1 * len(pictures), 3.4), layout="constrained")
+    for axes, picture, title in zip(
+        figure.subplots(1, len(pictures), squeeze=False).flat, pictures, titles, strict=True
+    ):
+        axes.imshow(picture, interpolation="nearest")
+        axes.axis("off")
+        axes.set_title(title)
+    return figure
+
+
+@styled
+def token_maps(
+    values: Tensor,
+    titles: Sequence[str],
+    label: str,
+    low: float,
+    high: float,
+    image: Tensor | None = None,
+    cmap: str = "viridis",
+) -> Figure:
+    """Maps of one number a token, side by side on one colour scale; first the picture, where it is given.
+
+    values: (m, N) in raster order. label: the quantity and its unit. image: (3, H, W) in [-1, 1]."""
+    count, grid = len(values) + (image is not None), math.isqrt(values.shape[1])
+    figure = Figure(figsize=(1.9 * count + 0.9, 2.2), layout="compressed")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    if image is not None:
+        axes[0].imshow(to_rgb(image))
+        titles = ["picture", *titles]
+    for each, row in zip(axes[count - len(values) :], values.cpu().numpy(), strict=True):
+        shown = each.imshow(row.reshape(grid, grid), cmap=cmap, vmin=low, vmax=high)
+    for each, title in zip(axes, titles, strict=True):
+        each.axis("off")
+        each.set_title(title)
+    figure.colorbar(shown, ax=axes, label=label, pad=0.015)
+    return figure
 
 
 def text_font(size: float) -> ImageFont.FreeTypeFont:

@@ -1,0 +1,244 @@
+"""Every notebook, run from a clean kernel: no error, figures that show something, controls that work, and a
+committed file that is what this run gives.
+
+A notebook's text cells hold no typed results; see `typed_numbers`."""
+
+import base64
+import inspect
+import io
+import re
+import sys
+from pathlib import Path
+
+import ipywidgets
+import nbformat
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+import gear_studio
+from gear_studio.notebook import Interactive
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+LARGEST = 1_500_000  # bytes
+SLOWEST = 180  # seconds of one core
+
+
+@pytest.fixture
+def execute(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import execute
+
+    return execute
+
+
+def turn_every_control() -> None:
+    """Runs inside the kernel, after the notebook: sets each control to several values, one at a time.
+
+    Prints how many controls there were, and the seconds of work since the kernel's start."""
+    import gc
+    import time
+
+    from gear_studio.notebook import Interactive
+
+    turned = []
+    for shown in [thing for thing in gc.get_objects() if type(thing) is Interactive]:
+        for name, control in shown.controls.items():
+            first, pictures = control.value, {shown.picture.value}
+            if hasattr(control, "options"):
+                values = [value for _, value in control._options_full]
+            else:
+                values = [control.min, (control.min + control.max) // 2, control.max]
+            for value in values:
+                control.value = value
+                pictures.add(shown.picture.value)
+            control.value = first
+            assert len(pictures) > 2, f"{shown.draw.__name__} shows the same whatever {name} is"
+            turned.append(name)
+    print(len(turned), time.process_time())
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def committed(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def figures(notebook: NotebookNode) -> list[np.ndarray]:
+    """The PNGs, uint8 (H, W, 3)."""
+    shown = [output.get("data", {}).get("image/png") for output in outputs(notebook)]
+    files = [io.BytesIO(base64.b64decode(coded)) for coded in shown if coded]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+def empty(pixels: np.ndarray) -> bool:
+    """One flat colour, or so nearly that there is nothing to see."""
+    _, counts = np.unique(pixels @ np.array([65536, 256, 1]), return_counts=True)
+    return len(counts) < 4 or counts.max() > 0.995 * counts.sum()
+
+
+def kinds(notebook: NotebookNode) -> list[list[list[str]]]:
+    """What each cell showed: the types of its outputs, without what they say."""
+    return [
+        [[output.output_type, *sorted(output.get("data", {}))] for output in cell.get("outputs", [])]
+        for cell in notebook.cells
+    ]
+
+
+def typed_numbers(text: str) -> list[str]:
+    """Numbers in a text cell that look like results: decimals, percentages, factors, and whole numbers above
+    10, in sentences that do not speak of the paper.
+
+    What was measured is to be computed and displayed by a code cell; the paper's figures are labelled
+    "paper". Names (`GEAR-2`, DINOv2), links and fenced code are no results."""
+    text = re.sub(r"```.*?```|\]\([^)]*\)|https?://\S+", " ", text, flags=re.DOTALL)
+    found = []
+    for sentence in re.split(r"(?<=[.!?:;])\s+(?=[A-Z*$`|-])|\n\s*\n|\n(?=[|*-])", text):
+        if re.search(r"\bpaper\b", sentence, re.IGNORECASE):
+            continue
+        for match in re.finditer(r"(?<![\w./-])-?(\d+(?:[.,]\d+)*)\s?(%|[x×](?!\w))?", sentence):
+            if match[2] or not match[1].isdigit() or int(match[1]) > 10:
+                found.append(match[0].strip())
+    return found
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_it_runs_from_a_clean_kernel(path: Path, tmp_path: Path, execute):
+    notebook = committed(path)
+    shipped = kinds(notebook)
+    controls = sum("Interactive(" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    check = new_code_cell(inspect.getsource(turn_every_control) + "\n\nturn_every_control()")
+    notebook.cells.append(check)
+    execute.execute(notebook, tmp_path)
+
+    (said,) = notebook.cells.pop().outputs
+    turned, seconds = map(float, said.text.split())
+    assert turned >= controls and seconds < SLOWEST
+    assert not [output.text for output in outputs(notebook) if output.get("name") == "stderr"]
+    assert kinds(notebook) == shipped, "the committed outputs are of other cells: make notebooks"
+    drawn = figures(notebook)
+    assert drawn and not any(map(empty, drawn))
+    assert not list(tmp_path.iterdir()), "a notebook leaves no files behind"
+
+
+def test_the_committed_file_is_whole_and_small(path: Path, execute):
+    notebook = committed(path)
+    assert path.stat().st_size <= LARGEST
+    nbformat.validate(notebook)
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+    drawn = figures(notebook)
+    assert drawn and not any(map(empty, drawn))
+    tidy = nbformat.from_dict(notebook)
+    execute.tidy(tidy)
+    assert tidy == notebook, "saved with traces of a session: make notebooks"
+
+
+def test_the_committed_file_names_no_machine(path: Path):
+    text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
+    places = [r"/(?:home|root|work|tmp|Users|usr|var|opt|mnt)/[\w.]", r"[A-Z]:\\\\", r" at 0x[0-9a-f]{6,}"]
+    assert not re.findall("|".join(places), text)
+
+
+def test_text_cells_hold_no_typed_results(path: Path):
+    texts = [cell.source for cell in committed(path).cells if cell.cell_type == "markdown"]
+    assert not [number for text in texts for number in typed_numbers(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("FD falls from 1.31 to 1.08.", ["1.31", "1.08"]),
+        ("In the paper gFID falls from 20.16 to 16.96. Here it is 1.08.", ["1.08"]),
+        ("It needs 3x fewer steps, and 77 % show the class.", ["3x", "77 %"]),
+        ("| gear | 986 |\n| paper | 16384 |", ["986"]),
+        ("Three updates: 1, 2 and 3, on $2 - 2z$. See [it](https://arxiv.org/abs/2606.32039), DINOv2.", []),
+        ("The loss is $-0.93$ and `tau=0.2`.", ["-0.93", "0.2"]),
+        ("One sentence about the paper.\n\nAnother: -0.5", ["-0.5"]),
+    ],
+)
+def test_typed_results_are_found(text: str, numbers: list[str]):
+    assert typed_numbers(text) == numbers
+
+
+def test_an_empty_figure_is_found():
+    blank = np.full((60, 80, 3), 255, np.uint8)
+    assert empty(blank)
+    ramp = blank.copy()
+    ramp[10:50, :, 0] = np.arange(80)
+    assert not empty(ramp)
+
+
+def drawn(value: int, kind: str) -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().bar([kind], [value])
+    return figure
+
+
+def test_a_figure_follows_its_controls_and_shows_without_them():
+    value = ipywidgets.IntSlider(3, 1, 9)
+    kind = ipywidgets.Dropdown(options=["a", "b"])
+    shown = Interactive(drawn, value=value, kind=kind)
+    first = shown.picture.value
+    bundle = shown._repr_mimebundle_()
+    assert base64.b64decode(bundle["image/png"]) == first
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    value.value = 7
+    second = shown.picture.value
+    kind.value = "b"
+    assert len({first, second, shown.picture.value}) == 3
+    value.value, kind.value = 3, "a"
+    assert shown.picture.value == first
+
+
+def test_an_error_while_drawing_is_not_swallowed():
+    value = ipywidgets.FloatSlider(1.0, min=0.0, max=2.0)
+    shown = Interactive(lambda value: drawn(int(1 / value), "a"), value=value)
+    with pytest.raises(ZeroDivisionError):
+        value.value = 0.0
+    assert bytes(shown.picture.value).startswith(b"\x89PNG")
+
+
+def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):
+    """A kernel called python3 that starts something else, where Jupyter looks first."""
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["false"], "display_name": "another", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    source = "import sys, gear_studio\nprint(sys.prefix, gear_studio.__file__)"
+    notebook = new_notebook(cells=[new_code_cell(source)])
+    execute.execute(notebook, tmp_path)
+    assert outputs(notebook)[0].text.split() == [sys.prefix, gear_studio.__file__]
+
+
+def test_a_cell_that_fails_is_reported(tmp_path: Path, execute):
+    notebook = new_notebook(cells=[new_code_cell("1 + 1"), new_code_cell("raise ValueError('no')")])
+    with pytest.raises(CellExecutionError, match="ValueError"):
+        execute.execute(notebook, tmp_path)
+
+
+def test_saving_keeps_what_a_reader_sees_and_nothing_else(execute):
+    seen = {"image/png": "iVBORw0KGgo=", execute.WIDGET: {"model_id": "0123"}, "text/plain": "VBox(...)"}
+    cell = new_code_cell("show", metadata={"execution": {"iopub.status.busy": "2026"}})
+    cell.outputs = [new_output("display_data", data=seen, metadata={"image/png": {"width": 10}})]
+    notebook = new_notebook(cells=[new_markdown_cell("# Title"), cell], metadata={"widgets": {"state": {}}})
+    execute.tidy(notebook)
+    assert notebook.metadata == execute.METADATA
+    assert cell.metadata == {} and cell.outputs[0].metadata == {}
+    assert sorted(cell.outputs[0].data) == ["image/png", "text/plain"]
+    assert "run the cell" in cell.outputs[0].data["text/plain"]

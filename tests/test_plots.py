@@ -1,0 +1,73 @@
+"""The notebooks' figures: what they say, read off their axes."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gear_studio import plots
+from gear_studio.analysis.codes import top_codes
+
+
+def text(axes) -> list[str]:
+    return [each.get_text() for each in axes.texts]
+
+
+def test_one_token_and_its_codes():
+    torch.manual_seed(0)
+    scores, image = -torch.rand(64), torch.rand(3, 32, 32) * 2 - 1
+    best = top_codes(scores, tau=0.1, count=5)
+    picture, bars = plots.token_codes(image, 6, best, grid=4).axes
+    assert picture.get_title(loc="left") == "token 6"
+    assert [label.get_text() for label in bars.get_yticklabels()] == [str(each.code) for each in best]
+    np.testing.assert_allclose([bar.get_width() for bar in bars.patches], scores.topk(5).values)
+
+    *_, weights = plots.token_codes(image, 6, best, grid=4, tau=0.1).axes
+    widths = [bar.get_width() for bar in weights.patches]
+    assert widths[:5] == [1, 0, 0, 0, 0]
+    np.testing.assert_allclose(widths[5:], torch.softmax(scores / 0.1, 0).topk(5).values)
+    assert f"{1 - sum(widths[5:]):.2f}" in weights.get_xlabel()
+
+
+def test_measures_against_the_temperature():
+    panels = {
+        "size": {"soft": [3, 2, 1], "other": 1.5},
+        "use": {"soft": [1, 2, 3]},
+        "reach": {"soft": [1, 1, 1]},
+    }
+    figure = plots.against_tau((0.01, 0.1, 1.0), panels, logarithmic=("size",))
+    size, use, reach, unused = figure.axes
+    assert not unused.axison
+    assert [axes.get_ylabel() for axes in (size, use, reach)] == list(panels)
+    assert size.get_yscale() == "log" and use.get_yscale() == "linear" and use.get_xscale() == "log"
+    soft, other, marked = size.get_lines()
+    np.testing.assert_allclose(soft.get_xydata(), [(0.01, 3), (0.1, 2), (1, 1)])
+    assert set(other.get_ydata()) == {1.5} and set(marked.get_xdata()) == {0.1}
+    (legend,) = figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["soft", "other", "τ = 0.1 (paper)"]
+
+
+def test_the_matrix_of_gradients_is_blank_where_there_is_none():
+    gear = {("1", "l1"): {"encoder": 0.5, "decoder": 2.0}, ("3", "ntp"): {"generator": 0.01}}
+    arms = {"gear": gear, "continued": {("1", "l1"): {"encoder": 1.0}}}
+    first, second, _ = plots.gradient_matrix(arms, ["encoder", "decoder", "generator"]).axes
+    assert sorted(text(first)) == sorted(["0.5", "2", "0.01", "1", "3"])  # cells, and the updates' names
+    assert text(second) == ["1", "1"]
+    blank = np.ma.getmaskarray(np.ma.masked_invalid(first.images[0].get_array()))
+    assert blank.tolist() == [[False, False, True], [True, True, False]]
+    assert [each.get_text() for each in first.get_yticklabels()] == ["l1", "ntp"]
+
+
+def test_maps_share_one_scale_and_stand_beside_their_picture():
+    values = torch.arange(32.0).reshape(2, 16)
+    image = torch.zeros(3, 8, 8)
+    picture, left, right, bar = plots.token_maps(values, ["a", "b"], "entropy (nats)", 0, 31, image).axes
+    np.testing.assert_array_equal(right.images[0].get_array(), values[1].reshape(4, 4))
+    assert left.images[0].get_clim() == right.images[0].get_clim() == (0, 31)
+    assert picture.get_title(loc="left") == "picture" and bar.get_ylabel() == "entropy (nats)"
+    assert len(plots.token_maps(values, ["a", "b"], "x", 0, 1).axes) == 3
+
+
+def test_pictures_in_a_row_keep_their_titles():
+    pictures = [np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (16, 16), "red")]
+    axes = plots.picture_row(pictures, ["one", "two"]).axes
+    assert [each.get_title(loc="left") for each in axes] == ["one", "two"]
