@@ -77,7 +77,7 @@ _SMALL_STAGES = {
     "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
 BUDGETS = {  # steps of each stage, and of the two models that are trained on the world's truth
-    "shipped": {"warmup": 2500, "joint": 1250, "generator": 8000, "teacher": 3600, "judge": 1600},
+    "shipped": {"warmup": 2500, "joint": 1250, "generator": 6000, "teacher": 3600, "judge": 1600},
     "quick": {"warmup": 750, "joint": 500, "generator": 750, "teacher": 900, "judge": 300},
     "smoke": {"warmup": 4, "joint": 4, "generator": 4, "teacher": 2, "judge": 2},
 }
