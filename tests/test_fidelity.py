@@ -298,6 +298,28 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
     assert "fid" not in evaluate(run, Options(samples=12, seeds=1, cache=tmp_path))  # never unasked
 
 
+class ArithmeticJudge(nn.Module):
+    """Names the last digit of the sum of all bytes: no two pictures are alike to it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        total = ((images.double() + 1) * 127.5).round().sum((1, 2, 3)).long()
+        return nn.functional.one_hot(total % 10, 10)
+
+
+def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
+    run = Run.from_pretrained(run_folder)
+    measured = fidelity.Evaluation(run, Options(samples=COUNT, seeds=2, cache=tmp_path, batch_size=7))
+    measured.judge = ArithmeticJudge()
+    found = {scale: measured.agreement(scale)["values"] for scale in (1.0, 4.0)}
+    for scale, values in found.items():
+        for seed, share in enumerate(values):
+            named = measured.judge(data.to_float(drawn(run, 1000 + seed, scale))).argmax(1)
+            asked = torch.arange(COUNT) % 10
+            assert share == pytest.approx((named == asked).float().mean().item())
+    assert found[1.0] != found[4.0] and max(found[1.0]) > 0  # guidance is passed on
+
+
 def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monkeypatch, tmp_path):
     class Grey(nn.Module):
         """Stands in for LPIPS."""

@@ -45,6 +45,7 @@ METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips")
 DISTANCES = ("fd", "fid", "sfid")
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
 AGREEMENT_SAMPLES = 480
+AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
 ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 
 
@@ -341,14 +342,18 @@ class Evaluation:
                 result[name + suffix] = spread([one[name] for one in figures])
         result["cfg_scale"] = options.cfg_scale
         if self.judge:
-            agreement = []
-            for seed in range(options.seeds):
-                hits = 0
-                for _, pictures, labels in self.samples(AGREEMENT_SAMPLES, options.cfg_scale, 1000 + seed):
-                    hits += (self.judge(data.to_float(pictures)).argmax(-1) == labels).sum().item()
-                agreement.append(sum(gather_object([hits])) / AGREEMENT_SAMPLES)
-            result["class_agreement"] = spread(agreement)
+            result["class_agreement"] = {f"{scale:g}": self.agreement(scale) for scale in AGREEMENT_SCALES}
         return result
+
+    def agreement(self, scale: float) -> dict:
+        """The share of samples that the judge gives the class asked for, over sampling seeds."""
+        shares = []
+        for seed in range(self.options.seeds):
+            hits = 0
+            for _, pictures, labels in self.samples(AGREEMENT_SAMPLES, scale, 1000 + seed):
+                hits += (self.judge(data.to_float(pictures)).argmax(-1) == labels).sum().item()
+            shares.append(sum(gather_object([hits])) / AGREEMENT_SAMPLES)
+        return spread(shares)
 
 
 def saved(batches: Iterator[tuple[int, Tensor]], series: Series) -> Iterator[tuple[int, Tensor]]:
@@ -366,8 +371,8 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
     statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as many other real
     pictures: what counting noise alone gives. A generator's Run also: fd, fid, sfid, is, precision and recall
     of samples, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1 (its tokenizer's rfd
-    is the floor), and class_agreement, the share of 480 guided samples a seed that the judge gives the asked
-    class, beside the judge's accuracy on real pictures and on their reconstructions.
+    is the floor), and class_agreement, by guidance scale: of 480 samples a seed the share that the judge
+    gives the asked class, beside its accuracy on real pictures and on their reconstructions.
 
     Raises ValueError for a reference that lacks what a metric needs, FileNotFoundError for weights that are
     neither here nor to be downloaded."""
