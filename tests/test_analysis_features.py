@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import sys
 import types
 import zlib
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from gear_studio import plots, readout, runs
 from gear_studio.alignment import Projector, ProjectorConfig
 from gear_studio.analysis import codes, features
+from gear_studio.analysis.features import extract, reader
 from gear_studio.data import to_float
 from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
 from gear_studio.pretrained import write_json
@@ -111,6 +113,160 @@ def test_similarity_by_hand():
     torch.testing.assert_close(found, torch.tensor([1, 1, 0, -1, 2**-0.5]))
     with pytest.raises(ValueError, match=r"patch 5 is not one of 0\.\.4"):
         features.similarity(torch.ones(5, 2), 5)
+
+
+# extract
+
+
+@pytest.fixture(scope="module")
+def modules(tokenizer) -> list:
+    torch.manual_seed(2)
+    projector = Projector(ProjectorConfig(dim=32, teacher_dim=32, hidden=8)).eval()
+    return [tokenizer, tiny.generator(), projector, tiny.teacher()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, modules) -> runs.Run:
+    """A Run with those modules."""
+    folder = tmp_path_factory.mktemp("runs") / "generator"
+    for name, module in zip(("tokenizer", "generator", "projector", "teacher"), modules, strict=True):
+        module.save_pretrained(folder / name)
+    recipe = {"teacher": str(folder / "teacher")}
+    write_json(folder / "config.json", {"stage": "generator", "parent": None, "recipe": recipe})
+    return runs.Run(folder)
+
+
+EVERYWHERE = ["teacher", "generator.3", "tokenizer.c_q", "generator.1", "tokenizer.z", "teacher.1"]
+
+
+def test_extract_is_each_model_run_by_hand(modules):
+    tokenizer, generator, projector, teacher = modules
+    images, labels = tiny.batch(size=5)
+    found = extract(modules, images, EVERYWHERE, batch_size=2)
+    with torch.no_grad():
+        indices = tokenizer.assign(images).indices
+        embedded = generator.tokens(indices[:, :-1])
+        states = {
+            name: dict(zip((1, 2, 3), generator.hidden(embedded, asked, [1, 2, 3]), strict=True))
+            for name, asked in (("null", torch.full((5,), generator.condition.null)), ("label", labels))
+        }
+        expected = {
+            "teacher": teacher(images),
+            "teacher.1": teacher.features(images, [1])[0],
+            "tokenizer.z": tokenizer.encode(images),
+            "tokenizer.c_q": tokenizer.quantizer.codes(indices),
+            "generator.1": states["null"][1],
+            "generator.3": states["null"][3],
+        }
+        projected = projector(states["label"][2])
+    assert list(found) == EVERYWHERE and len(found) == 6
+    for place, features_there in found.items():
+        torch.testing.assert_close(features_there, expected[place])
+    labelled = extract(modules, images, "generator.3", "label", labels, batch_size=3)
+    torch.testing.assert_close(labelled["generator.3"], states["label"][3])
+    after = extract(modules, images, ["generator.2"], "label", labels, projector="after")
+    torch.testing.assert_close(after["generator.2"], projected)
+    with pytest.raises(KeyError, match="no features of 'generator.2' were taken; there are generator.3"):
+        labelled["generator.2"]
+
+
+def test_extract_of_a_run_is_that_of_its_modules(run, modules):
+    images, _ = tiny.batch()
+    here, there = (extract(model, images, ["generator.2", "teacher"]) for model in (run, modules))
+    torch.testing.assert_close(here["generator.2"], there["generator.2"])
+    torch.testing.assert_close(here["teacher"], there["teacher"], atol=1e-2, rtol=1e-2)  # stored as float16
+    torch.testing.assert_close(reader(run, "generator.2")(images), here["generator.2"])
+    after = reader(run, "generator.2", projector="after")(images)
+    assert after.shape == (4, 16, 32) and not torch.allclose(after, here["generator.2"])
+
+
+def test_protocol_says_how_features_were_taken(run, tokenizer):
+    images, labels = tiny.batch(size=6)
+    found = extract(run, images, ["generator.2", "teacher"], "label", labels, "after", source="shapes, val")
+    said = "6 images (shapes, val); generator teacher-forced, conditioned on the label, after the projector"
+    assert found.protocol == said
+    assert found.rows("image").protocol == f"{said}; image level (mean of patches)"
+    assert found.rows(count=20, seed=3).protocol == f"{said}; patch level, 20 drawn (seed 3)"
+    assert "null condition, before the projector" in extract(run, images, "generator.1").protocol
+    assert extract(tokenizer, images, "tokenizer.z").protocol == "6 images"
+
+
+def test_rows_of_features_are_the_same_patches_everywhere(run):
+    images, _ = tiny.batch(size=6)
+    found = extract(run, images, ["tokenizer.z", "generator.1"])
+    patches = found.rows("patch", count=20, seed=3)
+    again = extract(run, images, "generator.1").rows(count=20, seed=3)
+    assert torch.equal(patches["generator.1"], again["generator.1"]) and len(patches["tokenizer.z"]) == 20
+    flat = found["tokenizer.z"].flatten(0, 1)
+    at = [(flat == row).all(1).nonzero()[0, 0].item() // 16 for row in patches["tokenizer.z"]]
+    assert patches.groups.tolist() == at
+    torch.testing.assert_close(found.rows("image")["generator.1"], found["generator.1"].mean(1))
+
+
+IMAGES, LABELS = tiny.batch()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((IMAGES, "generator"), "unknown place 'generator'; choose of tokenizer.z, tokenizer.c_q"),
+        ((IMAGES, "tokenizer.q"), "unknown place 'tokenizer.q'"),
+        ((IMAGES, []), r"where is \[\]; give one or more places, each once"),
+        ((IMAGES, ["teacher", "teacher"]), "each once"),
+        ((IMAGES, "generator.4"), "generator.4 was asked for; this generator has blocks 1 to 3"),
+        ((IMAGES, "teacher.0"), "teacher has blocks 1 to 2"),
+        ((IMAGES.to(torch.uint8), "teacher"), "type torch.uint8; expected .* data.to_float makes them"),
+        ((IMAGES[0], "teacher"), r"images have shape \(3, 32, 32\)"),
+        ((IMAGES, "generator.1", "none"), "condition is 'none'; choose null or label"),
+        ((IMAGES, "generator.1", "null", LABELS), 'labels were given and condition is "null"'),
+        ((IMAGES, "generator.1", "label"), "labels have shape None; expected \\(4,\\)"),
+        ((IMAGES, "generator.1", "label", LABELS + 9), r"labels are 9\.\.12; .* classes are 0\.\.9"),
+        ((IMAGES, "generator.1", "null", None, "beside"), "projector is 'beside'; choose before or after"),
+        (
+            (IMAGES, ["generator.2", "generator.3"], "null", None, "after"),
+            "generator.3 was asked for after the projector, .* on the tap alone; take generator.2",
+        ),
+        (
+            (IMAGES, "teacher", "null", None, "after"),
+            "projector 'after' are the generator's, and none of teacher",
+        ),
+    ],
+)
+def test_extract_refuses_what_makes_no_sense(modules, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        extract(modules, *arguments)
+
+
+def test_extract_says_which_module_is_missing(tokenizer, modules):
+    with pytest.raises(ValueError, match="a Tokenizer is needed and Generator was given; give a Run, or"):
+        extract(modules[1], IMAGES, "generator.1")
+    with pytest.raises(ValueError, match="a Tokenizer is needed and Tokenizer, Tokenizer was given"):
+        extract([tokenizer, tokenizer], IMAGES, "tokenizer.z")
+    with pytest.raises(ValueError, match="a Projector is needed"):
+        extract(modules[:2], IMAGES, "generator.2", projector="after")
+    with pytest.raises(ValueError, match="the generator is in train mode, where dropout acts; call its eval"):
+        extract([tokenizer, tiny.generator().train()], IMAGES, "generator.1")
+
+
+def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
+    """UMAP itself takes minutes to compile on a busy machine: what it is asked for is what is ours."""
+    asked = []
+
+    class Umap:
+        def __init__(self, **settings):
+            asked.append(settings)
+
+        def fit_transform(self, rows):
+            return rows[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    rows = torch.randn(9, 6)
+    np.testing.assert_array_equal(features.umap_layout(rows, seed=3), rows[:, :2].numpy())
+    codes.code_layout(rows.numpy())
+    settings = {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
+    assert asked == [settings, {**settings, "random_state": 0}]
+    with pytest.raises(ValueError, match=r"features have shape \(3, 6\); a layout takes"):
+        features.umap_layout(rows[:3])
 
 
 # codes
