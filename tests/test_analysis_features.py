@@ -19,6 +19,7 @@ from gear_studio import plots, readout, runs
 from gear_studio.alignment import Projector, ProjectorConfig
 from gear_studio.analysis import codes, features
 from gear_studio.analysis.features import extract, reader
+from gear_studio.analysis.similarity import Estimate, Null
 from gear_studio.data import to_float
 from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
 from gear_studio.pretrained import write_json
@@ -459,6 +460,63 @@ def test_sample_grid_shows_every_picture():
     shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
     assert [pixels[0, 0].tolist() for pixels in shown] == [[0] * 3, [128] * 3, [255] * 3]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""]
+
+
+def test_similarity_by_block_shows_interval_chance_and_protocol():
+    null = Null(0.05, 0.0, 0.1)
+    with_null = {block: Estimate(block / 10, block / 10 - 0.1, block / 10 + 0.2, null) for block in (3, 1, 2)}
+    without = {1: Estimate(0.5, 0.4, 0.6), 3: Estimate(0.2, 0.1, 0.3)}
+    said = "512 images (shapes, val); generator teacher-forced, null condition, before the projector; patches"
+    figure = plots.similarity_by_block(
+        {"gear": with_null, "baseline": without}, "CKNNA (k = 10)", said, tap=2
+    )
+    (axes,) = figure.axes
+    lines = [(line.get_label(), line.get_linestyle(), list(line.get_xdata())) for line in axes.lines]
+    assert lines[0] == ("gear", "-", [1, 2, 3]) and lines[2] == ("baseline", "-", [1, 3])
+    assert lines[1][1] == ":" and list(axes.lines[1].get_ydata()) == [0.05] * 3
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(0) and band[:, 1].max() == pytest.approx(0.5)
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["gear", "baseline", "chance"] and axes.get_ylabel() == "CKNNA (k = 10)"
+    assert figure._supxlabel.get_text().replace("\n", " ") == said
+    assert axes.get_xticks().tolist() == [1, 2, 3] and rendered(figure).std() > 5
+
+
+def test_interval_bars_stand_by_task_and_model():
+    values = {
+        "gear": {"shape": (0.8, 0.7, 0.85), "texture": (0.9, 0.9, 0.9)},
+        "warmup": {"texture": (0.5, 0.4, 0.6)},
+    }
+    figure = plots.interval_bars(values, "accuracy", chance={"texture": 0.25})
+    (axes,) = figure.axes
+    heights = {container.get_label(): [bar.get_height() for bar in container] for container in axes.containers
+               if isinstance(container, matplotlib.container.BarContainer)}  # fmt: skip
+    assert heights == {"gear": [0.8, 0.9], "warmup": [0.5]}
+    bars = [bar.get_center()[0] for c in axes.containers if hasattr(c, "patches") for bar in c.patches]
+    assert bars == pytest.approx([-0.2, 0.8, 1.2])
+    assert "chance" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert rendered(figure).std() > 5
+
+
+def test_map_grid_puts_colours_and_numbers_beside_their_picture():
+    images = torch.stack([torch.full((3, 16, 16), value) for value in (-1.0, 1.0)])
+    colors = torch.rand(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(32.0).view(2, 16)
+    figure = plots.map_grid(images, {"teacher": colors, "gear": numbers}, "cosine", protocol="two images")
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes[:6]]
+    assert (shown[0] == 0).all() and (shown[3] == 255).all()
+    np.testing.assert_array_equal(shown[4][2::4, 2::4].reshape(16, 3), (colors[1] * 255).round().byte())
+    scale = (matplotlib.colormaps["viridis"](numbers[1].numpy() / 31)[:, :3] * 255).round()
+    np.testing.assert_array_equal(shown[5][2::4, 2::4].reshape(16, 3), scale)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["picture", "teacher", "gear"]
+    assert figure.axes[6].get_ylabel() == "cosine" and figure.axes[6].get_ylim() == (0, 31)
+    assert len(plots.map_grid(images, {"teacher": colors}).axes) == 4 and rendered(figure).std() > 5
+
+
+def rendered(figure) -> np.ndarray:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return np.asarray(Image.open(stream).convert("L"))
 
 
 def test_charts_of_a_codebook_render(found):

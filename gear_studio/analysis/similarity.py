@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 AT_ONCE = 2**24  # cosines worked on at a time: 64 MiB of float32
@@ -225,6 +224,8 @@ def interval(
     spread is used. Rough below some 20 groups.
 
     Raises ValueError for fewer than 8 groups."""
+    from scipy.special import stdtrit  # here: figures need this file and not scipy
+
     x, y = _matrices(x, y)
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95")
@@ -252,7 +253,7 @@ def interval(
         found.append(measure(*(_of(part, chosen, measure) for part in (x, y))))
     # Without the factor, the halves of an odd number of groups would spread a little too much.
     error = float(np.std(found, ddof=1)) * math.sqrt(half / (count - half))
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    reach = float(stdtrit(count - 1, (1 + level) / 2)) * error
     value = measure(x, y)
     return Estimate(value, value - reach, value + reach, null)
 
