@@ -9,6 +9,7 @@ Notable here:
 
 import html
 import math
+import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gear_studio.analysis.codes import Candidate
+from gear_studio.analysis.similarity import Estimate
 from gear_studio.runs import Run
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -102,6 +104,122 @@ def sample_grid(
         if i % columns == 0 and i // columns < len(rows_named):
             where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
             axes.text(-0.06, 0.5, rows_named[i // columns], **where)
+    return figure
+
+
+@styled
+def similarity_by_block(
+    curves: Mapping[str, Mapping[int, Estimate]], ylabel: str, protocol: str = "", tap: int | None = None
+) -> Figure:
+    """A similarity measure against the generator's block. curves: label -> block -> its Estimate.
+
+    A band is the confidence interval, a dotted line of the same colour what chance gives, where the Estimates
+    have it. tap: the block that was aligned. protocol: how the features were taken, under the figure."""
+    figure = Figure(figsize=(6.4, 4.3), layout="constrained")
+    axes = figure.subplots()
+    for (label, blocks), color, marker in zip(curves.items(), OKABE_ITO, "osD^vPX*", strict=False):
+        at = sorted(blocks)
+        found = [blocks[block] for block in at]
+        axes.fill_between(
+            at, [e.low for e in found], [e.high for e in found], color=color, alpha=0.2, linewidth=0
+        )
+        axes.plot(at, [e.value for e in found], marker=marker, color=color, linewidth=2, label=label)
+        if all(e.null for e in found):
+            axes.plot(at, [e.null.mean for e in found], color=color, linewidth=1.2, linestyle=":")
+    handles, _ = axes.get_legend_handles_labels()
+    if any(line.get_linestyle() == ":" for line in axes.lines):
+        handles.append(
+            matplotlib.lines.Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="chance")
+        )
+    if tap is not None:
+        axes.axvline(tap, color=INK, linewidth=1, linestyle="--", zorder=0)
+        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        axes.annotate("tap", (tap, 1), (3, -3), **where)
+    axes.set(xlabel="generator block", ylabel=ylabel)
+    axes.set_xticks(sorted({block for blocks in curves.values() for block in blocks}))
+    axes.legend(handles=handles)
+    return _with_protocol(figure, protocol)
+
+
+@styled
+def interval_bars(
+    values: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    ylabel: str,
+    chance: Mapping[str, float] | None = None,
+    protocol: str = "",
+) -> Figure:
+    """Bars with their intervals, such as probes. values: model -> task -> (value, low, high).
+
+    Tasks stand side by side, in the first model's order; a model without one has no bar there. chance: task
+    -> the value of guessing, a dashed line."""
+    tasks = list(next(iter(values.values())))
+    figure = Figure(figsize=(max(4.8, 1.3 + 0.5 * len(values) * len(tasks)), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(values)
+    hatches = ("", "//", "..", "xx", "\\\\", "--", "oo", "++")  # told apart also in black and white
+    for i, (model, found) in enumerate(values.items()):
+        at = [j + (i - (len(values) - 1) / 2) * width for j, task in enumerate(tasks) if task in found]
+        value, low, high = np.array([found[task] for task in tasks if task in found]).T
+        look = {"color": OKABE_ITO[i % 8], "hatch": hatches[i % 8], "edgecolor": "white", "label": model}
+        reach = np.clip([value - low, high - value], 0, None)
+        axes.bar(at, value, width * 0.92, yerr=reach, ecolor=INK, capsize=3, **look)
+    known = [(j, chance[task]) for j, task in enumerate(tasks) if task in (chance or {})]
+    if known:
+        at, guess = np.array(known).T
+        axes.hlines(guess, at - 0.45, at + 0.45, color=INK, linestyle="--", linewidth=1, label="chance")
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return _with_protocol(figure, protocol)
+
+
+@styled
+def map_grid(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    quantity: str = "",
+    limits: tuple[float, float] | None = None,
+    cmap: str = "viridis",
+    protocol: str = "",
+) -> Figure:
+    """Pictures in rows, beside each the token map that every model makes of it.
+
+    images: (B, 3, H, W) in [-1, 1]. maps: model -> colours (B, N, 3) in [0, 1], such as `features.pca_rgb` of
+    each picture, or numbers (B, N), such as `features.similarity`, which all share one colour scale: quantity
+    is its label, with its unit, limits its ends (by default those of the numbers)."""
+    numbers = [values for values in maps.values() if values.ndim == 2]
+    if limits is None and numbers:
+        limits = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
+    figure = Figure(
+        figsize=(1.5 * (1 + len(maps)) + bool(numbers), 1.55 * len(images) + 0.5), layout="constrained"
+    )
+    grid = figure.subplots(len(images), 1 + len(maps), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row, picture in enumerate(to_rgb(images)):
+        shown = {"picture": picture}
+        for model, values in maps.items():
+            cells = values[row].detach().float().cpu()
+            colors = (
+                colored(cells, *limits, cmap) if cells.ndim == 1 else (cells * 255).round().byte().numpy()
+            )
+            shown[model] = np.asarray(grid_map(colors, picture.shape[0]))
+        for axes, (title, pixels) in zip(grid[row], shown.items(), strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            if row == 0:
+                axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
+    if numbers:
+        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
+        figure.colorbar(scale, ax=grid[:, -1].tolist(), label=quantity, fraction=0.1)
+    return _with_protocol(figure, protocol)
+
+
+def _with_protocol(figure: Figure, protocol: str) -> Figure:
+    """How the features were taken, small, under the figure."""
+    if protocol:
+        width = int(figure.get_figwidth() * 17)
+        figure.supxlabel(textwrap.fill(protocol, width), x=0.01, ha="left", fontsize=8, color=INK)
     return figure
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import sys
 import types
 import zlib
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 from gear_studio import plots, readout, runs
 from gear_studio.alignment import Projector, ProjectorConfig
 from gear_studio.analysis import codes, features
+from gear_studio.analysis.features import extract, reader
+from gear_studio.analysis.similarity import Estimate, Null
 from gear_studio.data import to_float
 from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
 from gear_studio.pretrained import write_json
@@ -111,6 +114,160 @@ def test_similarity_by_hand():
     torch.testing.assert_close(found, torch.tensor([1, 1, 0, -1, 2**-0.5]))
     with pytest.raises(ValueError, match=r"patch 5 is not one of 0\.\.4"):
         features.similarity(torch.ones(5, 2), 5)
+
+
+# extract
+
+
+@pytest.fixture(scope="module")
+def modules(tokenizer) -> list:
+    torch.manual_seed(2)
+    projector = Projector(ProjectorConfig(dim=32, teacher_dim=32, hidden=8)).eval()
+    return [tokenizer, tiny.generator(), projector, tiny.teacher()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, modules) -> runs.Run:
+    """A Run with those modules."""
+    folder = tmp_path_factory.mktemp("runs") / "generator"
+    for name, module in zip(("tokenizer", "generator", "projector", "teacher"), modules, strict=True):
+        module.save_pretrained(folder / name)
+    recipe = {"teacher": str(folder / "teacher")}
+    write_json(folder / "config.json", {"stage": "generator", "parent": None, "recipe": recipe})
+    return runs.Run(folder)
+
+
+EVERYWHERE = ["teacher", "generator.3", "tokenizer.c_q", "generator.1", "tokenizer.z", "teacher.1"]
+
+
+def test_extract_is_each_model_run_by_hand(modules):
+    tokenizer, generator, projector, teacher = modules
+    images, labels = tiny.batch(size=5)
+    found = extract(modules, images, EVERYWHERE, batch_size=2)
+    with torch.no_grad():
+        indices = tokenizer.assign(images).indices
+        embedded = generator.tokens(indices[:, :-1])
+        states = {
+            name: dict(zip((1, 2, 3), generator.hidden(embedded, asked, [1, 2, 3]), strict=True))
+            for name, asked in (("null", torch.full((5,), generator.condition.null)), ("label", labels))
+        }
+        expected = {
+            "teacher": teacher(images),
+            "teacher.1": teacher.features(images, [1])[0],
+            "tokenizer.z": tokenizer.encode(images),
+            "tokenizer.c_q": tokenizer.quantizer.codes(indices),
+            "generator.1": states["null"][1],
+            "generator.3": states["null"][3],
+        }
+        projected = projector(states["label"][2])
+    assert list(found) == EVERYWHERE and len(found) == 6
+    for place, features_there in found.items():
+        torch.testing.assert_close(features_there, expected[place])
+    labelled = extract(modules, images, "generator.3", "label", labels, batch_size=3)
+    torch.testing.assert_close(labelled["generator.3"], states["label"][3])
+    after = extract(modules, images, ["generator.2"], "label", labels, projector="after")
+    torch.testing.assert_close(after["generator.2"], projected)
+    with pytest.raises(KeyError, match="no features of 'generator.2' were taken; there are generator.3"):
+        labelled["generator.2"]
+
+
+def test_extract_of_a_run_is_that_of_its_modules(run, modules):
+    images, _ = tiny.batch()
+    here, there = (extract(model, images, ["generator.2", "teacher"]) for model in (run, modules))
+    torch.testing.assert_close(here["generator.2"], there["generator.2"])
+    torch.testing.assert_close(here["teacher"], there["teacher"], atol=1e-2, rtol=1e-2)  # stored as float16
+    torch.testing.assert_close(reader(run, "generator.2")(images), here["generator.2"])
+    after = reader(run, "generator.2", projector="after")(images)
+    assert after.shape == (4, 16, 32) and not torch.allclose(after, here["generator.2"])
+
+
+def test_protocol_says_how_features_were_taken(run, tokenizer):
+    images, labels = tiny.batch(size=6)
+    found = extract(run, images, ["generator.2", "teacher"], "label", labels, "after", source="shapes, val")
+    said = "6 images (shapes, val); generator teacher-forced, conditioned on the label, after the projector"
+    assert found.protocol == said
+    assert found.rows("image").protocol == f"{said}; image level (mean of patches)"
+    assert found.rows(count=20, seed=3).protocol == f"{said}; patch level, 20 drawn (seed 3)"
+    assert "null condition, before the projector" in extract(run, images, "generator.1").protocol
+    assert extract(tokenizer, images, "tokenizer.z").protocol == "6 images"
+
+
+def test_rows_of_features_are_the_same_patches_everywhere(run):
+    images, _ = tiny.batch(size=6)
+    found = extract(run, images, ["tokenizer.z", "generator.1"])
+    patches = found.rows("patch", count=20, seed=3)
+    again = extract(run, images, "generator.1").rows(count=20, seed=3)
+    assert torch.equal(patches["generator.1"], again["generator.1"]) and len(patches["tokenizer.z"]) == 20
+    flat = found["tokenizer.z"].flatten(0, 1)
+    at = [(flat == row).all(1).nonzero()[0, 0].item() // 16 for row in patches["tokenizer.z"]]
+    assert patches.groups.tolist() == at
+    torch.testing.assert_close(found.rows("image")["generator.1"], found["generator.1"].mean(1))
+
+
+IMAGES, LABELS = tiny.batch()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((IMAGES, "generator"), "unknown place 'generator'; choose of tokenizer.z, tokenizer.c_q"),
+        ((IMAGES, "tokenizer.q"), "unknown place 'tokenizer.q'"),
+        ((IMAGES, []), r"where is \[\]; give one or more places, each once"),
+        ((IMAGES, ["teacher", "teacher"]), "each once"),
+        ((IMAGES, "generator.4"), "generator.4 was asked for; this generator has blocks 1 to 3"),
+        ((IMAGES, "teacher.0"), "teacher has blocks 1 to 2"),
+        ((IMAGES.to(torch.uint8), "teacher"), "type torch.uint8; expected .* data.to_float makes them"),
+        ((IMAGES[0], "teacher"), r"images have shape \(3, 32, 32\)"),
+        ((IMAGES, "generator.1", "none"), "condition is 'none'; choose null or label"),
+        ((IMAGES, "generator.1", "null", LABELS), 'labels were given and condition is "null"'),
+        ((IMAGES, "generator.1", "label"), "labels have shape None; expected \\(4,\\)"),
+        ((IMAGES, "generator.1", "label", LABELS + 9), r"labels are 9\.\.12; .* classes are 0\.\.9"),
+        ((IMAGES, "generator.1", "null", None, "beside"), "projector is 'beside'; choose before or after"),
+        (
+            (IMAGES, ["generator.2", "generator.3"], "null", None, "after"),
+            "generator.3 was asked for after the projector, .* on the tap alone; take generator.2",
+        ),
+        (
+            (IMAGES, "teacher", "null", None, "after"),
+            "projector 'after' are the generator's, and none of teacher",
+        ),
+    ],
+)
+def test_extract_refuses_what_makes_no_sense(modules, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        extract(modules, *arguments)
+
+
+def test_extract_says_which_module_is_missing(tokenizer, modules):
+    with pytest.raises(ValueError, match="a Tokenizer is needed and Generator was given; give a Run, or"):
+        extract(modules[1], IMAGES, "generator.1")
+    with pytest.raises(ValueError, match="a Tokenizer is needed and Tokenizer, Tokenizer was given"):
+        extract([tokenizer, tokenizer], IMAGES, "tokenizer.z")
+    with pytest.raises(ValueError, match="a Projector is needed"):
+        extract(modules[:2], IMAGES, "generator.2", projector="after")
+    with pytest.raises(ValueError, match="the generator is in train mode, where dropout acts; call its eval"):
+        extract([tokenizer, tiny.generator().train()], IMAGES, "generator.1")
+
+
+def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
+    """UMAP itself takes minutes to compile on a busy machine: what it is asked for is what is ours."""
+    asked = []
+
+    class Umap:
+        def __init__(self, **settings):
+            asked.append(settings)
+
+        def fit_transform(self, rows):
+            return rows[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    rows = torch.randn(9, 6)
+    np.testing.assert_array_equal(features.umap_layout(rows, seed=3), rows[:, :2].numpy())
+    codes.code_layout(rows.numpy())
+    settings = {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
+    assert asked == [settings, {**settings, "random_state": 0}]
+    with pytest.raises(ValueError, match=r"features have shape \(3, 6\); a layout takes"):
+        features.umap_layout(rows[:3])
 
 
 # codes
@@ -303,6 +460,63 @@ def test_sample_grid_shows_every_picture():
     shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
     assert [pixels[0, 0].tolist() for pixels in shown] == [[0] * 3, [128] * 3, [255] * 3]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""]
+
+
+def test_similarity_by_block_shows_interval_chance_and_protocol():
+    null = Null(0.05, 0.0, 0.1)
+    with_null = {block: Estimate(block / 10, block / 10 - 0.1, block / 10 + 0.2, null) for block in (3, 1, 2)}
+    without = {1: Estimate(0.5, 0.4, 0.6), 3: Estimate(0.2, 0.1, 0.3)}
+    said = "512 images (shapes, val); generator teacher-forced, null condition, before the projector; patches"
+    figure = plots.similarity_by_block(
+        {"gear": with_null, "baseline": without}, "CKNNA (k = 10)", said, tap=2
+    )
+    (axes,) = figure.axes
+    lines = [(line.get_label(), line.get_linestyle(), list(line.get_xdata())) for line in axes.lines]
+    assert lines[0] == ("gear", "-", [1, 2, 3]) and lines[2] == ("baseline", "-", [1, 3])
+    assert lines[1][1] == ":" and list(axes.lines[1].get_ydata()) == [0.05] * 3
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(0) and band[:, 1].max() == pytest.approx(0.5)
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["gear", "baseline", "chance"] and axes.get_ylabel() == "CKNNA (k = 10)"
+    assert figure._supxlabel.get_text().replace("\n", " ") == said
+    assert axes.get_xticks().tolist() == [1, 2, 3] and rendered(figure).std() > 5
+
+
+def test_interval_bars_stand_by_task_and_model():
+    values = {
+        "gear": {"shape": (0.8, 0.7, 0.85), "texture": (0.9, 0.9, 0.9)},
+        "warmup": {"texture": (0.5, 0.4, 0.6)},
+    }
+    figure = plots.interval_bars(values, "accuracy", chance={"texture": 0.25})
+    (axes,) = figure.axes
+    heights = {container.get_label(): [bar.get_height() for bar in container] for container in axes.containers
+               if isinstance(container, matplotlib.container.BarContainer)}  # fmt: skip
+    assert heights == {"gear": [0.8, 0.9], "warmup": [0.5]}
+    bars = [bar.get_center()[0] for c in axes.containers if hasattr(c, "patches") for bar in c.patches]
+    assert bars == pytest.approx([-0.2, 0.8, 1.2])
+    assert "chance" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert rendered(figure).std() > 5
+
+
+def test_map_grid_puts_colours_and_numbers_beside_their_picture():
+    images = torch.stack([torch.full((3, 16, 16), value) for value in (-1.0, 1.0)])
+    colors = torch.rand(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(32.0).view(2, 16)
+    figure = plots.map_grid(images, {"teacher": colors, "gear": numbers}, "cosine", protocol="two images")
+    shown = [axes.get_images()[0].get_array() for axes in figure.axes[:6]]
+    assert (shown[0] == 0).all() and (shown[3] == 255).all()
+    np.testing.assert_array_equal(shown[4][2::4, 2::4].reshape(16, 3), (colors[1] * 255).round().byte())
+    scale = (matplotlib.colormaps["viridis"](numbers[1].numpy() / 31)[:, :3] * 255).round()
+    np.testing.assert_array_equal(shown[5][2::4, 2::4].reshape(16, 3), scale)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["picture", "teacher", "gear"]
+    assert figure.axes[6].get_ylabel() == "cosine" and figure.axes[6].get_ylim() == (0, 31)
+    assert len(plots.map_grid(images, {"teacher": colors}).axes) == 4 and rendered(figure).std() > 5
+
+
+def rendered(figure) -> np.ndarray:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return np.asarray(Image.open(stream).convert("L"))
 
 
 def test_charts_of_a_codebook_render(found):

@@ -1,5 +1,6 @@
 """The frozen teacher, the judge, how they are trained, and the linear probes that measure them."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,13 @@ from torch import nn
 
 from gear_studio import data
 from gear_studio.analysis.judge import Judge
-from gear_studio.analysis.probes import linear_probe, probe_patches
+from gear_studio.analysis.probes import (
+    knn_probe,
+    linear_probe,
+    probe_images,
+    probe_patches,
+    segmentation_iou,
+)
 from gear_studio.teachers import Teacher
 from gear_studio.training import teacher as training
 
@@ -300,26 +307,83 @@ def test_probe_is_at_chance_on_shuffled_labels():
     assert linear_probe(train_x, shuffled, test_x, rotated) == pytest.approx(0.25, abs=0.08)
 
 
+def test_neighbours_vote():
+    train_x = np.array([[1.0, 0], [5, 0.5], [9, 2], [0, 1], [0.1, 3], [-1, 0.1]])
+    train_y = np.array([0, 0, 1, 1, 1, 2])
+    test_x = np.array([[0.01, 0], [0.001, 7], [-3, 0]])  # by cosine, not by distance
+    assert knn_probe(train_x, train_y, test_x, np.array([0, 1, 2]), k=1) == 1
+    assert knn_probe(train_x, train_y, test_x, np.array([0, 1, 1]), k=3) == 1
+    assert knn_probe(train_x, train_y, test_x, np.array([1, 0, 2]), k=3) == 0
+    assert knn_probe(*separable(300, 4, 0), *map(torch.tensor, separable(400, 4, 1))) > 0.99
+    with pytest.raises(ValueError, match="k is 7; there are 6 training rows"):
+        knn_probe(train_x, train_y, test_x, train_y[:3], k=7)
+
+
+def oracle(shift: int, *pictures: range):
+    """Features that are the truth of each patch, of these pictures in turn, moved on by some patches."""
+    world, parts = data.load("shapes", split="probe"), iter(pictures)
+
+    def features(images):
+        truth = world.truth(next(parts))
+        assert torch.equal(data.to_float(truth["image"]), images)
+        codes = [truth["patch_foreground"][..., None].float()]
+        codes += [nn.functional.one_hot(truth[f"patch_{k}"] + 1).float() for k in ("shape", "texture")]
+        return torch.cat(codes, -1).flatten(1, 2).roll(shift, 1)
+
+    return features
+
+
+SAMPLE = {"seed": 0, "train_images": 60, "test_images": 40}
+PARTS = range(60), range(60, 100)
+
+
 def test_patch_probe_matches_features_with_their_own_patch():
     """Features that are the truth probe at 1; the same features one patch further do not."""
-    world = data.load("shapes", split="probe")
-
-    def oracle(shift):
-        parts = iter([range(60), range(60, 100)])
-
-        def features(images):
-            truth = world.truth(next(parts))
-            assert torch.equal(data.to_float(truth["image"]), images)
-            codes = [truth["patch_foreground"][..., None].float()]
-            codes += [nn.functional.one_hot(truth[f"patch_{k}"] + 1).float() for k in ("shape", "texture")]
-            return torch.cat(codes, -1).flatten(1, 2).roll(shift, 1)
-
-        return features
-
-    sample = {"seed": 0, "train_images": 60, "test_images": 40, "patches": 3}
-    assert probe_patches(oracle(0), **sample) == {"foreground": 1.0, "texture": 1.0, "shape": 1.0}
-    shifted = probe_patches(oracle(3), **sample)
+    sample = {**SAMPLE, "patches": 3}
+    exact = probe_patches(oracle(0, *PARTS), **sample)
+    assert exact == {"foreground": 1.0, "texture": 1.0, "shape": 1.0}
+    shifted = probe_patches(oracle(3, *PARTS), **sample)
     assert shifted["foreground"] < 0.95 and shifted["shape"] < 1.0
+
+
+def test_patch_probe_by_neighbours():
+    """Not all at 1: of the 24 pairs of shape and texture some are not among so few training pictures."""
+    found = probe_patches(oracle(0, *PARTS), **SAMPLE, patches=3, probe=functools.partial(knn_probe, k=1))
+    assert found["foreground"] == 1 and found["texture"] > 0.8 and found["shape"] > 0.8
+
+
+def test_image_probe_names_classes_from_the_mean_of_patches():
+    sample = {"train_images": 120, "test_images": 60}
+    parts = range(100), range(100, 120), range(120, 180)
+    assert probe_images(oracle(0, *parts), **sample) > 0.9
+    assert probe_images(oracle(9, *parts), **sample) > 0.9  # a mean does not ask where
+    assert probe_images(lambda x: torch.ones(len(x), 64, 2), **sample) < 0.2
+
+
+def test_segmentation_is_exact_for_the_truth_and_a_share_for_guesses():
+    assert segmentation_iou(oracle(0, *PARTS), **SAMPLE) == 1
+    world, there = data.load("shapes", split="probe"), PARTS[1]
+    true = world.truth(there)["patch_foreground"].flatten(1)
+
+    answers = iter(PARTS)
+
+    def turned(images):  # right in training; in the test wrong about the first patch of every picture
+        found = oracle(0, next(answers))(images)
+        if len(images) == 40:
+            found[:, 0] = torch.where(true[:, :1], 0.0, 1.0)
+        return found[..., :1]
+
+    changed = true.clone()
+    changed[:, 0] = ~changed[:, 0]
+    expected = (changed & true).sum() / (changed | true).sum()
+    assert 0.5 < expected < 1 and segmentation_iou(turned, **SAMPLE) == pytest.approx(expected.item())
+
+
+def test_probes_refuse_features_of_another_grid():
+    with pytest.raises(
+        ValueError, match=r"features of 60 images have shape \(60, 16, 3\); expected \(60, 64, d"
+    ):
+        segmentation_iou(lambda x: torch.ones(len(x), 16, 3), **SAMPLE)
 
 
 def test_patch_probe_is_at_chance_on_features_without_the_picture():

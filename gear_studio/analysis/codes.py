@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.analysis.features import umap_layout
 from gear_studio.data.source import Source, to_float
 from gear_studio.tokenizer import Tokenizer
 
@@ -66,11 +67,8 @@ def gallery(found: Survey, code: int, count: int = 12, margin: int = 1) -> tuple
 def code_layout(codebook: np.ndarray) -> np.ndarray:
     """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call.
 
-    McInnes et al. 2018. The first call compiles for some seconds; call it from one thread at a time."""
-    import umap  # here: it takes seconds to import, and only this needs it
-
-    neighbors = min(15, len(codebook) - 1)
-    return umap.UMAP(n_neighbors=neighbors, metric="cosine", random_state=0, n_jobs=1).fit_transform(codebook)
+    Made by `features.umap_layout`, whose notes hold here."""
+    return umap_layout(codebook)
 
 
 class Candidate(NamedTuple):

@@ -1,20 +1,30 @@
-"""Linear probes: what can be read off patch features with a linear classifier and nothing else.
+"""Probes: what can be read off features with a linear classifier, or from nearest neighbours, and no more.
 
 Probing needs the world's truth, so it runs on `shapes`. Train and test pictures are disjoint, from the range
-of the world that nothing trains on ("probe"), and another seed means other pictures.
+of the world that nothing trains on ("probe"), and another seed means other pictures: the spread over seeds is
+the uncertainty.
+
+Features are any function of images (B,3,64,64) in [-1,1] to (B,64,d), one row a cell of the world's 8 x 8
+grid: a Teacher, or a place of a model by `features.reader(run, "generator.3")`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 from gear_studio import data
 
 Features = Callable[[torch.Tensor], torch.Tensor]
+Probe = Callable[..., float]
+
+
+def _linear(train_x: np.ndarray, train_y: np.ndarray) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(train_x, train_y)
 
 
 def linear_probe(train_x, train_y, test_x, test_y) -> float:
@@ -23,38 +33,111 @@ def linear_probe(train_x, train_y, test_x, test_y) -> float:
     x: (N,d), y: (N,) class ids, numpy arrays or CPU tensors. Standardised by the training rows alone.
     """
     train_x, train_y, test_x, test_y = map(np.asarray, (train_x, train_y, test_x, test_y))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    return float(_linear(train_x, train_y).score(test_x, test_y))
+
+
+def knn_probe(train_x, train_y, test_x, test_y, k: int = 20) -> float:
+    """Test accuracy in [0,1] of the vote of the k nearest training rows by cosine; nothing is fitted.
+
+    Shapes as in `linear_probe`. Raises ValueError when there are fewer than k training rows."""
+    train_x, train_y, test_x, test_y = map(np.asarray, (train_x, train_y, test_x, test_y))
+    if not 1 <= k <= len(train_x):
+        raise ValueError(f"k is {k}; there are {len(train_x)} training rows, give a k of 1 to as many")
+    # Of rows of length 1 the nearest by distance are the nearest by cosine, and a tree can look for them.
+    probe = make_pipeline(Normalizer(), KNeighborsClassifier(k))
     return float(probe.fit(train_x, train_y).score(test_x, test_y))
 
 
 def probe_patches(
-    features: Features, seed: int = 0, train_images: int = 1500, test_images: int = 800, patches: int = 6
+    features: Features,
+    seed: int = 0,
+    train_images: int = 1500,
+    test_images: int = 800,
+    patches: int = 6,
+    probe: Probe = linear_probe,
 ) -> dict[str, float]:
     """Accuracy of linear probes on held-out patches: foreground; texture and shape on object patches.
 
     features: images (B,3,64,64) in [-1,1] -> (B,64,d), such as a Teacher. From every picture `patches` object
-    patches and as many background ones are drawn, so that a large object does not count for more.
+    patches and as many background ones are drawn, so that a large object does not count for more. probe:
+    `linear_probe`, or `knn_probe`.
     Returns {"foreground", "texture", "shape"} in [0,1]; chance is 1/2, 1/4 and 1/6.
     """
-    first = seed * (train_images + test_images)
-    train = _patches(features, range(first, first + train_images), patches, seed)
-    test = _patches(features, range(first + train_images, first + train_images + test_images), patches, seed)
+    here, there = _pictures(seed, train_images, test_images)
+    train, test = (_patches(features, pictures, patches, seed) for pictures in (here, there))
     on_object = [part["foreground"] == 1 for part in (train, test)]
-    result = {"foreground": linear_probe(train["x"], train["foreground"], test["x"], test["foreground"])}
+    result = {"foreground": probe(train["x"], train["foreground"], test["x"], test["foreground"])}
     for task in ("texture", "shape"):
         (a, b) = on_object
-        result[task] = linear_probe(train["x"][a], train[task][a], test["x"][b], test[task][b])
+        result[task] = probe(train["x"][a], train[task][a], test["x"][b], test[task][b])
     return result
 
 
-def _patches(features: Features, indices: range, patches: int, seed: int) -> dict[str, np.ndarray]:
+def probe_images(
+    features: Features,
+    seed: int = 0,
+    train_images: int = 1500,
+    test_images: int = 800,
+    probe: Probe = linear_probe,
+) -> float:
+    """Accuracy in [0,1] of a probe for the class of held-out images, from the mean of their patches.
+
+    Chance is 1/24. features, seed and probe as in `probe_patches`."""
+    sides = []
+    for pictures in _pictures(seed, train_images, test_images):
+        parts = [(x.mean(1), truth["label"].numpy()) for x, truth in _batches(features, pictures)]
+        sides += map(np.concatenate, zip(*parts, strict=True))
+    return probe(*sides)
+
+
+def segmentation_iou(
+    features: Features, seed: int = 0, train_images: int = 500, test_images: int = 400, patches: int = 6
+) -> float:
+    """Intersection over union, in [0,1], of object patches that a linear probe finds and those that are.
+
+    The probe for foreground is fitted as in `probe_patches`, and asked for all 64 patches of every test
+    image; counts are added over images before they are divided. At the resolution of the tokens: a patch is
+    of the object when at least half of it is. Naming every patch gives the share of patches that are."""
+    here, there = _pictures(seed, train_images, test_images)
+    train = _patches(features, here, patches, seed)
+    probe = _linear(train["x"], train["foreground"])
+    both = either = 0
+    for x, truth in _batches(features, there):
+        found = probe.predict(x.reshape(-1, x.shape[-1])) == 1
+        true = truth["patch_foreground"].flatten().numpy()
+        both += (found & true).sum()
+        either += (found | true).sum()
+    return float(both / max(either, 1))
+
+
+def _pictures(seed: int, train_images: int, test_images: int) -> tuple[range, range]:
+    """Numbers of the pictures of a seed, to train and to test on."""
+    first = seed * (train_images + test_images)
+    middle = first + train_images
+    return range(first, middle), range(middle, middle + test_images)
+
+
+def _batches(features: Features, pictures: range) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """Features (b,64,d) and truth of some pictures at a time. Raises ValueError for features of another
+    shape."""
     world = data.load("shapes", split="probe")
-    rng = np.random.default_rng((seed, indices.start))
-    found: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}
-    for start in range(0, len(indices), 100):
-        truth = world.truth(indices[start : start + 100])
+    for start in range(0, len(pictures), 100):
+        truth = world.truth(pictures[start : start + 100])
         with torch.inference_mode():
-            x = features(data.to_float(truth["image"])).float().numpy()
+            x = features(data.to_float(truth["image"])).float().cpu().numpy()
+        expected = truth["patch_foreground"].flatten(1).shape
+        if x.ndim != 3 or x.shape[:2] != expected:
+            raise ValueError(
+                f"features of {expected[0]} images have shape {x.shape}; expected ({expected[0]}, "
+                f"{expected[1]}, d), one row a cell of the world's grid"
+            )
+        yield x, truth
+
+
+def _patches(features: Features, pictures: range, patches: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng((seed, pictures.start))
+    found: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}
+    for x, truth in _batches(features, pictures):
         foreground = truth["patch_foreground"].flatten(1).numpy()
         # The highest random numbers among object patches, and among background patches, of each picture.
         ranks = rng.random(foreground.shape)

@@ -1,0 +1,83 @@
+"""Steps to a value and speed-ups, against hand-worked curves."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds, steps_to
+
+
+def line(slope: float, length: float = 100, steps: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    """A value that falls from 10 by `slope` a step."""
+    at = np.linspace(0, length, steps)
+    return at, 10 - slope * at
+
+
+def test_steps_to_a_value_lie_between_measurements():
+    steps, values = np.array([0.0, 10, 20, 30]), np.array([8.0, 6, 2, 3])
+    assert steps_to(steps, values, 5) == pytest.approx(12.5)
+    assert steps_to(steps, values, 6) == 10 and steps_to(steps, values, 9) == 0
+    assert steps_to(steps, values, 1) == math.inf
+
+
+def test_speed_up_of_lines_is_the_ratio_of_slopes():
+    assert speed_up(line(0.01), line(0.03)) == pytest.approx(3)
+    assert speed_up(line(0.01), line(0.008)) == 0
+
+
+def test_speed_up_over_seeds_by_hand():
+    """Three baselines alike, so that a pair is what its arm alone makes it."""
+    found = speed_up_over_seeds([line(0.01)] * 3, [line(0.02), line(0.05), line(0.04)])
+    assert found.pairs == pytest.approx((2, 5, 4)) and found.value == pytest.approx(4)
+    # The median of 3 draws of 3 is the smallest with probability 7/27, the largest likewise.
+    assert (found.low, found.high) == pytest.approx((2, 5))
+    assert str(found) == "4.00x [2.00, 5.00], 3 seeds" and found.reached == 3
+    half = speed_up_over_seeds([line(0.01)] * 3, [line(0.02), line(0.05), line(0.04)], level=0.4)
+    assert (half.low, half.high) == pytest.approx((4, 4))  # 7/27 is below 0.3
+
+
+def test_seeds_of_both_arms_are_drawn():
+    baselines = [line(0.01), line(0.02)]
+    fixed_arm = speed_up_over_seeds(baselines, [line(0.04), line(0.04)])
+    assert fixed_arm.pairs == pytest.approx((4, 2)) and (fixed_arm.low, fixed_arm.high) == pytest.approx(
+        (2, 4)
+    )
+    both = speed_up_over_seeds(baselines, [line(0.02), line(0.04)])  # 2 and 2 as paired, 1 and 4 across
+    assert (
+        both.pairs == pytest.approx((2, 2)) and both.low == pytest.approx(1) and both.high == pytest.approx(4)
+    )
+
+
+def test_an_arm_that_never_gets_there_counts_as_least():
+    never, fast = line(0.005), line(0.05)
+    most = speed_up_over_seeds([line(0.01)] * 3, [never, fast, fast])
+    assert most.pairs == pytest.approx((0, 5, 5)) and most.value == pytest.approx(5) and most.low == 0
+    tie = speed_up_over_seeds([line(0.01)] * 2, [never, fast])
+    assert tie.value == 0  # not 2.5, half of an unknown
+    assert str(tie) == "not reached (1 of 2 seeds)" and tie.reached == 1
+
+
+def test_many_seeds_narrow_the_interval_and_a_seed_repeats_it():
+    rng = np.random.default_rng(0)
+
+    def width(count):
+        arms = [line(0.01 * ratio) for ratio in rng.uniform(2, 4, count)]
+        found = speed_up_over_seeds([line(0.01)] * count, arms)
+        assert found == speed_up_over_seeds([line(0.01)] * count, arms)
+        return found.high - found.low
+
+    assert width(60) < width(6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([line(1)] * 3, [line(1)] * 2), "3 seeds of the baseline and 2 of the arm"),
+        (([line(1)], [line(1)]), "at least 2"),
+        (([line(1)] * 2, [line(1)] * 2, 95), "level is 95"),
+    ],
+)
+def test_what_has_no_interval_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        speed_up_over_seeds(*arguments)
