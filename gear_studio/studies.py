@@ -503,9 +503,7 @@ def summary(study: Study, table: list[dict]) -> str:
         parts.append(part(speed_up_columns(study), lambda _, v: f"{v:.2f}x" if v else "not reached"))
     if study.paper:
         parts.append(
-            markdown(
-                ["paper (ImageNet 256 px, its own figures)", "paper"], list(map(list, study.paper.items()))
-            )
+            markdown(["measure, on the paper's own data", "paper"], list(map(list, study.paper.items())))
         )
     return "\n\n".join(parts)
 

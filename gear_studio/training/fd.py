@@ -6,7 +6,10 @@ against as many held-out pictures, in the features of the run's first teacher. I
 training's own dice, so a run that is measured trains exactly as one that is not.
 
 Its noise: a distance from few samples is too large, by about the same for every run with the same count, and
-wobbles. So it compares runs of one teacher and one fd_samples, and nothing else.
+it wobbles. Of the shipped `generator-gear` (evaluated at 1.08 with 5,000), four draws of 2,000 samples gave
+1.13 to 1.26, four of 1,000 gave 1.13 to 1.48; other real pictures, which are at 0.04 with 5,000, were at 0.08
+to 0.16 and 0.15 to 0.30. Here the draw is always the same, so a curve is smoother than that, but two arms are
+not. It compares runs of one teacher and one fd_samples, and nothing else.
 """
 
 from collections.abc import Iterable
