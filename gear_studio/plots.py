@@ -104,7 +104,7 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
 
 @styled
 def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -> Figure:
-    """Arms side by side, a dot a seed and a line at the median, one panel a measure.
+    """Arms side by side, a dot a seed and a line at the median, one panel a measure, two a row.
 
     rows: with `arm` (in the order they are drawn), `seed` and the measures, None where not measured.
     measures: column -> what it is, with its unit. varies: what the arms are values of. A seed has the same
@@ -112,10 +112,14 @@ def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
     width = max(3.0, 0.7 * len(arms) + 1.6)
-    figure = Figure(figsize=(width * len(measures), 4.4), layout="constrained")
-    for axes, (key, label) in zip(
-        figure.subplots(1, len(measures), squeeze=False).flat, measures.items(), strict=True
-    ):
+    columns = min(2, len(measures))
+    lines = math.ceil(len(measures) / columns)
+    turned = max(map(len, arms)) > 8
+    figure = Figure(figsize=(width * columns, (4.9 if turned else 3.9) * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for empty in panels[len(measures) :]:
+        figure.delaxes(empty)
+    for axes, (key, label) in zip(panels, measures.items(), strict=False):
         for place, arm in enumerate(arms):
             known = {row["seed"]: row[key] for row in rows if row["arm"] == arm and row.get(key) is not None}
             if known:
@@ -125,10 +129,8 @@ def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -
                 beside = place + 0.12 * (n - (len(seeds) - 1) / 2)
                 style = {"color": OKABE_ITO[n % len(OKABE_ITO)], "marker": "osD^v"[n % 5]}
                 axes.plot(beside, value, linestyle="", markersize=6, **style, label=f"seed {seed}")
-        turned = max(map(len, arms)) > 8
-        axes.set_xticks(
-            range(len(arms)), arms, rotation=35 if turned else 0, ha="right" if turned else "center"
-        )
+        ticks = {"rotation": 35, "ha": "right"} if turned else {}
+        axes.set_xticks(range(len(arms)), arms, **ticks)
         axes.set(xlabel=varies, ylabel=label, xlim=(-0.6, len(arms) - 0.4))
         axes.grid(axis="x", visible=False)
     found = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
