@@ -1,5 +1,5 @@
-"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | reproduce |
-report`.
+"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | study |
+reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gear_studio.studies import STUDIES
 from gear_studio.tokenizer import preset
-from gear_studio.training.recipes import BUDGETS, NAMES, lines, named
+from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, lines, named
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
 RecipeName = Literal[*NAMES]
-Arm = Literal["warmup", "baseline", "gear", "continued", "straight-through"]
+Arm = Literal["warmup", *ARMS["generator"]]
 Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips"]
 
 
@@ -87,8 +88,8 @@ def train(
         class, or WebDataset shards.
         stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
         tokenizer).
-        arm: What is compared: baseline, gear, continued, straight-through. Default: gear, or warmup for the
-        warm-up.
+        arm: What is compared: baseline, gear, continued, or one of the ablations straight-through, soft-ntp
+        and latent. Default: gear, or warmup for the warm-up.
         seed: Decides weights, images and dropout.
         recipe_name: small, or one of the paper's; `gear-studio recipe NAME` prints it.
         budget: Preset number of steps of the small recipe.
@@ -109,8 +110,8 @@ def train(
         compile: With torch.compile: faster, after some minutes at the start.
         shard: Spread the generator over the processes (FSDP2).
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-        generator.blocks=4. In the generator stage token_views=10 encodes ten crops of every picture ahead,
-        once a tokenizer.
+        generator.blocks=4 fd_every=250 (FD of samples while it trains). In the generator stage
+        token_views=10 encodes ten crops of every picture ahead, once a tokenizer.
     """
     from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training
@@ -336,19 +337,56 @@ def reproduce(
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
         ship: Put the results in the place of the shipped runs.
     """
-    import os
-
-    import torch
-
+    from gear_studio import jobs
     from gear_studio import reproduce as zoo
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
-    zoo.run(zoo.jobs(out, budget, seed), at_once, max(1, cores // at_once))
+    jobs.run(zoo.jobs(out, budget, seed), *jobs.side_by_side(at_once), out / "logs")
     if ship:
         zoo.ship(out)
     report(out)
+
+
+def study(
+    name: Positional[str],
+    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+    seeds: list[int] | None = None,
+    at_once: int | None = None,
+    out: Path | None = None,
+    from_zoo: bool = False,
+    set: list[str] | None = None,
+) -> None:
+    """Train a named set of runs over arms and seeds, and end in a table and a figure; killed and started
+    again it goes on. Settings are to be chosen on seeds 100 and above, results reported on seeds 0 to 2.
+
+    STUDIES
+
+    Args:
+        name: The study.
+        budget: shipped (what the repository holds), quick (sees the effect), smoke (checks the plumbing).
+        seeds: Of the trainings. Default: 0 1 2.
+        at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
+        out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET.
+        from_zoo: Train nothing: the table of the shipped runs.
+        set: Other recipe values of every training, as NAME=VALUE: gan_weight=0.1.
+    """
+    from gear_studio import jobs, studies
+
+    if from_zoo and set:
+        raise ValueError("--from-zoo trains nothing, so --set has nothing to change; leave one of them out")
+    chosen = studies.named(name)
+    out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{budget}")
+    seeds = tuple(dict.fromkeys(seeds or (studies.shipped_seeds(chosen) if from_zoo else studies.SEEDS)))
+    if not from_zoo:
+        todo = studies.jobs(chosen, budget, seeds, out, tuple(set or ()))
+        jobs.run(todo, *jobs.side_by_side(at_once), out / "logs")
+    found = studies.found(chosen, seeds, None if from_zoo else out, tuple(set or ()))
+    print(studies.write(chosen, found, out / name))
+
+
+study.__doc__ = study.__doc__.replace(
+    "STUDIES", "\n\n    ".join(f"{name}: {each.question}" for name, each in STUDIES.items())
+)
 
 
 def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
@@ -374,13 +412,19 @@ COMMANDS = {
     "evaluate": evaluate,
     "sample": sample,
     "reconstruct": reconstruct,
+    "study": study,
     "reproduce": reproduce,
     "report": report,
 }
 
 
+def run(words: list[str] | None = None) -> None:
+    """Do what a command line says. words: what follows `gear-studio`; None takes this process's own."""
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gear-studio", description=__doc__, args=words)
+
+
 def main() -> None:
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gear-studio", description=__doc__)
+        run()
     except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
         sys.exit(f"gear-studio: {error.args[0] if isinstance(error, KeyError) else error}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -73,6 +74,26 @@ def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Fig
     when a Run has no metric `key`."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
+    _against_steps(axes, runs, key, ylabel)
+    axes.legend()
+    return figure
+
+
+@styled
+def curves(runs: Mapping[str, Sequence[Run]], keys: Mapping[str, str]) -> Figure:
+    """`convergence` of several metrics side by side, with one legend. keys: metric -> what it is, with its
+    unit."""
+    figure = Figure(figsize=(4.2 * len(keys), 4.2), layout="constrained")
+    for axes, (key, ylabel) in zip(
+        figure.subplots(1, len(keys), squeeze=False).flat, keys.items(), strict=True
+    ):
+        _against_steps(axes, runs, key, ylabel)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+    return figure
+
+
+def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> None:
     for color, (label, seeds) in zip(OKABE_ITO, runs.items(), strict=False):
         curves = [dict(zip(*run.series(key), strict=True)) for run in seeds]
         for curve in curves if len(curves) > 1 else []:
@@ -82,7 +103,43 @@ def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Fig
         name = f"{label} (mean of {len(curves)} seeds)" if len(curves) > 1 else label
         axes.plot(steps, mean, color=color, linewidth=2.4, label=name)
     axes.set(xlabel="training step", ylabel=ylabel)
-    axes.legend()
+
+
+@styled
+def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -> Figure:
+    """Arms side by side, a dot a seed and a line at the median, one panel a measure, two a row.
+
+    rows: with `arm` (in the order they are drawn), `seed` and the measures, None where not measured.
+    measures: column -> what it is, with its unit. varies: what the arms are values of. A seed has the same
+    colour and marker everywhere."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    seeds = sorted({row["seed"] for row in rows})
+    width = max(3.0, 0.7 * len(arms) + 1.6)
+    columns = min(2, len(measures))
+    lines = math.ceil(len(measures) / columns)
+    turned = max(map(len, arms)) > 8
+    figure = Figure(figsize=(width * columns, (4.9 if turned else 3.9) * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for empty in panels[len(measures) :]:
+        figure.delaxes(empty)
+    for axes, (key, label) in zip(panels, measures.items(), strict=False):
+        for place, arm in enumerate(arms):
+            known = {row["seed"]: row[key] for row in rows if row["arm"] == arm and row.get(key) is not None}
+            if known:
+                axes.hlines(np.median(list(known.values())), place - 0.3, place + 0.3, color=INK, linewidth=2)
+            for seed, value in known.items():
+                n = seeds.index(seed)
+                beside = place + 0.12 * (n - (len(seeds) - 1) / 2)
+                style = {"color": OKABE_ITO[n % len(OKABE_ITO)], "marker": "osD^v"[n % 5]}
+                axes.plot(beside, value, linestyle="", markersize=6, **style, label=f"seed {seed}")
+        ticks = {"rotation": 35, "ha": "right"} if turned else {}
+        axes.set_xticks(range(len(arms)), arms, **ticks)
+        axes.set(xlabel=varies, ylabel=label, xlim=(-0.6, len(arms) - 0.4))
+        axes.grid(axis="x", visible=False)
+    found = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    if found:
+        found["median"] = matplotlib.lines.Line2D([], [], color=INK, linewidth=2)
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
     return figure
 
 

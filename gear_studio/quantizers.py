@@ -22,10 +22,11 @@ from gear_studio.readout import Assignment, straight_through
 
 @dataclass(frozen=True)
 class Quantized:
-    """assignment; decoder_input (B, N, D), what the decoder is fed in training; loss, scalar quantizer
-    loss."""
+    """assignment; latent (B, N, D), z as it is compared with the codes (VQ: on the sphere); decoder_input
+    (B, N, D), what the decoder is fed in training; loss, scalar quantizer loss."""
 
     assignment: Assignment
+    latent: Tensor
     decoder_input: Tensor
     loss: Tensor
 
@@ -74,7 +75,7 @@ class VectorQuantizer(Quantizer):
         assignment = self.assign(z)
         z, code = F.normalize(z.float(), dim=-1), self.codes(assignment.indices)
         loss = F.mse_loss(code, z.detach()) + 0.25 * F.mse_loss(z, code.detach())
-        return Quantized(assignment, z + (code - z).detach(), loss)
+        return Quantized(assignment, z, z + (code - z).detach(), loss)
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -106,7 +107,7 @@ class LookupFreeQuantizer(Quantizer):
         """Loss: 0.25 mean (z - sg sign z)^2; the decoder is fed z + sg(sign z - z)."""
         assignment = self.assign(z)
         z, code = z.float(), self.codes(assignment.indices)
-        return Quantized(assignment, z + (code - z).detach(), 0.25 * F.mse_loss(z, code))
+        return Quantized(assignment, z, z + (code - z).detach(), 0.25 * F.mse_loss(z, code))
 
 
 class IndexBackpropagationQuantizer(Quantizer):
@@ -130,7 +131,7 @@ class IndexBackpropagationQuantizer(Quantizer):
             # ste@C: its gradient to C is that of o@C, to s that of s@C.
             fed = straight_through(assignment, self.codebook)
         loss = F.mse_loss(fed, z) + F.mse_loss(z, code.detach()) + 0.25 * F.mse_loss(code, z.detach())
-        return Quantized(assignment, fed, loss)
+        return Quantized(assignment, z, fed, loss)
 
 
 QUANTIZERS: dict[str, type[Quantizer]] = {

@@ -29,6 +29,7 @@ from gear_studio.pretrained import atomic, load_weights, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}
+UNTRAINED = ("random", "pixels")  # controls: the tiny one with random weights, and no network at all
 PUBLISHED = {  # short names; any other timm name works as well
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
@@ -54,7 +55,8 @@ PUBLISHED = {  # short names; any other timm name works as well
 class TeacherConfig:
     """What is needed to rebuild a teacher. `mean` and `std` are those of RGB in [0, 1].
 
-    arch: "vit" is built from the sizes below; for "timm:NAME" timm knows the sizes and they are only told."""
+    arch: "vit" is built from the sizes below; for "timm:NAME" timm knows the sizes and they are only told;
+    "pixels" has no network, and patch_size decides all."""
 
     arch: str = "vit"
     image_size: int = 64
@@ -73,8 +75,12 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
         encoder = timm_encoder(config.arch.removeprefix("timm:"))
         encoder.set_input_size((config.image_size, config.image_size))
         return encoder
+    if config.arch == "pixels":
+        return PatchPixels(config.patch_size)
     if config.arch != "vit":
-        raise ValueError(f"Teacher arch {config.arch!r} is not known; expected 'vit' or 'timm:NAME'.")
+        raise ValueError(
+            f"Teacher arch {config.arch!r} is not known; expected 'vit', 'timm:NAME' or 'pixels'."
+        )
     from timm.models.vision_transformer import VisionTransformer  # here: it takes seconds to import
 
     return VisionTransformer(
@@ -89,6 +95,24 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
     )
 
 
+class PatchPixels(nn.Module):
+    """The encoder that is none: a patch's feature is its pixels, normalised, channel by channel."""
+
+    def __init__(self, patch_size: int):
+        super().__init__()
+        self.patch_size, self.blocks = patch_size, nn.ModuleList()
+
+    def set_input_size(self, size: tuple[int, int]) -> None:
+        """Any multiple of the patch will do."""
+
+    def forward_intermediates(
+        self, images: torch.Tensor, indices: Sequence[int], **_: object
+    ) -> list[torch.Tensor]:
+        """(B, 3, H, W) -> (B, N, 3 * patch^2), once for each of `indices`, as timm's encoders answer."""
+        patches = F.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        return [patches] * len(indices)
+
+
 def timm_name(name: str) -> str:
     """timm's name of a teacher: a short name of `PUBLISHED`, "timm:NAME" or NAME itself.
 
@@ -98,7 +122,8 @@ def timm_name(name: str) -> str:
     wanted = PUBLISHED.get(name, name.removeprefix("timm:"))
     if not timm.is_model(wanted):
         raise FileNotFoundError(
-            f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a folder nor published "
+            f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a control "
+            f"({', '.join(UNTRAINED)}) nor a folder nor published "
             f"({', '.join(PUBLISHED)}, or a model of timm {timm.__version__}); check the name, or train "
             "one with gear_studio.training.teacher.train_teacher(folder)."
         )
@@ -202,8 +227,9 @@ class Teacher(nn.Module):
     def from_pretrained(
         cls, name_or_folder: str | Path, grid: int | None = None, weights: str | Path | None = None
     ) -> "Teacher":
-        """Load "tiny" (shipped), a published teacher ("dinov2-b", any timm name) or a folder written by
-        `save_pretrained`; grid as above, the tokenizer's where features are compared with tokens.
+        """Load "tiny" (shipped), a control ("random": tiny's sizes with the random weights of seed 0, or
+        "pixels"), a published teacher ("dinov2-b", any timm name) or a folder written by `save_pretrained`;
+        grid as above, the tokenizer's where features are compared with tokens.
 
         weights: a published teacher's file, instead of a download. Raises FileNotFoundError when a folder or
         file is missing or nothing can be downloaded, ValueError when what is there is damaged or is no
@@ -211,12 +237,17 @@ class Teacher(nn.Module):
         """
         name = str(name_or_folder)
         folder = SHIPPED.get(name, Path(name))
-        if name in PUBLISHED or not folder.is_dir():
+        if name in PUBLISHED or not (folder.is_dir() or name in UNTRAINED):
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
             return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
         if weights is not None:
             raise ValueError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
+        if name == "random":
+            return cls(TeacherConfig(), cls.random().encoder, grid, name)
+        if name == "pixels":
+            config = TeacherConfig(arch=name, dim=3 * 8 * 8, depth=1, heads=1, note="Raw pixels, no network.")
+            return cls(config, build_encoder(config), grid, name)
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )

@@ -16,7 +16,7 @@ import tiny
 import torch
 from PIL import Image
 
-from gear_studio import Run, cli, reproduce
+from gear_studio import Run, cli, jobs, reproduce
 
 
 @pytest.fixture
@@ -239,14 +239,14 @@ def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, p
 
 
 def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):
-    jobs = reproduce.jobs(tmp_path / "runs", "quick", seed=3)
+    todo = reproduce.jobs(tmp_path / "runs", "quick", seed=3)
     done: set[str] = set()
-    for job in jobs:
+    for job in todo:
         assert done.issuperset(job.needs), f"{job.name} comes before what it needs"
         done.add(job.name)
     trained = {*reproduce.TOKENIZERS, *reproduce.GENERATORS}
     assert trained <= done and {f"evaluate {name}" for name in trained} <= done
-    for job in jobs:
+    for job in todo:
         if "--parent" in job.command:
             parent = Path(job.command[job.command.index("--parent") + 1])
             assert parent.name in job.needs and parent.parent == tmp_path / "runs"
@@ -257,17 +257,19 @@ def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monke
     stand_in = tmp_path / "python"
     stand_in.write_text(f'#!/bin/sh\necho "$3" >> {tmp_path}/order\n[ "$3" != bad ]\n')
     stand_in.chmod(0o755)
-    monkeypatch.setattr(reproduce.sys, "executable", str(stand_in))
+    monkeypatch.setattr(jobs.sys, "executable", str(stand_in))
 
-    def job(name: str, *needs: str) -> reproduce.Job:
-        return reproduce.Job(name, [name, "--out", str(tmp_path / name)], list(needs))
+    def job(name: str, *needs: str) -> jobs.Job:
+        return jobs.Job(name, [name], list(needs))
 
     order = tmp_path / "order"
-    reproduce.run([job("first"), job("second", "first"), job("third", "second")], at_once=3, threads=1)
-    assert order.read_text().split() == ["first", "second", "third"]
+    todo = [job("first"), job("second", "first"), job("third", "second")]
+    todo[1].finished = lambda: order.read_text() == "first\n"  # asked when its turn has come
+    jobs.run(todo, 3, 1, tmp_path / "logs")
+    assert order.read_text().split() == ["first", "third"]
     order.unlink()
     with pytest.raises(RuntimeError, match=r"bad failed \(exit 1\); see .*bad\.log"):
-        reproduce.run([job("good"), job("bad", "good"), job("never", "bad")], at_once=2, threads=1)
+        jobs.run([job("good"), job("bad", "good"), job("never", "bad")], 2, 1, tmp_path / "logs")
     assert order.read_text().split() == ["good", "bad"]
 
 

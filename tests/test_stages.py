@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gear_studio.objectives import perceptual_loss
 from gear_studio.readout import Assignment
+from gear_studio.teachers import Teacher
 from gear_studio.training import execution, stages
 from gear_studio.training.execution import Execution
 from gear_studio.training.loop import Meter
@@ -26,6 +28,10 @@ ARMS = [
     pytest.param(
         "joint", "straight-through", GAN, ["tokenizer", "discriminator", "aligned"], id="straight-through-gan"
     ),
+    pytest.param("joint", "soft-ntp", {}, ["tokenizer", "aligned"], id="soft-ntp"),
+    pytest.param("joint", "soft-ntp", GAN, ["tokenizer", "discriminator", "aligned"], id="soft-ntp-gan"),
+    pytest.param("joint", "latent", {}, ["tokenizer"], id="latent"),
+    pytest.param("joint", "latent", GAN, ["tokenizer", "discriminator"], id="latent-gan"),
     pytest.param("joint", "continued", {}, ["tokenizer"], id="continued"),
     pytest.param("joint", "continued", GAN, ["tokenizer", "discriminator"], id="continued-gan"),
     pytest.param("generator", "baseline", {}, ["aligned"], id="baseline"),
@@ -49,6 +55,8 @@ REACHED = {  # by the gradient of each loss
     "alignment_soft": CODES,
     "alignment_straight_through": CODES,
     "ntp_straight_through": CODES,
+    "ntp_soft": CODES,
+    "alignment_latent": ENCODER | {"latent"},
     "discriminator": {"discriminator"},
     "ntp": GENERATOR,
     "alignment_hard": {f"aligned.generator.{part}" for part in UP_TO_TAP} | {"aligned.projectors"},
@@ -66,7 +74,7 @@ def group(name: str) -> str:
     parts = name.split(".")
     if name.startswith("aligned.generator.blocks"):
         return ".".join(parts[:4])
-    depth = {"tokenizer": 2, "discriminator": 1, "teacher": 1, "aligned": 2}[parts[0]]
+    depth = {"tokenizer": 2, "aligned": 2}.get(parts[0], 1)
     return ".".join(parts[: 3 if name.startswith("aligned.generator") else depth])
 
 
@@ -99,6 +107,8 @@ def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, u
         expected |= {
             "gear": {"alignment_soft"},
             "straight-through": {"ntp_straight_through", "alignment_straight_through"},
+            "soft-ntp": {"ntp_soft", "alignment_soft"},
+            "latent": {"alignment_latent"},
             "continued": set(),
         }[arm]
     assert reached == {loss: REACHED[loss] for loss in expected}
@@ -123,10 +133,12 @@ def test_each_update_gives_gradients_to_its_own_module_alone(name, arm, changes,
     monkeypatch.setattr(Stage, "_backward", watch)
     stage.step(1, *tiny.batch())
     assert [which for which, _ in seen] == updates
+    beside = {"tokenizer": "latent."} if arm == "latent" else {}  # that projector learns in update 1
     for which, here in seen:
-        assert here == {n for n in parameters if n.startswith(which + ".")}
+        own = (which + ".", beside.get(which, which + "."))
+        assert here == {n for n in parameters if n.startswith(own)}
     changed = {n.split(".")[0] for n, p in parameters.items() if not torch.equal(p, before[n])}
-    assert changed == set(updates)
+    assert changed == set(updates) | ({"latent"} if arm == "latent" else set())
 
 
 def test_every_part_of_what_is_trained_moves():
@@ -151,7 +163,7 @@ def test_the_teacher_is_never_given_a_gradient_and_never_trains(name):
 def modes(stage: Stage) -> list[tuple[bool, bool]]:
     """For each pass through the generator to come: is it in training mode, and would its weights learn?"""
     seen = []
-    generator = stage.modules["aligned"].generator
+    generator = stage.modules["aligned"].generator.eval()
     generator.blocks[0].register_forward_pre_hook(
         lambda *_: seen.append(
             (
@@ -163,7 +175,7 @@ def modes(stage: Stage) -> list[tuple[bool, bool]]:
     return seen
 
 
-@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+@pytest.mark.parametrize("arm", ["gear", "straight-through", "soft-ntp"])
 def test_the_generator_is_frozen_and_in_eval_mode_in_update_1_and_trains_in_update_3(arm):
     stage = tiny.stage("joint", arm)
     seen = modes(stage)
@@ -198,7 +210,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+@pytest.mark.parametrize("arm", ["gear", "straight-through", "soft-ntp"])
 def test_label_drop_and_dropout_are_off_in_update_1(arm):
     certain = {"generator": tiny.replace(tiny.GENERATOR, label_drop=1.0, dropout=0.5)}
     never = {"generator": tiny.replace(tiny.GENERATOR, label_drop=0.0, dropout=0.0)}
@@ -211,8 +223,8 @@ def test_label_drop_and_dropout_are_off_in_update_1(arm):
     assert not torch.equal(first, second)  # while in update 3 they are on
 
 
-def test_next_token_prediction_reaches_the_tokenizer_in_the_straight_through_arm_only():
-    for arm, blind in (("gear", True), ("straight-through", False)):
+def test_next_token_prediction_reaches_the_tokenizer_in_the_two_arms_that_let_it_only():
+    for arm, blind in (("gear", True), ("straight-through", False), ("soft-ntp", False)):
         stage = tiny.stage("joint", arm)
         before = guidance(stage)[1]
         with torch.no_grad():  # the head decides what is predicted and nothing else
@@ -227,6 +239,49 @@ def test_guidance_is_weighted_and_read_at_tau():
     torch.testing.assert_close([2 * g for g in gradient], twice)
     sharper, _ = guidance(tiny.stage("joint", "gear", tau=0.01))
     assert not torch.equal(sharper["alignment_soft"], losses["alignment_soft"])
+
+
+def test_soft_ntp_is_the_next_token_loss_of_the_chosen_codes_on_soft_embeddings():
+    stage = tiny.stage("joint", "soft-ntp", alignment_weight=0.0)
+    losses, gradient = guidance(stage)
+    images, labels = tiny.batch()
+    assignment = stage.tokenizer.assign(images)
+    generator = stage.modules["aligned"].generator.eval()
+    mixed = torch.softmax(assignment.scores / stage.recipe.tau, -1) @ generator.token_table.detach()
+    logits = generator(mixed[:, :-1], labels)
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), assignment.indices.flatten())
+    torch.testing.assert_close(losses["ntp_soft"], expected)
+    wanted = [*stage.tokenizer.encoder.parameters(), stage.tokenizer.quantizer.codebook]
+    torch.testing.assert_close(gradient, list(torch.autograd.grad(expected, wanted)))
+
+
+def test_latent_aligns_the_latents_and_its_projector_learns_at_the_generator_s_rate():
+    stage = tiny.stage("joint", "latent", alignment_weight=0.5, tokenizer_lr=1e-4, generator_lr=3e-3)
+    images, labels = tiny.batch()
+    projector = stage.modules["latent"][0]
+    with torch.no_grad():
+        z = nn.functional.normalize(stage.tokenizer.encode(images), dim=-1)
+        cosine = nn.functional.cosine_similarity(projector(z), stage.teacher(images), dim=-1)
+    found = stage.step(1, images, labels)
+    torch.testing.assert_close(found["alignment_latent"], -cosine.mean())
+    others = found["l1"] + found["quantizer"] + 0.05 * found["code_entropy"] + found["perceptual"]
+    torch.testing.assert_close(found["tokenizer"], others + 0.5 * found["alignment_latent"])
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
+    assert rates == {"tokenizer": 1e-4, "latent": 3e-3}
+    assert set(stage.parts()) == {"tokenizer", "latent-projector"}
+
+
+def test_another_network_may_look_at_reconstructions_than_the_one_that_aligns(monkeypatch):
+    shipped = Teacher.random(3, grid=4)
+    monkeypatch.setattr(stages.Teacher, "from_pretrained", lambda name, grid: shipped)
+    stage = tiny.stage("joint", "gear", perceptual="tiny")
+    images, labels = tiny.batch()
+    with torch.no_grad():
+        reconstruction, _ = stage.tokenizer(images)
+        ours, theirs = (shipped.features(x, (1, 2)) for x in (reconstruction, images))
+    found = stage.step(1, images, labels)
+    torch.testing.assert_close(found["perceptual"], perceptual_loss(ours, theirs))
+    assert stage.modules["aligned"].projectors[0].config.teacher_dim == stage.teacher.dim == 32
 
 
 def test_guidance_is_what_training_the_tokenizer_adds():
@@ -356,7 +411,7 @@ def two_steps(stage: Stage) -> list[dict[str, Tensor]]:
     return losses
 
 
-@pytest.mark.parametrize("arm", ["gear", "straight-through"])
+@pytest.mark.parametrize("arm", ["gear", "straight-through", "soft-ntp"])
 def test_recomputing_activations_changes_nothing(arm):
     """Neither dropout, whose dice must fall again as before, nor the generator's being frozen in update 1."""
     plain, again = tiny.stage("joint", arm), tiny.stage("joint", arm, execution=Execution(recompute=True))
@@ -364,7 +419,7 @@ def test_recomputing_activations_changes_nothing(arm):
     for block in again.modules["aligned"].generator.blocks:
         block.attention.register_forward_hook(lambda *_: ran.append(1))
     torch.testing.assert_close(two_steps(again), two_steps(plain), rtol=1e-6, atol=1e-6)
-    forward = {"gear": 2 + 3, "straight-through": 3 + 3}[arm]
+    forward = {"gear": 2 + 3}.get(arm, 3 + 3)
     assert len(ran) == 2 * 2 * forward  # two steps, each block again in the backward pass
 
 
@@ -399,7 +454,8 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize(
-    ("name", "arm"), [("joint", "gear"), ("joint", "straight-through"), ("generator", "gear")]
+    ("name", "arm"),
+    [*(("joint", arm) for arm in ("gear", "straight-through", "soft-ntp", "latent")), ("generator", "gear")],
 )
 def test_between_two_logs_nothing_is_read_from_the_device(name, arm, pieces, monkeypatch):
     stage = tiny.stage(name, arm, execution=Execution(micro_batch=4 // pieces), **GAN)

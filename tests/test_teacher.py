@@ -115,6 +115,20 @@ def test_saved_and_loaded_teacher_is_the_same(tmp_path, teacher):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_controls_have_names_and_pixels_are_the_patches_themselves():
+    images = pictures(2)
+    random, raw = Teacher.from_pretrained("random", grid=4), Teacher.from_pretrained("pixels")
+    assert random.name == "random" and torch.equal(random(images), Teacher.random(0, grid=4)(images))
+    features = raw(images)
+    assert features.shape == (2, 64, 192) and raw.name == "pixels" and "no network" in raw.note
+    # Patch 8 * row + column, channel by channel.
+    assert torch.allclose(features[1, 8 * 3 + 5], images[1, :, 24:32, 40:48].flatten(), atol=1e-6)
+    assert Teacher.from_pretrained("pixels", grid=4)(images).shape == (2, 16, 192)
+    assert raw.fingerprint() == Teacher.from_pretrained("pixels", grid=4).fingerprint()
+    with pytest.raises(ValueError, match="'pixels' brings its own weights"):
+        Teacher.from_pretrained("pixels", weights="file.pt")
+
+
 def test_an_unknown_name_is_refused_with_the_way_out():
     with pytest.raises(FileNotFoundError, match="'dinov9' is neither shipped .*tiny.*train_teacher"):
         Teacher.from_pretrained("dinov9")

@@ -23,6 +23,7 @@ STAGES = {  # name: stage, arm, parent, changes to the recipe
     "warmup": ("warmup", "warmup", None, {"gan_weight": 0.1}),
     "joint": ("joint", "gear", "warmup", {}),
     "generator": ("generator", "gear", "joint", {}),
+    "latent": ("joint", "latent", "warmup", {}),
 }
 
 
@@ -71,13 +72,12 @@ def test_a_run_holds_what_its_readers_expect(whole, teacher_folder):
         ("warmup", {"tokenizer"}),
         ("joint", {"tokenizer", "generator", "projector"}),
         ("generator", {"generator", "projector"}),
+        ("latent", {"tokenizer", "latent-projector"}),
     ):
         run = Run.from_pretrained(whole / name)
-        assert (
-            run.finished
-            and {part for part in ("tokenizer", "generator", "projector") if run.has(part)} == parts
-        )
-        assert run.config["stage"] == name and run.config["seed"] == 0
+        held = ("tokenizer", "generator", "projector", "latent-projector")
+        assert run.finished and {part for part in held if run.has(part)} == parts
+        assert run.config["stage"] == STAGES[name][0] and run.config["seed"] == 0
         assert run.config["recipe"]["teacher"] == str(teacher_folder)
         assert [row["step"] for row in run.metrics] == [2, 4, 6, 8, 10, 12]
         assert run.record["device"] and run.record["command"] and run.record["versions"]["torch"]
@@ -87,6 +87,7 @@ def test_a_run_holds_what_its_readers_expect(whole, teacher_folder):
     assert set(pictures) == {
         "warmup/reconstructions.png",
         "joint/reconstructions.png",
+        "latent/reconstructions.png",
         "generator/samples.png",
     }
     assert all(np.asarray(picture).std() > 1 for picture in pictures.values())
@@ -106,8 +107,10 @@ def test_metrics_say_everything_that_is_promised(whole):
         "warmup": tokenizer | gan,
         "joint": tokenizer | generator | {"alignment_soft"},
         "generator": generator,
+        "latent": tokenizer | {"alignment_latent", "grad_norm_latent"},
     }
     validated = {"warmup": {"val_psnr"}, "generator": {"val_ntp", "val_alignment"}}
+    validated["latent"] = {"val_psnr", "val_alignment_latent"}
     validated["joint"] = validated["warmup"] | validated["generator"]
     for name, losses in expected.items():
         first, second, *_ = Run.from_pretrained(whole / name).metrics
@@ -156,6 +159,48 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
     assert tiny.metrics(tmp_path / "other")[0]["l1"] != tiny.metrics(whole / "warmup")[0]["l1"]
 
 
+def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
+    from gear_studio import data, sampling
+    from gear_studio.analysis.fidelity import chosen
+    from gear_studio.analysis.statistics import Moments, frechet_distance
+    from gear_studio.pictures import to_uint8
+
+    run = train("generator", again, teacher_folder, out="measured", fd_every=6, fd_samples=40)
+    steps, distances = run.series("val_fd")
+    assert steps.tolist() == [6, 12] and np.isfinite(distances).all()
+    source = data.load("digits", "val", 32)
+    real = source.read(chosen(len(source), 40)[0])["image"]
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
+        moments = [Moments(run.teacher.dim) for _ in range(2)]
+        for kept, pictures in zip(moments, (to_uint8(run.tokenizer.decode(indices)), real), strict=True):
+            kept.add(0, run.teacher(data.to_float(pictures)).mean(1))
+    assert distances[-1] == pytest.approx(frechet_distance(*(kept.result() for kept in moments)), rel=1e-3)
+
+    others = [{k: v for k, v in row.items() if k != "val_fd"} for row in tiny.metrics(again / "measured")]
+    assert not tiny.metric_differences(others, tiny.metrics(whole / "generator"))
+    unmeasured = weights(whole / "generator")
+    assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
+def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder):
+    for name in ("warmup", "latent"):
+        with pytest.raises(ValueError, match="fd_every=4 measures what a generator samples, and arm"):
+            train(name, again, teacher_folder, out="never", fd_every=4)
+    with pytest.raises(ValueError, match="fd_every 3 is not a multiple of log_every 2"):
+        tiny.recipe(fd_every=3)
+
+
+def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, teacher_folder):
+    path = again / "joint" / "config.json"
+    config = json.loads(path.read_text())
+    del config["recipe"]["fd_every"]
+    path.write_text(json.dumps(config))
+    assert train("joint", again, teacher_folder).finished
+    with pytest.raises(ValueError, match="fd_every is 0, asked for 4"):
+        train("joint", again, teacher_folder, fd_every=4)
+
+
 # Resuming
 
 
@@ -202,6 +247,7 @@ def train_and_die(name: str, folder: Path, teacher: Path, moment: str) -> None:
         ("warmup", "while writing the second checkpoint"),
         ("joint", "in the middle of step 7"),
         ("generator", "while writing the metrics of step 10"),
+        ("latent", "in the middle of step 7"),
     ],
 )
 def test_a_killed_run_continues_exactly(name, moment, again, whole, teacher_folder):

@@ -32,7 +32,8 @@ from gear_studio.runs import Run
 from gear_studio.teachers import load_teachers
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training.execution import WHOLE, Execution
-from gear_studio.training.recipes import ARMS, Recipe
+from gear_studio.training.fd import SampledDistance
+from gear_studio.training.recipes import ARMS, WITHOUT_GENERATOR, Recipe
 from gear_studio.training.stages import Stage
 
 SHOWN = ("l1", "ntp", "alignment_soft", "alignment_hard", "usage")  # on the progress bar
@@ -131,11 +132,13 @@ class Checkpoints:
 def prepare_folder(folder: Path, config: dict) -> None:
     """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what
     differs."""
-    config = json.loads(json.dumps(config))
+    # A setting that came later has its default in older runs: they were trained as it now says.
+    defaults = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
+    config, defaults = json.loads(json.dumps([config, defaults]))
     if (folder / "config.json").exists():
         held = read_json(folder / "config.json", "a run")
         flat = {**config, **config["recipe"]}
-        flat_held = {**held, **held.get("recipe", {})}
+        flat_held = {**held, **defaults, **held.get("recipe", {})}
         different = sorted(
             k for k in flat.keys() | flat_held.keys() if flat.get(k) != flat_held.get(k) and k != "recipe"
         )
@@ -194,6 +197,12 @@ def train(
         raise ValueError(
             f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
             "encoded ahead; set it to 0, or use it in the generator stage"
+        )
+    generates = stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR)
+    if recipe.fd_every and (not generates or execution.shard):
+        why = "a sharded generator cannot be sampled" if generates else f"arm {arm} of stage {stage} has none"
+        raise ValueError(
+            f"fd_every={recipe.fd_every} measures what a generator samples, and {why}; set it to 0"
         )
     out = Path(out)
     accelerator = Accelerator(
@@ -259,6 +268,9 @@ def train(
         write_record(out, accelerator, execution, elapsed, finished=False)
 
     validation = held_out_batches(held_out, recipe, accelerator)
+    distance = None
+    if recipe.fd_every:
+        distance = SampledDistance(held_out, training.teacher, recipe.fd_samples, accelerator)
     if recipe.token_views:
         # With the tokenizer's run, for every generator that is trained on it.
         kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
@@ -307,6 +319,8 @@ def train(
             "images_per_second": steps_seen * recipe.batch_size / (now - window),
             "seconds": elapsed + now - began,
         }
+        if distance and (step % recipe.fd_every == 0 or step == recipe.steps):
+            row["val_fd"] = distance(*training.average())
         if main:
             with metrics.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
@@ -316,7 +330,7 @@ def train(
             parts, state = training.parts(), training.state_dict()
             if main:
                 pictures(training, parts, validation[0], out, stage)
-                checkpoints.save(step, {**state, "seconds": elapsed + now - began})
+                checkpoints.save(step, {**state, "seconds": elapsed + time.monotonic() - began})
                 last_good = checkpoints.paths()[-1]
             del parts, state
         window = time.monotonic()

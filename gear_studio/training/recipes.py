@@ -10,11 +10,13 @@ from gear_studio.generator import GeneratorConfig, paper_config
 from gear_studio.tokenizer import PRESETS, TokenizerConfig
 
 STAGES = ("warmup", "joint", "generator")
+_JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
 ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's.
     "warmup": ("warmup",),
-    "joint": ("gear", "continued", "straight-through"),
-    "generator": ("baseline", "gear", "continued", "straight-through"),
+    "joint": _JOINT,
+    "generator": ("baseline", *_JOINT),
 }
+WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Recipe:
     ema: float = 0.9999
     tau: float = 0.1  # temperature of the soft read-out
     alignment_weight: float = 0.5  # lambda, on both sides
-    perceptual: str = "teacher"  # or "lpips", or the file of LPIPS's VGG-16
+    perceptual: str = "teacher"  # the first; or "tiny", whoever aligns; or "lpips", or its VGG-16's file
     perceptual_weight: float = 1.0
     perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher, where it is the perceptual network
     entropy_weight: float = 0.05
@@ -47,12 +49,19 @@ class Recipe:
     log_every: int = 50
     checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
     validation_images: int = 512
+    fd_every: int = 0  # steps from one FD of samples to the next (training/fd.py), at the end too; 0: none
+    fd_samples: int = 2000  # the same for runs that are compared
 
     def __post_init__(self):
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}; "
                 "metrics are averaged from one log to the next and a checkpoint must not cut such a window"
+            )
+        if self.fd_every % self.log_every:
+            raise ValueError(
+                f"fd_every {self.fd_every} is not a multiple of log_every {self.log_every}; the distance is "
+                "logged with the other metrics"
             )
 
     def asdict(self) -> dict:

@@ -7,12 +7,17 @@
     generator   (frozen)                                          L_NTP + lambda L_align(hard)
 
 Who may be updated by what is visible where the step is written: update 1 runs the generator `frozen`, update
-2 sees a detached reconstruction, update 3 a detached assignment. The joint stage's arms differ in update 1
-only:
+2 sees a detached reconstruction, update 3 a detached assignment. The joint stage's arms differ in what
+update 1 adds to L_VQ:
 
     gear               lambda L_align through the soft read-out
+    soft-ntp           L_NTP + lambda L_align through the soft read-out, the indices being the targets: the
+                       next-token loss that the paper keeps from the tokenizer
     straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
-    continued          neither, and no generator: the tokenizer trained as long, unguided
+    latent             lambda L_align of the latents themselves, -mean_i cos(g(z_i), f(x)_i), and no
+                       generator: alignment where diffusion's tokenizers have it. Its projector g learns in
+                       update 1 too, by an AdamW of its own at generator_lr, as every other arm's projector
+    continued          nothing, and no generator: the tokenizer trained as long, unguided
 
 No update reads what another one of the same step has changed. So a step is written as gradients first, which
 the pieces of a large batch add up, and then the optimizers. Pieces, like processes, give the batch's gradient
@@ -25,6 +30,7 @@ each process's and piece's own.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +53,7 @@ from gear_studio.objectives import (
 )
 from gear_studio.perceptual import LPIPS
 from gear_studio.readout import Assignment
-from gear_studio.teachers import Teacher
+from gear_studio.teachers import SHIPPED, Teacher
 from gear_studio.tokenizer import Tokenizer
 from gear_studio.training.execution import (
     WHOLE,
@@ -59,7 +65,7 @@ from gear_studio.training.execution import (
     shard,
     whole,
 )
-from gear_studio.training.recipes import WEIGHT_DECAY, Recipe
+from gear_studio.training.recipes import WEIGHT_DECAY, WITHOUT_GENERATOR, Recipe
 
 SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
@@ -78,43 +84,47 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.train(mode).requires_grad_(True)
 
 
-class AlignedGenerator(nn.Module):
-    """Generator and one projector a teacher, trained together (and wrapped together when several processes
-    train)."""
+class Projectors(nn.ModuleList):
+    """One projector a teacher."""
 
-    def __init__(self, generator: Generator, projectors: Sequence[Projector]):
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        """Tap states or latents (B, N, d) -> one projection (B, N, d_f) a teacher."""
+        return [projector(hidden) for projector in self]
+
+
+class AlignedGenerator(nn.Module):
+    """Generator and its projectors, trained together (and wrapped together when several processes train)."""
+
+    def __init__(self, generator: Generator, projectors: Projectors):
         super().__init__()
         self.generator = generator
-        self.projectors = nn.ModuleList(projectors)
+        self.projectors = projectors
 
     def embed(self, assignment: Assignment, read=readout.hard) -> Tensor:
         """What the generator sees of the first N-1 tokens: (B, N-1, d)."""
         return read(assignment, self.generator.token_table)[:, :-1]
-
-    def project(self, hidden: Tensor) -> list[Tensor]:
-        """Tap states (B, N, d) -> one projection (B, N, d_f) a teacher."""
-        return [projector(hidden) for projector in self.projectors]
 
     def forward(
         self, assignment: Assignment, labels: Tensor, read=readout.hard
     ) -> tuple[Tensor, list[Tensor]]:
         """Next-token logits (B, N, K) and projected tap states (B, N, d_f), one a teacher."""
         logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
-        return logits, self.project(hidden)
+        return logits, self.projectors(hidden)
 
     def project_tap(self, assignment: Assignment, labels: Tensor, read) -> list[Tensor]:
         """Projected tap states alone: only the blocks up to the tap run."""
         tap = self.generator.config.tap
-        return self.project(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
+        return self.projectors(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
 
 
 class Stage:
     """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
 
-    modules: what is trained, by name (tokenizer, discriminator, aligned). A tokenizer that is not among them
-    is frozen. discriminator: the one to start from, where the recipe has a GAN term; None starts afresh.
-    teacher: perceptual network and alignment target. more_teachers: targets only; L_align is the mean over
-    all. execution: how its steps are computed."""
+    modules: what is trained, by name (tokenizer, discriminator, aligned; latent, the projectors of that arm).
+    A tokenizer that is not among them is frozen. discriminator: the one to start from, where the recipe has a
+    GAN term; None starts afresh. teacher: alignment target and, unless the recipe names another, perceptual
+    network. more_teachers: targets only; L_align is the mean over all. execution: how its steps are
+    computed."""
 
     def __init__(
         self,
@@ -132,7 +142,11 @@ class Stage:
         self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
         self.teacher = self.teachers[0]
         self.lpips: LPIPS | None = None
-        if stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
+        self.perceiver = self.teacher
+        if stage != "generator" and recipe.perceptual in SHIPPED:
+            perceiver = Teacher.from_pretrained(recipe.perceptual, tokenizer.grid)
+            self.perceiver = perceiver.to(accelerator.device)
+        elif stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
             weights = None if recipe.perceptual == "lpips" else recipe.perceptual
             self.lpips = LPIPS(weights, "--set perceptual=FILE").to(accelerator.device)
         modules: dict[str, nn.Module] = {}
@@ -143,12 +157,15 @@ class Stage:
                 if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
-        if stage == "generator" or (stage == "joint" and arm != "continued"):
+        if stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR):
             modules["aligned"] = self.new_generator()
+        if stage == "joint" and arm == "latent":
+            modules["latent"] = self.new_projectors(recipe.tokenizer.code_dim)
         rates = {
             "tokenizer": recipe.tokenizer_lr,
             "discriminator": recipe.tokenizer_lr,
             "aligned": recipe.generator_lr,
+            "latent": recipe.generator_lr,
         }
         # Channels last is what tensor cores read; uncompiled, every GroupNorm would turn the layout back.
         layout = torch.channels_last if execution.compile else torch.preserve_format
@@ -190,13 +207,14 @@ class Stage:
         self.code_counts = torch.zeros(recipe.tokenizer.codes, device=accelerator.device)
         self.last_scores: Tensor | None = None
 
+    def new_projectors(self, dim: int) -> Projectors:
+        hidden = self.recipe.projector_hidden
+        return Projectors([Projector(ProjectorConfig(dim, each.dim, hidden)) for each in self.teachers])
+
     def new_generator(self) -> AlignedGenerator:
-        recipe = self.recipe
-        projectors = [
-            Projector(ProjectorConfig(recipe.generator.dim, each.dim, recipe.projector_hidden))
-            for each in self.teachers
-        ]
-        return AlignedGenerator(Generator(recipe.generator), projectors)
+        config = self.recipe.generator
+        projectors = self.new_projectors(config.dim)  # drawn first: a seed has always given these weights
+        return AlignedGenerator(Generator(config), projectors)
 
     def step(
         self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
@@ -246,8 +264,11 @@ class Stage:
         if images is not None:
             with torch.no_grad():
                 blocks = () if self.lpips else self.recipe.perceptual_blocks
-                *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
-                targets = self.targets(images, last) if "aligned" in self.modules else []
+                if self.perceiver is self.teacher:
+                    *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
+                else:
+                    seen, last = self.perceiver.features(images, blocks), self.teacher(images)
+                targets = self.targets(images, last) if {"aligned", "latent"} & self.modules.keys() else []
         losses: dict[str, Tensor] = {}
         if "tokenizer" in self.modules:
             reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
@@ -305,7 +326,7 @@ class Stage:
             if self.lpips:
                 losses["perceptual"] = self.lpips(reconstruction, images).mean()
             else:
-                ours = self.teacher.features(reconstruction, recipe.perceptual_blocks)
+                ours = self.perceiver.features(reconstruction, recipe.perceptual_blocks)
                 losses["perceptual"] = perceptual_loss(ours, seen)
             objective = objective + recipe.perceptual_weight * losses["perceptual"]
         if "discriminator" in self.modules:
@@ -319,6 +340,10 @@ class Stage:
         with frozen(*[module for name, module in self.modules.items() if name == "aligned"]):
             if "aligned" in self.modules:
                 objective = objective + self.guidance(assignment, labels, targets, losses)
+            if "latent" in self.modules:
+                projected = self.wrapped["latent"](quantized.latent)
+                alignment = self.align("alignment_latent", projected, targets, losses)
+                objective = objective + recipe.alignment_weight * alignment
             losses["tokenizer"] = objective
             self._backward("tokenizer", losses)
         return reconstruction, assignment
@@ -327,15 +352,19 @@ class Stage:
         self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> Tensor:
         """What the generator tells the tokenizer; to be called with the generator frozen."""
-        aligned = self.modules["aligned"]
+        aligned, weight = self.modules["aligned"], self.recipe.alignment_weight
+        soft = partial(readout.soft, tau=self.recipe.tau)
         if self.arm == "gear":
-            tau = self.recipe.tau
-            projected = aligned.project_tap(assignment, labels, lambda a, table: readout.soft(a, table, tau))
-            return self.recipe.alignment_weight * self.align("alignment_soft", projected, targets, losses)
+            projected = aligned.project_tap(assignment, labels, soft)
+            return weight * self.align("alignment_soft", projected, targets, losses)
+        if self.arm == "soft-ntp":
+            logits, projected = aligned(assignment, labels, soft)
+            losses["ntp_soft"] = next_token_loss(logits, assignment.indices)
+            return losses["ntp_soft"] + weight * self.align("alignment_soft", projected, targets, losses)
         logits, projected = aligned(assignment, labels, readout.straight_through)
         losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
         alignment = self.align("alignment_straight_through", projected, targets, losses)
-        return losses["ntp_straight_through"] + self.recipe.alignment_weight * alignment
+        return losses["ntp_straight_through"] + weight * alignment
 
     def update_discriminator(self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]) -> None:
         discriminator = self.wrapped["discriminator"]
@@ -383,10 +412,21 @@ class Stage:
             aligned: dict[str, Tensor] = {}
             self.align("alignment", projected, self.targets(images, self.teacher(images)), aligned)
             results |= {name: value * len(images) for name, value in aligned.items()}
+        if "latent" in self.ema:
+            projected = self.ema["latent"].module.eval()(tokenizer.quantizer(tokenizer.encode(images)).latent)
+            found: dict[str, Tensor] = {}
+            self.align("alignment_latent", projected, self.targets(images, self.teacher(images)), found)
+            results |= {name: value * len(images) for name, value in found.items()}
         return results
 
+    def average(self) -> tuple[Generator, Tokenizer]:
+        """The EMA generator and the tokenizer it belongs to, EMA too where that is trained; in eval mode."""
+        tokenizer = self.ema["tokenizer"].module if "tokenizer" in self.ema else self.tokenizer
+        return self.ema["aligned"].module.generator.eval(), tokenizer.eval()
+
     def parts(self) -> dict[str, nn.Module]:
-        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from.
+        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from. The
+        arm `latent` has no generator, and its projector is saved under a name of its own: latent-projector.
         Every process must call it; the generator of a sharded training is on the main process alone."""
         parts: dict[str, nn.Module] = {}
         if "tokenizer" in self.ema:
@@ -402,6 +442,9 @@ class Stage:
             parts |= {"generator": aligned.generator, "projector": aligned.projectors[0]}
             for teacher, projector in zip(self.teachers[1:], aligned.projectors[1:], strict=True):
                 parts[f"projector-{teacher.name}"] = projector
+        if "latent" in self.ema:
+            names = ["latent-projector", *(f"latent-projector-{each.name}" for each in self.teachers[1:])]
+            parts |= dict(zip(names, self.ema["latent"].module, strict=True))
         if "discriminator" in self.modules:
             parts["discriminator"] = self.modules["discriminator"]
         return parts

@@ -1,0 +1,537 @@
+"""Studies: named sets of Runs over arms and seeds, each answering one question with a table and a figure.
+
+A study is data: arms, measures, and what the paper says of the same. An arm is a chain of trainings: the
+warm-up, a joint stage on it, and a fresh generator on the frozen result. `jobs` writes the chains of all
+seeds as `gear-studio` command lines, `found` finds the finished Runs again, `rows` reads them into a table.
+
+    OUT/runs/     the Runs of all studies, named by what they were asked: one training serves every study that
+                  asks for it, and a finished one is not done again. A folder with another config is refused.
+    OUT/logs/     what each training and evaluation printed
+    OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png
+
+Settings are chosen on seeds 100 and above, and what is reported is of seeds 0 to 2: a choice made on the
+seeds that are reported would flatter the arm it was made for.
+
+Every Run is measured in the features of the tiny teacher, whoever aligned it. FD against steps is
+`training/fd.py`'s, about eight times a training; the table's FD is `evaluate`'s, with more samples. All arms
+of a study get the same count.
+"""
+
+import contextlib
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gear_studio.analysis.convergence import speed_up
+from gear_studio.jobs import Job
+from gear_studio.pretrained import atomic
+from gear_studio.runs import ZOO, Run
+from gear_studio.training.recipes import WITHOUT_GENERATOR, Recipe, small
+
+SEEDS = (0, 1, 2)
+FD_SAMPLES = {"shipped": 2000, "quick": 1000, "smoke": 16}  # while a generator trains
+EVALUATION = {  # samples behind every figure, sampling seeds
+    "shipped": (5000, 3),
+    "quick": (2000, 1),
+    "smoke": (24, 1),
+}
+
+
+# Measures
+
+
+@dataclass(frozen=True)
+class Measure:
+    """label: with its unit. read: the number a Run has, or None where it was not measured."""
+
+    label: str
+    read: Callable[[Run], float | None]
+    digits: int = 2
+
+
+def evaluated(*keys: str, scale: float = 1.0) -> Callable[[Run], float | None]:
+    """A figure of evaluation.json; of a spread over sampling seeds, the mean."""
+
+    def read(run: Run) -> float | None:
+        value = run.evaluation
+        for key in keys:
+            value = value.get(key, {})
+        value = value.get("mean", {}) if isinstance(value, dict) else value
+        return None if isinstance(value, dict) else scale * value
+
+    return read
+
+
+def last(key: str) -> Callable[[Run], float | None]:
+    """A validation metric at the end of the training."""
+    return lambda run: run.series(key)[1][-1].item() if any(key in row for row in run.metrics) else None
+
+
+def index_entropy(run: Run) -> float | None:
+    perplexity = evaluated("perplexity")(run)
+    return None if perplexity is None else math.log(perplexity)
+
+
+MEASURES = {
+    "ntp": Measure("NTP (nats/token)", last("val_ntp"), 3),
+    "alignment": Measure("alignment (-cos)", last("val_alignment"), 3),
+    "fd": Measure("FD", evaluated("fd")),
+    "fd_guided": Measure("FD, guidance 1.5", evaluated("fd_guided")),
+    "rfd": Measure("rFD", evaluated("rfd")),
+    "agreement": Measure("asked class, guidance 1.5 (%)", evaluated("class_agreement", scale=100), 1),
+    "psnr": Measure("PSNR (dB)", evaluated("psnr")),
+    "usage": Measure("codes used (%)", evaluated("usage", scale=100), 1),
+    "perplexity": Measure("perplexity (codes)", evaluated("perplexity"), 0),
+    "index_entropy": Measure("entropy of the indices (nats)", index_entropy),
+    "entropy_tau": Measure("entropy of softmax(A/tau) (nats)", evaluated("entropy_tau"), 3),
+}
+CURVES = {
+    "val_ntp": "validation NTP (nats/token)",
+    "val_alignment": "validation alignment (-cos)",
+    "val_fd": "FD of samples, no guidance",
+}
+
+
+# Arms
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table, for each seed a chain of trainings.
+
+    joint: the joint stage's arm; None leaves the warm-up's tokenizer as it is. joint_set, generator_set:
+    recipe values that differ from the small recipe's, as NAME=VALUE. generator: False measures the Run of the
+    joint stage itself. tokenizer: a preset."""
+
+    label: str
+    joint: str | None = "gear"
+    joint_set: tuple[str, ...] = ()
+    generator_set: tuple[str, ...] = ()
+    generator: bool = True
+    tokenizer: str = "small"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One Run: its name without the seed, and what decides it. parent: the name of another."""
+
+    name: str
+    stage: str
+    arm: str
+    parent: str | None
+    set: tuple[str, ...]
+    tokenizer: str = "small"
+
+
+def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
+    """The trainings behind an arm, first to last; the last is the one that is measured. extra: recipe values
+    of all of them.
+
+    Names say everything that decides a Run, so equal names are equal trainings. Those that ship have the
+    zoo's names."""
+
+    def name(*parts: str) -> str:
+        return "-".join(parts).replace("/", "_")
+
+    quantizer = () if arm.tokenizer == "small" else (arm.tokenizer,)
+    warmup = Training(name("warmup", *quantizer, *extra), "warmup", "warmup", None, extra, arm.tokenizer)
+    trainings, tail = [warmup], (*quantizer, *extra)
+    if arm.joint:
+        tail = (*tail, *arm.joint_set)
+        settings = (*extra, *arm.joint_set)
+        trainings.append(Training(name(arm.joint, *tail), "joint", arm.joint, warmup.name, settings))
+    if arm.generator:
+        kind, settings = arm.joint or "baseline", (*extra, *arm.generator_set)
+        # "+": what is set of the generator alone, so that it is not taken for the tokenizer's.
+        own = "+" + name(*arm.generator_set) if arm.generator_set else ""
+        whole = name("generator", kind, *tail) + own
+        trainings.append(Training(whole, "generator", kind, trainings[-1].name, settings))
+    return trainings
+
+
+def sweep(setting: str, values: Sequence[float], both: bool = False) -> tuple[Arm, ...]:
+    """`gear` with each value of a setting of the joint stage; both: of the generator's stage too. Where a
+    value is the recipe's own the Run is the one that every other study has."""
+    own: Recipe | object = small("joint")
+    for part in setting.split("."):
+        own = getattr(own, part)
+    arms = []
+    for value in values:
+        changed = () if value == own else (f"{setting}={value}",)
+        arms.append(Arm(f"{value:g}", joint_set=changed, generator_set=changed if both else ()))
+    return tuple(arms)
+
+
+# Studies
+
+
+@dataclass(frozen=True)
+class Study:
+    """varies: what the arms' labels are values of. measures: columns of the table. shown: those in the
+    figure; () draws the curves of `CURVES`. controls: arms that the others' speed-ups are taken over.
+    paper: what the paper reports of the same, its own figures; never to be shown without that word."""
+
+    name: str
+    question: str
+    varies: str
+    arms: tuple[Arm, ...]
+    measures: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
+    paper: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+GENERATED = ("ntp", "alignment", "fd", "fd_guided", "agreement", "rfd", "psnr")
+BASELINE, CONTINUED, GEAR = Arm("baseline", joint=None), Arm("continued", joint="continued"), Arm("gear")
+QUANTIZERS = {"VQ": "small", "LFQ": "small-lfq", "IBQ": "small-ibq"}
+TEACHERS = {"tiny (supervised)": "tiny", "random ViT": "random", "raw pixels": "pixels"}
+
+
+def _aligned_with(label: str, teacher: str) -> tuple[Arm, Arm]:
+    generator = () if teacher == "tiny" else (f"teacher={teacher}",)
+    # Another teacher aligns, and the tiny one goes on looking at the reconstructions.
+    joint = (*generator, "perceptual=tiny") if generator else ()
+    baseline = Arm(f"{label}, baseline", None, generator_set=generator)
+    return baseline, Arm(f"{label}, gear", joint_set=joint, generator_set=generator)
+
+
+_STUDIES = (
+    Study(
+        "convergence",
+        "Does a fresh generator learn sooner on a guided tokenizer, and does it end up better?",
+        "tokenizer",
+        (BASELINE, CONTINUED, GEAR, Arm("gear, in the joint stage", generator=False)),
+        GENERATED,
+        controls=("baseline", "continued"),
+        paper={
+            "gFID without guidance, 300 epochs, LlamaGen-REPA -> GEAR": "B 20.16 -> 16.96, L 12.70 -> 8.66, "
+            "XL 8.20 -> 6.76",
+            "gFID, guidance 1.5, 300 epochs": "B 6.00 -> 4.95, L 3.15 -> 2.95, XL 2.68 -> 2.52",
+            "steps to the same gFID without guidance": "up to 10x fewer",
+            "text to image: steps to the baseline's final NTP / alignment loss": "2.5x / 11.1x fewer",
+        },
+        note="NTP of different tokenizers counts different things. In the joint stage the generator learns "
+        "at another rate, for fewer steps and on a tokenizer that still moves. The first crossing of a noisy "
+        "curve (FD) flatters the arm that crosses.",
+    ),
+    Study(
+        "collapse",
+        "Does the codebook collapse when the next-token loss reaches the tokenizer?",
+        "gradient to the tokenizer",
+        (GEAR, Arm("straight-through", joint="straight-through"), Arm("soft-ntp", joint="soft-ntp")),
+        ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
+        shown=("usage", "perplexity", "rfd", "fd"),
+        paper={
+            "straight-through instead of the dual read-out": "gFID 104.932, rFID 59.723",
+            "GEAR (VQ)": "gFID 10.630, rFID 1.640",
+        },
+        note="soft-ntp: the paper argues against it; we know of no figure.",
+    ),
+    Study(
+        "temperature",
+        "How soft should the soft read-out be?",
+        "tau",
+        sweep("tau", (0.01, 0.03, 0.1, 0.3, 1.0)),
+        ("fd", "fd_guided", "ntp", "alignment", "rfd", "psnr", "usage", "entropy_tau"),
+        shown=("fd", "ntp", "rfd", "entropy_tau"),
+        paper={"tau": "0.1"},
+        note="entropy_tau is of softmax(A / 0.1) for every row.",
+    ),
+    Study(
+        "lambda",
+        "How strongly should alignment guide the tokenizer?",
+        "lambda",
+        (Arm("0", joint="continued"), *sweep("alignment_weight", (0.25, 0.5, 1.0, 2.0, 4.0))),
+        ("fd", "fd_guided", "ntp", "alignment", "rfd", "psnr", "usage", "entropy_tau"),
+        shown=("fd", "ntp", "rfd", "psnr"),
+        paper={"lambda": "0.5"},
+        note="0 is the arm `continued`. Lambda of the joint stage, on both sides; fresh generators have the "
+        "recipe's own.",
+    ),
+    Study(
+        "quantizers",
+        "Does guidance help whatever the quantizer?",
+        "quantizer, tokenizer",
+        tuple(
+            Arm(f"{label}, {kind}", joint, tokenizer=preset)
+            for label, preset in QUANTIZERS.items()
+            for kind, joint in (("warm-up", None), ("gear", "gear"))
+        ),
+        ("fd", "fd_guided", "rfd", "psnr", "usage", "perplexity", "ntp", "alignment"),
+        shown=("fd", "rfd", "psnr", "usage"),
+        paper={
+            "VQ, warm-up -> GEAR": "gFID 14.719 -> 10.630, rFID 1.724 -> 1.640, PSNR 21.06 -> 20.78 dB",
+            "LFQ, warm-up -> GEAR": "gFID 18.681 -> 14.776, rFID 2.421 -> 2.129, PSNR 20.97 -> 20.48 dB",
+            "IBQ, warm-up -> GEAR": "gFID 20.246 -> 12.972, rFID 1.973 -> 1.716, PSNR 21.18 -> 20.92 dB",
+        },
+    ),
+    Study(
+        "teachers",
+        "How much of the gain is the teacher's knowledge?",
+        "teacher, tokenizer",
+        tuple(arm for label, teacher in TEACHERS.items() for arm in _aligned_with(label, teacher)),
+        ("fd", "fd_guided", "agreement", "ntp", "rfd", "psnr", "entropy_tau"),
+        shown=("fd", "agreement", "ntp", "rfd"),
+        paper={
+            "DINOv2, 100k steps, LlamaGen-REPA -> GEAR": "gFID 22.371 -> 16.837",
+            "DINOv3": "gFID 23.115 -> 18.967",
+            "SigLIP2": "gFID 23.254 -> 19.226",
+            "V-JEPA 2.1": "gFID 23.536 -> 19.532",
+        },
+        note="The tiny teacher is supervised: it learnt from the world's own labels. It stays the perceptual "
+        "network, and the space of FD, in every row; the judge behind the asked class shares nothing with "
+        "it.",
+    ),
+    Study(
+        "alignment-place",
+        "Is it alignment, or alignment through the generator, that helps?",
+        "what is aligned",
+        (CONTINUED, Arm("latent", joint="latent"), GEAR),
+        GENERATED,
+        shown=("fd", "ntp", "rfd", "psnr"),
+        paper={
+            "the paper's contrast": "guidance comes through the generator, not from the latents; no figure"
+        },
+        note="continued: nothing is aligned. latent: the tokenizer's latents, through a projector of their "
+        "own. gear: the generator's hidden states.",
+    ),
+    Study(
+        "tap",
+        "At which depth should the generator be aligned?",
+        "tap (block of 6)",
+        sweep("generator.tap", (1, 2, 3, 4, 6), both=True),
+        ("fd", "fd_guided", "agreement", "ntp", "alignment", "rfd", "psnr"),
+        shown=("fd", "ntp", "alignment", "rfd"),
+        paper={"tap of B / L / XL": "4 / 8 / 12, of 12 / 24 / 36 blocks"},
+        note="Joint stage and fresh generator have the same tap. Alignment losses of different taps count "
+        "different things.",
+    ),
+)
+STUDIES = {study.name: study for study in _STUDIES}
+
+
+def named(name: str) -> Study:
+    """A study by its name. Raises ValueError for one that does not exist."""
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+# Training
+
+
+def jobs(
+    study: Study, budget: str, seeds: Sequence[int], out: Path, extra: tuple[str, ...] = ()
+) -> list[Job]:
+    """Everything a study trains and measures, seed by seed, in an order that finishes early what others wait
+    for. extra: recipe values of every training."""
+    todo: dict[str, Job] = {}
+    for seed in seeds:
+        chains = [chain(arm, extra) for arm in study.arms]
+        for depth in range(max(map(len, chains))):
+            for training in [trainings[depth] for trainings in chains if depth < len(trainings)]:
+                job = _train(training, budget, seed, out / "runs")
+                todo[job.name] = job
+        for training in [trainings[-1] for trainings in chains]:
+            job = _evaluate(out / "runs" / f"{training.name}-s{seed}", budget)
+            todo[job.name] = job
+    return list(todo.values())
+
+
+def _train(training: Training, budget: str, seed: int, runs: Path) -> Job:
+    name, settings = f"{training.name}-s{seed}", list(training.set)
+    command = ["train", "shapes", "--stage", training.stage, "--arm", training.arm]
+    command += ["--seed", str(seed), "--budget", budget, "--out", str(runs / name)]
+    if training.parent:
+        command += ["--parent", str(runs / f"{training.parent}-s{seed}")]
+    elif training.tokenizer != "small":
+        command += ["--tokenizer", training.tokenizer]
+    if training.stage == "generator" or (training.stage == "joint" and training.arm not in WITHOUT_GENERATOR):
+        recipe = small(training.stage, budget)
+        every = max(1, recipe.steps // 8 // recipe.log_every) * recipe.log_every
+        settings += [f"fd_every={every}", f"fd_samples={FD_SAMPLES[budget]}"]
+    command += ["--set", *settings] if settings else []
+    needs = [f"{training.parent}-s{seed}"] if training.parent else []
+    return Job(name, command, needs, lambda: _trained(runs / name, command))
+
+
+def _trained(folder: Path, command: list[str]) -> bool:
+    """Whether a folder holds the finished Run of a command. Raises ValueError where it is another one's."""
+    if not (folder / "config.json").is_file() or not Run(folder).finished:
+        return False
+    from gear_studio import cli
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        cli.run(command)  # of a finished Run it compares configs and does nothing else
+    return True
+
+
+def _evaluate(folder: Path, budget: str) -> Job:
+    samples, seeds = EVALUATION[budget]
+    command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds), "--teacher", "tiny"]
+
+    def finished() -> bool:
+        held = Run(folder).evaluation
+        spread = held.get("fd", {"values": [None] * seeds})["values"]  # of a tokenizer alone there is none
+        return (held.get("samples"), held.get("teacher"), len(spread)) == (samples, "tiny", seeds)
+
+    return Job(f"evaluate {folder.name}", command, [folder.name], finished)
+
+
+# From Runs to a table
+
+
+def found(
+    study: Study, seeds: Sequence[int], out: Path | None, extra: tuple[str, ...] = ()
+) -> dict[tuple[str, int], Run]:
+    """The Run that is measured for each arm's label and seed. out: None takes the shipped ones.
+
+    Raises FileNotFoundError naming the Runs that are missing or not finished."""
+    wanted = {(arm.label, seed): chain(arm, extra)[-1].name for seed in seeds for arm in study.arms}
+    runs = {
+        (label, seed): _shipped(name, seed) if out is None else _finished(out / "runs" / f"{name}-s{seed}")
+        for (label, seed), name in wanted.items()
+    }
+    if missing := [f"{wanted[key]} (seed {key[1]})" for key, run in runs.items() if run is None]:
+        where = "the shipped runs" if out is None else str(out / "runs")
+        raise FileNotFoundError(
+            f"study {study.name} needs {', '.join(missing)}, not among {where}; train what is missing with "
+            f"gear-studio study {study.name}"
+        )
+    return runs
+
+
+def _finished(folder: Path) -> Run | None:
+    run = Run(folder) if (folder / "config.json").is_file() else None
+    return run if run and run.finished else None
+
+
+def _shipped(name: str, seed: int) -> Run | None:
+    for run in (_finished(ZOO / f"{name}-s{seed}"), _finished(ZOO / name)):
+        if run and run.config["seed"] == seed:
+            return run
+    return None
+
+
+def shipped_seeds(study: Study) -> list[int]:
+    """The seeds of which all that a study needs is shipped; 0 where there are none, to say what is
+    missing."""
+    names = [chain(arm)[-1].name for arm in study.arms]
+    return [seed for seed in SEEDS if all(_shipped(name, seed) for name in names)] or [0]
+
+
+def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
+    """One dict an arm and seed: arm, seed, run, the study's measures, and speed-ups where it has controls.
+    None: not measured."""
+    table = []
+    for arm in study.arms:
+        for label, seed in runs:
+            if label == arm.label:
+                run = runs[label, seed]
+                row = {"arm": label, "seed": seed, "run": run.name}
+                row |= {key: MEASURES[key].read(run) for key in study.measures}
+                row |= speed_ups({control: runs[control, seed] for control in study.controls}, run)
+                table.append(row)
+    return table
+
+
+def speed_ups(controls: dict[str, Run], run: Run) -> dict[str, float | None]:
+    """Steps each control needs to its own final value over the steps this Run needs to get there, for each
+    of `CURVES`; 0 where it never does, None where it was not measured."""
+    found: dict[str, float | None] = {}
+    for key in CURVES:
+        for name, control in controls.items():
+            both = all(last(key)(each) is not None for each in (control, run))
+            value = speed_up(control.series(key), run.series(key)) if both else None
+            found[f"{key.removeprefix('val_')}_speed_up_over_{name}"] = value
+    return found
+
+
+def speed_up_columns(study: Study) -> dict[str, str]:
+    """Column -> heading."""
+    labels = {"ntp": "NTP", "alignment": "alignment", "fd": "FD"}
+    return {
+        f"{key}_speed_up_over_{control}": f"{label}, over {control}"
+        for key, label in labels.items()
+        for control in study.controls
+    }
+
+
+# Writing
+
+
+def over_seeds(values: list[float | None], write: Callable[[float], str]) -> str:
+    """Median, and minimum to maximum where there are several seeds."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not measured"
+    text = write(float(np.median(known)))
+    return f"{text} ({write(min(known))} to {write(max(known))})" if len(known) > 1 else text
+
+
+def summary(study: Study, table: list[dict]) -> str:
+    """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
+    from gear_studio.report import table as markdown
+
+    labels = [arm.label for arm in study.arms]
+    seeds = {label: [row["seed"] for row in table if row["arm"] == label] for label in labels}
+
+    def part(columns: dict[str, str], write: Callable[[str, float], str]) -> str:
+        lines = []
+        for label in labels:
+            of_arm = [row for row in table if row["arm"] == label]
+            cells = [
+                over_seeds([row[key] for row in of_arm], lambda v, k=key: write(k, v)) for key in columns
+            ]
+            lines.append([label, str(len(of_arm)), *cells])
+        return markdown([study.varies, "seeds", *columns.values()], lines)
+
+    columns = {key: MEASURES[key].label for key in study.measures}
+    parts = [f"## {study.name}", study.question, part(columns, lambda k, v: f"{v:.{MEASURES[k].digits}f}")]
+    shown = ", ".join(map(str, sorted(set(sum(seeds.values(), [])))))
+    parts.append(
+        f"Median over training seeds ({shown}), in brackets the least and the most. {study.note}".strip()
+    )
+    if study.controls:
+        parts += ["Steps a control needs to its own final value, over the steps to get there:"]
+        parts.append(part(speed_up_columns(study), lambda _, v: f"{v:.2f}x" if v else "not reached"))
+    if study.paper:
+        parts.append(
+            markdown(["measure, on the paper's own data", "paper"], list(map(list, study.paper.items())))
+        )
+    return "\n\n".join(parts)
+
+
+def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> str:
+    """Write table.csv, summary.md and figure.png into `folder`; returns what to print."""
+    from gear_studio import plots
+
+    table = rows(study, runs)
+    text = summary(study, table)
+    with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    with atomic(folder / "summary.md") as temporary:
+        temporary.write_text(text + "\n")
+    if study.shown:
+        labels = {key: MEASURES[key].label for key in study.shown}
+        figure = plots.by_seed(table, labels, study.varies)
+    else:
+        of_arm = {
+            arm.label: [run for (label, _), run in runs.items() if label == arm.label] for arm in study.arms
+        }
+        known = {
+            k: label for k, label in CURVES.items() if all(last(k)(run) is not None for run in runs.values())
+        }
+        figure = plots.curves(of_arm, known)
+    with atomic(folder / "figure.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    names = ("table.csv", "summary.md", "figure.png")
+    return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)

@@ -1,0 +1,67 @@
+"""FD against steps: how far samples of the average generator are from real pictures, while it trains.
+
+`evaluate` measures a finished run, with more pictures, guidance and several sampling seeds. This looks at an
+unfinished one often and cheaply: fd_samples samples without guidance, always of the same random numbers,
+against as many held-out pictures, in the features of the run's first teacher. It draws nothing from the
+training's own dice, so a run that is measured trains exactly as one that is not.
+
+Its noise: a distance from few samples is too large, by about the same for every run with the same count, and
+it wobbles. Of the shipped `generator-gear` (evaluated at 1.08 with 5,000), four draws of 2,000 samples gave
+1.13 to 1.26, four of 1,000 gave 1.13 to 1.48; other real pictures, which are at 0.04 with 5,000, were at 0.08
+to 0.16 and 0.15 to 0.30. Here the draw is always the same, so a curve is smoother than that, but two arms are
+not. It compares runs of one teacher and one fd_samples, and nothing else.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gear_studio import data, sampling
+from gear_studio.analysis.fidelity import chosen, shares
+from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
+from gear_studio.generator import Generator
+from gear_studio.pictures import to_uint8
+from gear_studio.teachers import Teacher
+from gear_studio.tokenizer import Tokenizer
+
+AT_ONCE = 250  # pictures
+
+
+class SampledDistance:
+    """held_out: where `samples` real pictures are taken from, fewer where it has fewer. Several processes
+    share the work; each must call it."""
+
+    def __init__(self, held_out: data.Source, teacher: Teacher, samples: int, accelerator: Accelerator):
+        self.teacher, self.accelerator = teacher, accelerator
+        self.count = min(samples, len(held_out))
+        numbers = chosen(len(held_out), self.count)[0]
+        self.real = self._statistics(
+            held_out.read([numbers[i] for i in part])["image"] for part in self._parts()
+        )
+
+    def _parts(self) -> Iterable[range]:
+        return shares(self.count, AT_ONCE, self.accelerator)
+
+    @torch.no_grad()
+    def _statistics(self, pictures: Iterable[Tensor]) -> Statistics:
+        """Of uint8 pictures (B, 3, H, W), this process's share."""
+        device = self.accelerator.device
+        moments = Moments(self.teacher.dim, device if device.type == "cuda" else "cpu")
+        for some in pictures:
+            moments.add(0, self.teacher(data.to_float(some.to(device))).mean(1))
+        moments.sums = self.accelerator.reduce(moments.sums, "sum")
+        return moments.result()
+
+    @torch.no_grad()
+    def __call__(self, generator: Generator, tokenizer: Tokenizer) -> float:
+        """FD of the generator's samples; every class as often as the next."""
+
+        def drawn() -> Iterable[Tensor]:
+            for part in self._parts():
+                labels = torch.arange(part.start, part.stop) % generator.config.classes
+                indices = sampling.sample(generator, labels, cfg_scale=1.0, seed=0, first=part.start)
+                yield to_uint8(tokenizer.decode(indices))
+
+        return frechet_distance(self._statistics(drawn()), self.real)

@@ -1,0 +1,342 @@
+"""Studies: what they train, that nothing is trained twice, and that tables say what the Runs say."""
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+import tiny
+from PIL import Image
+from test_cli import command, complains  # noqa: F401
+
+from gear_studio import cli, jobs, plots, studies
+from gear_studio.analysis import fidelity
+from gear_studio.analysis.convergence import speed_up
+from gear_studio.runs import ZOO, Run
+from gear_studio.studies import STUDIES, Arm, Study, chain
+from gear_studio.teachers import load_teachers
+from gear_studio.training import loop
+from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, small
+
+SMALL = ("generator.dim=32", "generator.blocks=3")  # of what every test trains here
+PLUMBING = Study(
+    name="plumbing",
+    question="Does everything arrive?",
+    varies="tokenizer",
+    arms=(studies.BASELINE, studies.GEAR),
+    measures=studies.GENERATED,
+    controls=("baseline",),
+    paper={"measure": "1 -> 2"},
+)
+
+
+# What is trained
+
+
+def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same():
+    trainings = {}
+    for study in STUDIES.values():
+        labels = [arm.label for arm in study.arms]
+        assert len(set(labels)) == len(labels) and study.question.endswith("?")
+        for arm in study.arms:
+            for training in chain(arm):
+                assert trainings.setdefault(training.name, training) == training
+                assert training.arm in ARMS[training.stage] and "/" not in training.name
+    assert {"warmup", "gear", "continued", "generator-gear", "generator-baseline"} <= trainings.keys()
+    assert {path.name for path in ZOO.glob("*")} - {"teacher", "judge"} <= trainings.keys()
+    used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
+    assert sum("warmup" in names for names in used) == len(used)
+    assert sum("generator-gear" in names for names in used) == len(used)
+    different = {t.name for t in chain(studies.GEAR, ("gan_weight=0.1",))}
+    assert not different & trainings.keys()
+
+
+def test_the_recipe_s_own_value_of_a_sweep_is_the_run_that_all_have():
+    for name, field in (("temperature", "tau"), ("lambda", "alignment_weight")):
+        own = f"{getattr(small('joint'), field):g}"
+        (arm,) = [arm for arm in STUDIES[name].arms if arm.label == own]
+        assert [t.name for t in chain(arm)] == ["warmup", "gear", "generator-gear"]
+    (tap,) = [arm for arm in STUDIES["tap"].arms if arm.label == "3"]
+    assert chain(tap) == chain(studies.GEAR)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict[str, tuple[str, str, Recipe, int]]:
+    """What training is asked for by the commands that run from here on, by the folder's name."""
+    found = {}
+
+    def train(source, stage, arm, recipe, seed, out, *_, **__):
+        found[out.name] = stage, arm, recipe, seed
+        (out / "tokenizer").mkdir(parents=True)
+        return Run(ZOO / "gear")
+
+    monkeypatch.setattr(loop, "train", train)
+    return found
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_are(budget, tmp_path):
+    for study in STUDIES.values():
+        done: set[str] = set()
+        for job in studies.jobs(study, budget, (0, 1), tmp_path):
+            assert done.issuperset(job.needs) and job.name not in done
+            done.add(job.name)
+            for setting in [word for word in job.command if word.startswith("fd_every=")]:
+                recipe = small(job.command[job.command.index("--stage") + 1], budget)
+                assert int(setting.removeprefix("fd_every=")) % recipe.log_every == 0
+
+
+def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, capsys):
+    for study in STUDIES.values():
+        for job in studies.jobs(study, "shipped", (101,), tmp_path):
+            if job.command[0] == "train" and job.name not in asked:
+                cli.run(job.command)
+    for name, (stage, _, recipe, seed) in asked.items():
+        assert seed == 101 and name.endswith("-s101") and recipe.steps == BUDGETS["shipped"][stage]
+        samples = recipe.fd_every and recipe.steps // recipe.fd_every >= 2
+        assert samples == (stage == "generator" or name.split("-")[0] in ("gear", "straight", "soft"))
+
+    def recipe(name: str) -> Recipe:
+        return asked[f"{name}-s101"][2]
+
+    assert recipe("gear-tau=0.3").tau == 0.3 and recipe("gear").tau == 0.1
+    assert recipe("gear-alignment_weight=4.0").alignment_weight == 4
+    assert recipe("gear-generator.tap=6").generator.tap == 6
+    assert recipe("generator-gear-generator.tap=6+generator.tap=6").generator.tap == 6
+    assert recipe("warmup-small-ibq").tokenizer.quantizer == "ibq"
+    assert recipe("generator-baseline+teacher=pixels").teacher == "pixels"
+    guided = recipe("gear-teacher=random-perceptual=tiny")
+    assert (guided.teacher, guided.perceptual) == ("random", "tiny")
+    assert [teacher.name for teacher in load_teachers(guided.teacher, 8)] == ["random"]
+    assert asked["latent-s101"][:2] == ("joint", "latent")
+    assert asked["generator-soft-ntp-s101"][:2] == ("generator", "soft-ntp")
+
+
+# The runner
+
+
+def test_a_job_that_another_process_is_at_is_waited_for(tmp_path, capsys):
+    held = jobs.locked(tmp_path / "one.lock")
+    assert jobs.locked(tmp_path / "one.lock") is None
+    finished = []
+    job = jobs.Job("one", ["never started"], [], lambda: not finished.append(1))
+    threading.Timer(0.5, held.close).start()
+    jobs.run([job], 1, 1, tmp_path)
+    assert finished == [1]
+    said = capsys.readouterr().out
+    assert said.count("another process is at it") == 1 and "finished before" in said
+
+
+# A study, end to end
+
+
+class Forked:
+    """In the place of `subprocess.Popen`: the same command in a fork, which has imported everything."""
+
+    def __init__(self, words: list[str], env: dict, stdout, stderr, pass_fds):
+        def job() -> None:
+            for number in (1, 2):
+                os.dup2(stdout.fileno(), number)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.argv = ["gear-studio", *words[3:]]
+            cli.main()
+
+        self.process = multiprocessing.get_context("fork").Process(target=job)
+        self.process.start()
+        self.terminate = self.process.terminate
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+
+def do_study(out: Path, log: Path) -> None:
+    """The command `study plumbing`, in a process of its own."""
+    tiny.torch.set_num_threads(1)
+    fidelity.AGREEMENT_SAMPLES = 24
+    jobs.subprocess = types.SimpleNamespace(Popen=Forked, STDOUT=None)
+    STUDIES["plumbing"] = PLUMBING
+    with log.open("w") as file, contextlib.redirect_stdout(file):
+        options = {"budget": "smoke", "seeds": [0], "at_once": 2, "out": out, "set": list(SMALL)}
+        cli.study("plumbing", **options)
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "record.json").is_file() and Run(folder).finished
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> tuple[Path, dict[Path, int], str]:
+    """A study that was killed when its first run was finished and started again: its folder, when the files
+    of the first run had been written by then, and what the second start said."""
+    folder = tmp_path_factory.mktemp("study")
+    first = folder / "runs" / f"warmup-{'-'.join(SMALL)}-s0"
+    process = tiny.processes.Process(target=do_study, args=(folder, folder / "first.txt"))
+    process.start()
+    deadline = time.monotonic() + 300
+    while not finished(first):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not list(folder.glob("runs/generator-*/record.json"))
+    before = times(first)
+    assert tiny.run_apart(do_study, folder, folder / "second.txt") == 0, (folder / "second.txt").read_text()
+    return folder, before, (folder / "second.txt").read_text()
+
+
+def test_killed_and_started_again_it_does_not_redo_what_is_finished(study):
+    folder, before, said = study
+    first = f"warmup-{'-'.join(SMALL)}-s0"
+    assert f"{first}: finished before" in said and f"{first}: gear-studio" not in said
+    assert times(folder / "runs" / first) == before and before
+    runs = {path.name.split("-generator.")[0]: Run(path) for path in (folder / "runs").iterdir()}
+    assert set(runs) == {"warmup", "gear", "generator-baseline", "generator-gear"}
+    assert all(run.finished and run.metrics[-1]["step"] == 4 for run in runs.values())
+    assert runs["generator-gear"].generator.config.dim == 32
+    assert runs["generator-gear"].parent.name == runs["gear"].name
+    for name in ("generator-gear", "generator-baseline", "gear"):
+        assert runs[name].series("val_fd")[0].tolist() == [2, 4]
+
+
+def test_a_third_start_does_nothing_but_write_the_table(study):
+    folder, *_ = study
+    before = times(folder / "runs")
+    assert tiny.run_apart(do_study, folder, folder / "third.txt") == 0
+    assert times(folder / "runs") == before
+    said = (folder / "third.txt").read_text()
+    assert said.count("finished before") == 4 + 2 and "done" not in said
+
+
+def test_the_table_says_what_the_runs_say(study):
+    folder, _, said = study
+    table = list(csv.DictReader((folder / "plumbing" / "table.csv").open()))
+    assert [(row["arm"], row["seed"]) for row in table] == [("baseline", "0"), ("gear", "0")]
+    for row in table:
+        run = Run(folder / "runs" / row["run"])
+        assert run.config["arm"] == row["arm"]
+        e = json.loads((run.folder / "evaluation.json").read_text())
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        expected = {"ntp": lines[-1]["val_ntp"], "alignment": lines[-1]["val_alignment"]}
+        expected |= {"fd": e["fd"]["mean"], "fd_guided": e["fd_guided"]["mean"], "rfd": e["rfd"]}
+        expected |= {"agreement": 100 * e["class_agreement"]["mean"], "psnr": e["psnr"]}
+        assert {key: float(row[key]) for key in expected} == pytest.approx(expected)
+        assert e["teacher"] == "tiny" and e["samples"] == 24
+    baseline, gear = (Run(folder / "runs" / row["run"]) for row in table)
+    for key in ("ntp", "alignment", "fd"):
+        ratio = speed_up(baseline.series(f"val_{key}"), gear.series(f"val_{key}"))
+        assert float(table[1][f"{key}_speed_up_over_baseline"]) == pytest.approx(ratio)
+        assert float(table[0][f"{key}_speed_up_over_baseline"]) == pytest.approx(1)
+    summary = (folder / "plumbing" / "summary.md").read_text()
+    assert summary.strip() in said and f"{baseline.evaluation['psnr']:.2f}" in summary
+    assert "| measure, on the paper's own data | paper |" in summary
+    with Image.open(folder / "plumbing" / "figure.png") as figure:
+        assert figure.width > 900 and figure.height > 300
+
+
+def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, capsys):
+    folder, *_ = study
+    before = times(folder / "runs")
+    todo = studies.jobs(PLUMBING, "quick", [0], folder, SMALL)
+    with pytest.raises(ValueError, match=r"warmup-.*-s0 already holds another run .*is 4, asked for 32"):
+        jobs.run(todo, 2, 1, folder / "logs")
+    assert times(folder / "runs") == before
+
+
+# From Runs to a table
+
+
+def test_the_shipped_runs_make_a_table_without_training(command, tmp_path, capsys):  # noqa: F811
+    code, said, complaint = command("study", "convergence", "--from-zoo", "--out", tmp_path)
+    assert code == 0, complaint
+    rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "convergence" / "table.csv").open())}
+    assert list(rows) == ["baseline", "continued", "gear", "gear, in the joint stage"]
+    gear = Run.from_pretrained("generator-gear")
+    assert float(rows["gear"]["fd"]) == pytest.approx(gear.evaluation["fd"]["mean"])
+    assert float(rows["gear"]["ntp"]) == gear.metrics[-1]["val_ntp"]
+    joint = Run.from_pretrained("gear")
+    assert float(rows["gear, in the joint stage"]["ntp"]) == joint.metrics[-1]["val_ntp"]
+    assert rows["gear, in the joint stage"]["fd"] == ""
+    assert f"{gear.evaluation['fd']['mean']:.2f}" in said and "paper" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["convergence"]
+
+
+def test_errors_a_user_can_act_on(command, tmp_path):  # noqa: F811
+    out = ("--out", tmp_path)
+    for words, *parts in (
+        (("study", "colapse"), "unknown study 'colapse'", "choose one of convergence, collapse"),
+        (
+            ("study", "collapse", "--from-zoo", *out),
+            "generator-soft-ntp (seed 0)",
+            "gear-studio study collapse",
+        ),
+        (("study", "convergence", "--from-zoo", "--seeds", "7", *out), "generator-gear (seed 7)"),
+        (("study", "convergence", "--from-zoo", "--set", "tau=1", *out), "--from-zoo trains nothing"),
+    ):
+        complains(command(*words), *parts)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match=r"study tap needs generator-gear.*not among .*runs"):
+        studies.found(STUDIES["tap"], [0], tmp_path)
+
+
+def test_help_lists_every_study_with_its_question(command):  # noqa: F811
+    code, said, _ = command("study", "--help")
+    said = " ".join(said.split())
+    assert code == 0 and all(f"{s.name}: {s.question}" in said for s in STUDIES.values())
+    assert "seeds 100 and above" in said
+
+
+def made_run(folder: Path, curve: list[float]) -> Run:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"stage": "generator", "seed": 0, "parent": None}))
+    lines = [{"step": 100 * (i + 1), "val_ntp": value} for i, value in enumerate(curve)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Run(folder)
+
+
+def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
+    study = Study("made", "Which?", "arm", (Arm("a"), Arm("b")), ("ntp", "fd"), controls=("a",))
+    curves = {"a": ([5, 4, 3.0], [5, 4, 2.5], [5, 4, 3.5]), "b": ([3, 2, 1.0], [5, 5, 5.0], [4, 3.5, 3.25])}
+    runs = {
+        (label, seed): made_run(tmp_path / f"{label}{seed}", curve)
+        for label, of_seeds in curves.items()
+        for seed, curve in enumerate(of_seeds)
+    }
+    rows = studies.rows(study, runs)
+    assert [row["ntp_speed_up_over_a"] for row in rows[3:]] == [3.0, 0.0, 1.5]
+    text = studies.summary(study, rows)
+    assert "| a | 3 | 3.000 (2.500 to 3.500) | not measured |" in text
+    assert "| b | 3 | 3.250 (1.000 to 5.000) | not measured |" in text
+    assert "| b | 3 | 1.50x (not reached to 3.00x) |" in text
+    assert "paper" not in text
+
+
+def test_a_sweep_s_figure_has_a_dot_for_each_seed_and_a_line_at_the_median():
+    rows = [
+        {"arm": arm, "seed": seed, "fd": base + seed, "ntp": None}
+        for arm, base in (("0.1", 1.0), ("0.3", 5.0))
+        for seed in (0, 1, 2)
+    ]
+    figure = plots.by_seed(rows, {"fd": "FD", "ntp": "NTP (nats/token)"}, "tau")
+    fd, ntp = figure.axes
+    assert sorted(line.get_ydata()[0] for line in fd.lines) == [1, 2, 3, 5, 6, 7]
+    assert [segment[0][1] for lines in fd.collections for segment in lines.get_segments()] == [2, 6]
+    assert (fd.get_xlabel(), fd.get_ylabel(), ntp.get_ylabel()) == ("tau", "FD", "NTP (nats/token)")
+    assert len({(line.get_color(), line.get_marker()) for line in fd.lines}) == 3
+    assert not ntp.lines
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["seed 0", "seed 1", "seed 2", "median"]
