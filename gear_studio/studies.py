@@ -83,7 +83,7 @@ MEASURES = {
     "fd": Measure("FD", evaluated("fd")),
     "fd_guided": Measure("FD, guidance 1.5", evaluated("fd_guided")),
     "rfd": Measure("rFD", evaluated("rfd")),
-    "agreement": Measure("asked class, guidance 1.5 (%)", evaluated("class_agreement", scale=100), 1),
+    "agreement": Measure("asked class, guidance 1.5 (%)", evaluated("class_agreement", "1.5", scale=100), 1),
     "psnr": Measure("PSNR (dB)", evaluated("psnr")),
     "usage": Measure("codes used (%)", evaluated("usage", scale=100), 1),
     "perplexity": Measure("perplexity (codes)", evaluated("perplexity"), 0),
