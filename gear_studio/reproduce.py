@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gear_studio.jobs import Job
 from gear_studio.runs import ZOO, Run
-from gear_studio.training.recipes import BUDGETS
+from gear_studio.training.recipes import BUDGETS, EVALUATION
 
 TOKENIZERS = ("warmup", "continued", "gear")
 GENERATORS = {"generator-baseline": "warmup", "generator-continued": "continued", "generator-gear": "gear"}
@@ -32,9 +32,10 @@ def jobs(out: Path, budget: str, seed: int) -> list[Job]:
     todo += [train("gear", "joint", "gear", "warmup"), train("continued", "joint", "continued", "warmup")]
     for name, parent in GENERATORS.items():
         todo.append(train(name, "generator", name.removeprefix("generator-"), parent))
-    samples = ["--samples", {"shipped": "5000", "quick": "2000", "smoke": "24"}[budget]]
+    samples, seeds = EVALUATION[budget]
     for name in (*TOKENIZERS, *GENERATORS):
-        todo.append(Job(f"evaluate {name}", ["evaluate", str(out / name), *samples], [name]))
+        command = ["evaluate", str(out / name), "--samples", str(samples), "--seeds", str(seeds)]
+        todo.append(Job(f"evaluate {name}", command, [name]))
     return todo
 
 

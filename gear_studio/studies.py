@@ -31,15 +31,10 @@ from gear_studio.analysis.convergence import speed_up
 from gear_studio.jobs import Job
 from gear_studio.pretrained import atomic
 from gear_studio.runs import ZOO, Run
-from gear_studio.training.recipes import WITHOUT_GENERATOR, Recipe, small
+from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR, Recipe, small
 
 SEEDS = (0, 1, 2)
 FD_SAMPLES = {"shipped": 2000, "quick": 1000, "smoke": 16}  # while a generator trains
-EVALUATION = {  # samples behind every figure, sampling seeds
-    "shipped": (5000, 3),
-    "quick": (2000, 1),
-    "smoke": (24, 1),
-}
 
 
 # Measures

@@ -90,6 +90,11 @@ BUDGETS = {  # steps of each stage, and of the two models that are trained on th
     "quick": {"warmup": 750, "joint": 500, "generator": 750, "teacher": 900, "judge": 300},
     "smoke": {"warmup": 4, "joint": 4, "generator": 4, "teacher": 2, "judge": 2},
 }
+EVALUATION = {  # samples behind every figure, sampling seeds
+    "shipped": (5000, 3),
+    "quick": (2000, 1),
+    "smoke": (24, 1),
+}
 
 
 def small(stage: str, budget: str = "shipped") -> Recipe:
