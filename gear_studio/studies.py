@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gear_studio.analysis.convergence import speed_up
+from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.jobs import Job
 from gear_studio.pretrained import atomic
 from gear_studio.runs import ZOO, Run
@@ -448,14 +448,27 @@ def speed_ups(controls: dict[str, Run], run: Run) -> dict[str, float | None]:
     return found
 
 
-def speed_up_columns(study: Study) -> dict[str, str]:
-    """Column -> heading."""
-    labels = {"ntp": "NTP", "alignment": "alignment", "fd": "FD"}
-    return {
-        f"{key}_speed_up_over_{control}": f"{label}, over {control}"
-        for key, label in labels.items()
-        for control in study.controls
-    }
+def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[str]]:
+    """Header and rows: for each arm its speed-up over each control, with its interval where seeds are
+    several."""
+
+    def of(label: str) -> list[Run]:
+        return [run for (arm, _), run in runs.items() if arm == label]
+
+    def cell(key: str, control: str, label: str) -> str:
+        pair = of(control), of(label)
+        if any(last(key)(run) is None for side in pair for run in side):
+            return "not measured"
+        controls, arms = ([run.series(key) for run in side] for side in pair)
+        if len(arms) > 1:
+            return str(speed_up_over_seeds(controls, arms))
+        ratio = speed_up(controls[0], arms[0])
+        return f"{ratio:.2f}x" if ratio else "not reached"
+
+    pairs = [(key, control) for key in CURVES for control in study.controls]
+    titles = {"val_ntp": "NTP", "val_alignment": "alignment", "val_fd": "FD"}
+    header = [study.varies, *(f"{titles[key]}, over {control}" for key, control in pairs)]
+    return [header, *([arm.label, *(cell(*pair, arm.label) for pair in pairs)] for arm in study.arms)]
 
 
 # Writing
@@ -470,32 +483,31 @@ def over_seeds(values: list[float | None], write: Callable[[float], str]) -> str
     return f"{text} ({write(min(known))} to {write(max(known))})" if len(known) > 1 else text
 
 
-def summary(study: Study, table: list[dict]) -> str:
+def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
     from gear_studio.report import table as markdown
 
-    labels = [arm.label for arm in study.arms]
-    seeds = {label: [row["seed"] for row in table if row["arm"] == label] for label in labels}
-
-    def part(columns: dict[str, str], write: Callable[[str, float], str]) -> str:
-        lines = []
-        for label in labels:
-            of_arm = [row for row in table if row["arm"] == label]
-            cells = [
-                over_seeds([row[key] for row in of_arm], lambda v, k=key: write(k, v)) for key in columns
-            ]
-            lines.append([label, str(len(of_arm)), *cells])
-        return markdown([study.varies, "seeds", *columns.values()], lines)
-
-    columns = {key: MEASURES[key].label for key in study.measures}
-    parts = [f"## {study.name}", study.question, part(columns, lambda k, v: f"{v:.{MEASURES[k].digits}f}")]
-    shown = ", ".join(map(str, sorted(set(sum(seeds.values(), [])))))
+    table, lines = rows(study, runs), []
+    for arm in study.arms:
+        of_arm = [row for row in table if row["arm"] == arm.label]
+        cells = [
+            over_seeds([row[key] for row in of_arm], lambda v, k=key: f"{v:.{MEASURES[k].digits}f}")
+            for key in study.measures
+        ]
+        lines.append([arm.label, str(len(of_arm)), *cells])
+    header = [study.varies, "seeds", *(MEASURES[key].label for key in study.measures)]
+    seeds = ", ".join(map(str, sorted({seed for _, seed in runs})))
+    parts = [f"## {study.name}", study.question, markdown(header, lines)]
     parts.append(
-        f"Median over training seeds ({shown}), in brackets the least and the most. {study.note}".strip()
+        f"Median over training seeds ({seeds}), in brackets the least and the most. {study.note}".strip()
     )
     if study.controls:
-        parts += ["Steps a control needs to its own final value, over the steps to get there:"]
-        parts.append(part(speed_up_columns(study), lambda _, v: f"{v:.2f}x" if v else "not reached"))
+        parts.append(
+            "Steps a control needs to its own final value, over the steps to get there; of several seeds the "
+            "median, in brackets a bootstrap's 95 % interval over seeds, which is rough when they are few."
+        )
+        header, *lines = speed_up_table(study, runs)
+        parts.append(markdown(header, lines))
     if study.paper:
         parts.append(
             markdown(["measure, on the paper's own data", "paper"], list(map(list, study.paper.items())))
@@ -508,7 +520,7 @@ def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> str:
     from gear_studio import plots
 
     table = rows(study, runs)
-    text = summary(study, table)
+    text = summary(study, runs)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()

@@ -19,7 +19,7 @@ from test_cli import command, complains  # noqa: F401
 
 from gear_studio import cli, jobs, plots, studies
 from gear_studio.analysis import fidelity
-from gear_studio.analysis.convergence import speed_up
+from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.runs import ZOO, Run
 from gear_studio.studies import STUDIES, Arm, Study, chain
 from gear_studio.teachers import load_teachers
@@ -318,10 +318,12 @@ def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
     }
     rows = studies.rows(study, runs)
     assert [row["ntp_speed_up_over_a"] for row in rows[3:]] == [3.0, 0.0, 1.5]
-    text = studies.summary(study, rows)
+    text = studies.summary(study, runs)
     assert "| a | 3 | 3.000 (2.500 to 3.500) | not measured |" in text
     assert "| b | 3 | 3.250 (1.000 to 5.000) | not measured |" in text
-    assert "| b | 3 | 1.50x (not reached to 3.00x) |" in text
+    pairs = [runs[label, seed].series("val_ntp") for label in "ab" for seed in range(3)]
+    expected = speed_up_over_seeds(pairs[:3], pairs[3:])
+    assert (expected.value, expected.reached) == (1.5, 2) and f"| b | {expected} |" in text
     assert "paper" not in text
 
 
