@@ -4,6 +4,8 @@ Starts the app as a user does and drives it in Chromium (found as the tests find
 environment variable CHROMIUM). What counts is the page: the clock stops when the picture is there. The first
 visit is the very first after the start, while the app still prepares what visitors will ask for; everything
 else is the median of `--repeats`.
+
+With `--pictures FOLDER` it takes the README's pictures of the three tabs instead of times.
 """
 
 import argparse
@@ -68,10 +70,37 @@ def sample(page: Page, count: int) -> tuple[float, float]:
     return first, time.perf_counter() - begin
 
 
+def photograph(page: Page, folder: Path) -> None:
+    """explorer-sample.png, explorer-codebook.png (a token replaced) and explorer-alignment.png."""
+
+    def take(tab: str) -> None:
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=folder / f"explorer-{tab}.png", full_page=True)
+        print(f"wrote {folder / f'explorer-{tab}.png'}")
+
+    page.locator(DONE).wait_for()
+    take("sample")
+    page.get_by_role("tab", name="Codebook").click()
+    page.locator("#layout img").wait_for(timeout=300_000)
+    click_cell(page, "#indices", 3, 3)
+    page.locator("#gallery img").wait_for()
+    wait, chart = renewed(page, "#gallery"), renewed(page, "#layout")
+    page.locator("#replace").click()
+    wait()
+    chart()
+    take("codebook")
+    page.get_by_role("tab", name="Alignment").click()
+    page.locator("#generator-similarity img").wait_for()
+    take("alignment")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--pictures", type=Path, help="folder to put pictures of the tabs in; no times then")
+    options = parser.parse_args()
+    repeats = options.repeats
     print(f"python {platform.python_version()}, torch {torch.__version__}, gradio {gradio.__version__}")
     print(f"{platform.machine()}, {os.cpu_count()} CPU cores; load {os.getloadavg()[0]:.1f} at the start")
     browsers = ("chromium", "chromium-browser", "google-chrome")
@@ -100,6 +129,9 @@ def main() -> None:
                 page.goto(url)
                 return page
 
+            if options.pictures:
+                photograph(visit(), options.pictures)
+                return
             begin = time.perf_counter()
             page = visit()
             page.locator("#left-sheet img").wait_for()
