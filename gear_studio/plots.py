@@ -153,7 +153,7 @@ def estimate_panels(
         if axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
             axes.axhline(0, color=INK, linewidth=1, zorder=1)
     handles = _estimate_handles(all_axes[: len(panels)])
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), fontsize=10)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=10)
     return _with_protocol(figure, protocol)
 
 
@@ -176,7 +176,8 @@ def _estimates(
     if tap is not None:
         axes.axvline(tap, color=INK, linewidth=1, linestyle="--", zorder=0)
         where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        axes.annotate("tap", (tap, 1), (3, -3), **where)
+        clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        axes.annotate("tap", (tap, 1), (4, -3), bbox=clear, **where)
     ticks = sorted({block for blocks in curves.values() for block in blocks})
     axes.set_xticks(ticks, [(names or {}).get(tick, str(tick)) for tick in ticks])
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
