@@ -135,7 +135,7 @@ def estimate_panels(
     names: Mapping[int, str] | None = None,
     logarithmic: bool = False,
 ) -> Figure:
-    """Panels such as `similarity_by_block`, two a row, under one legend.
+    """Panels such as `similarity_by_block`, two a row; under one legend where all have the same curves.
 
     panels: label of the vertical axis -> label of the curve -> block, or any whole number -> its Estimate.
 
@@ -152,8 +152,13 @@ def estimate_panels(
         axes.set(xlabel=xlabel, ylabel=ylabel)
         if axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
             axes.axhline(0, color=INK, linewidth=1, zorder=1)
-    handles = _estimate_handles(all_axes[: len(panels)])
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=10)
+    drawn = all_axes[: len(panels)]
+    if len({tuple(curves) for curves in panels.values()}) > 1:
+        for axes in drawn:
+            axes.legend(handles=_estimate_handles([axes]), fontsize=10)
+    else:
+        handles = _estimate_handles(drawn)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=10)
     return _with_protocol(figure, protocol)
 
 
@@ -294,6 +299,7 @@ def layouts(
             axes.scatter(*places[of].T, **look, label=name)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
+        axes.spines[:].set(visible=True, color=PALE)
         axes.set_title(title, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(names), fontsize=10, markerscale=1.8)

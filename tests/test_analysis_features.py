@@ -486,7 +486,7 @@ def test_panels_of_estimates_share_one_legend_and_mark_zero():
     null = Null(0.05, 0.0, 0.1)
     above = {0: Estimate(0.3, 0.2, 0.4, null), 2: Estimate(0.5, 0.4, 0.6, null)}
     around = {2: Estimate(-0.1, -0.2, 0.1)}
-    panels = {"CKNNA": {"gear": above, "baseline": above}, "difference": {"gear": around}}
+    panels = {"CKNNA": {"gear": above, "baseline": above}, "difference": {"gear": around, "baseline": around}}
     figure = plots.estimate_panels(panels, "64 images", tap=2, names={0: "z"})
     left, right = figure.axes
     assert [axes.get_ylabel() for axes in (left, right)] == list(panels)
@@ -497,7 +497,10 @@ def test_panels_of_estimates_share_one_legend_and_mark_zero():
     assert any(zero) and not any([0, 0] == list(line.get_ydata()) for line in left.lines)
     assert figure._supxlabel.get_text() == "64 images" and rendered(figure).std() > 5
     counts = {"cka": {32: above[0], 1024: above[2]}}
-    (axes,) = plots.estimate_panels({"CKA": counts}, xlabel="rows", logarithmic=True).axes
+    others = {"CKA": counts, "difference": {"gear": around}}
+    axes, other = plots.estimate_panels(others, xlabel="rows", logarithmic=True).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cka", "chance"]
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["gear"]
     assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["32", "1024"]
 
 
