@@ -19,6 +19,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -174,6 +176,55 @@ def similarity_by_block(
     have it. tap: the block that was aligned. protocol: how the features were taken, under the figure."""
     figure = Figure(figsize=(6.4, 4.3), layout="constrained")
     axes = figure.subplots()
+    _estimates(axes, curves, tap)
+    axes.set(xlabel="generator block", ylabel=ylabel)
+    axes.legend(handles=_estimate_handles([axes]))
+    return _with_protocol(figure, protocol)
+
+
+@styled
+def estimate_panels(
+    panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]],
+    protocol: str = "",
+    tap: int | None = None,
+    xlabel: str = "generator block",
+    names: Mapping[int, str] | None = None,
+    logarithmic: bool = False,
+) -> Figure:
+    """Panels such as `similarity_by_block`, two a row; under one legend where all have the same curves.
+
+    panels: label of the vertical axis -> label of the curve -> block, or any whole number -> its Estimate.
+
+    names: what to write on the horizontal axis instead of a number. logarithmic: the horizontal axis. Where
+    values of both signs are shown, a line marks zero."""
+    rows, columns = math.ceil(len(panels) / 2), min(2, len(panels))
+    figure = Figure(figsize=(4.9 * columns, 3.3 * rows + 0.7), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in all_axes[len(panels) :]:
+        axes.axis("off")
+    for axes, (ylabel, curves) in zip(all_axes, panels.items(), strict=False):
+        axes.set_xscale("log" if logarithmic else "linear")
+        _estimates(axes, curves, tap, names or {})
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if axes.get_ylim()[0] < 0 < axes.get_ylim()[1]:
+            axes.axhline(0, color=INK, linewidth=1, zorder=1)
+    drawn = all_axes[: len(panels)]
+    if len({tuple(curves) for curves in panels.values()}) > 1:
+        for axes in drawn:
+            axes.legend(handles=_estimate_handles([axes]), fontsize=10)
+    else:
+        handles = _estimate_handles(drawn)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=10)
+    return _with_protocol(figure, protocol)
+
+
+def _estimates(
+    axes: Axes,
+    curves: Mapping[str, Mapping[int, Estimate]],
+    tap: int | None = None,
+    names: Mapping[int, str] | None = None,
+) -> None:
+    """Curves with their bands, and dotted what chance gives."""
     for (label, blocks), color, marker in zip(curves.items(), OKABE_ITO, "osD^vPX*", strict=False):
         at = sorted(blocks)
         found = [blocks[block] for block in at]
@@ -183,19 +234,25 @@ def similarity_by_block(
         axes.plot(at, [e.value for e in found], marker=marker, color=color, linewidth=2, label=label)
         if all(e.null for e in found):
             axes.plot(at, [e.null.mean for e in found], color=color, linewidth=1.2, linestyle=":")
-    handles, _ = axes.get_legend_handles_labels()
-    if any(line.get_linestyle() == ":" for line in axes.lines):
-        handles.append(
-            matplotlib.lines.Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="chance")
-        )
     if tap is not None:
         axes.axvline(tap, color=INK, linewidth=1, linestyle="--", zorder=0)
         where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        axes.annotate("tap", (tap, 1), (3, -3), **where)
-    axes.set(xlabel="generator block", ylabel=ylabel)
-    axes.set_xticks(sorted({block for blocks in curves.values() for block in blocks}))
-    axes.legend(handles=handles)
-    return _with_protocol(figure, protocol)
+        clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        axes.annotate("tap", (tap, 1), (4, -3), bbox=clear, **where)
+    ticks = sorted({block for blocks in curves.values() for block in blocks})
+    axes.set_xticks(ticks, [(names or {}).get(tick, str(tick)) for tick in ticks])
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+
+
+def _estimate_handles(all_axes: Sequence[Axes]) -> list[Line2D]:
+    """One entry of the legend for each label, and one for chance where it is shown."""
+    named = {}
+    for axes in all_axes:
+        named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = list(named.values())
+    if any(line.get_linestyle() == ":" for axes in all_axes for line in axes.lines):
+        handles.append(Line2D([], [], color=INK, linewidth=1.2, linestyle=":", label="chance"))
+    return handles
 
 
 @styled
@@ -239,12 +296,13 @@ def map_grid(
     limits: tuple[float, float] | None = None,
     cmap: str = "viridis",
     protocol: str = "",
+    patch: int | None = None,
 ) -> Figure:
     """Pictures in rows, beside each the token map that every model makes of it.
 
     images: (B, 3, H, W) in [-1, 1]. maps: model -> colours (B, N, 3) in [0, 1], such as `features.pca_rgb` of
     each picture, or numbers (B, N), such as `features.similarity`, which all share one colour scale: quantity
-    is its label, with its unit, limits its ends (by default those of the numbers)."""
+    is its label, with its unit, limits its ends (by default those of the numbers). patch: one to frame."""
     numbers = [values for values in maps.values() if values.ndim == 2]
     if limits is None and numbers:
         limits = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
@@ -264,11 +322,43 @@ def map_grid(
             shown[model] = np.asarray(grid_map(colors, picture.shape[0]))
         for axes, (title, pixels) in zip(grid[row], shown.items(), strict=True):
             axes.imshow(pixels, interpolation="nearest")
+            if patch is not None:
+                side = math.isqrt(values.shape[1])
+                cell = len(pixels) / side
+                corner = patch % side * cell - 0.5, patch // side * cell - 0.5
+                for color, width in (("black", 3), ("#ffd400", 1.5)):
+                    frame = {"fill": False, "edgecolor": color, "linewidth": width}
+                    axes.add_patch(Rectangle(corner, cell, cell, **frame))
             if row == 0:
                 axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
     if numbers:
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
         figure.colorbar(scale, ax=grid[:, -1].tolist(), label=quantity, fraction=0.1)
+    return _with_protocol(figure, protocol)
+
+
+@styled
+def layouts(
+    layouts: Mapping[str, np.ndarray], groups: Sequence[int], names: Sequence[str], protocol: str = ""
+) -> Figure:
+    """Rows laid out in two dimensions, a panel for each features, coloured by what they are of.
+
+    layouts: title -> (n, 2). groups: (n,), the number in `names` of each row. The axes mean nothing."""
+    figure = Figure(figsize=(3.4 * len(layouts), 3.9), layout="constrained")
+    groups = np.asarray(groups)
+    for axes, (title, places) in zip(
+        figure.subplots(1, len(layouts), squeeze=False)[0], layouts.items(), strict=True
+    ):
+        for i, (name, marker) in enumerate(zip(names, "osD^vPX*", strict=False)):
+            of = groups == i
+            look = {"s": 11, "marker": marker, "color": OKABE_ITO[i], "linewidths": 0, "alpha": 0.85}
+            axes.scatter(*places[of].T, **look, label=name)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=PALE)
+        axes.set_title(title, fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(names), fontsize=10, markerscale=1.8)
     return _with_protocol(figure, protocol)
 
 

@@ -482,6 +482,38 @@ def test_similarity_by_block_shows_interval_chance_and_protocol():
     assert axes.get_xticks().tolist() == [1, 2, 3] and rendered(figure).std() > 5
 
 
+def test_panels_of_estimates_share_one_legend_and_mark_zero():
+    null = Null(0.05, 0.0, 0.1)
+    above = {0: Estimate(0.3, 0.2, 0.4, null), 2: Estimate(0.5, 0.4, 0.6, null)}
+    around = {2: Estimate(-0.1, -0.2, 0.1)}
+    panels = {"CKNNA": {"gear": above, "baseline": above}, "difference": {"gear": around, "baseline": around}}
+    figure = plots.estimate_panels(panels, "64 images", tap=2, names={0: "z"})
+    left, right = figure.axes
+    assert [axes.get_ylabel() for axes in (left, right)] == list(panels)
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["z", "2"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["gear", "baseline", "chance"]
+    zero = [[0, 0] == list(line.get_ydata()) for line in right.lines]
+    assert any(zero) and not any([0, 0] == list(line.get_ydata()) for line in left.lines)
+    assert figure._supxlabel.get_text() == "64 images" and rendered(figure).std() > 5
+    counts = {"cka": {32: above[0], 1024: above[2]}}
+    others = {"CKA": counts, "difference": {"gear": around}}
+    axes, other = plots.estimate_panels(others, xlabel="rows", logarithmic=True).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cka", "chance"]
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["gear"]
+    assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["32", "1024"]
+
+
+def test_layouts_show_every_row_in_the_colour_of_its_group():
+    places = np.random.default_rng(0).random((9, 2))
+    figure = plots.layouts({"teacher": places, "gear": -places}, [0, 1, 2] * 3, ["a", "b", "c"], "said")
+    for axes, shown in zip(figure.axes, (places, -places), strict=True):
+        assert [len(each.get_offsets()) for each in axes.collections] == [3, 3, 3]
+        np.testing.assert_allclose(axes.collections[1].get_offsets(), shown[1::3])
+        assert len({tuple(each.get_facecolor()[0]) for each in axes.collections}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+
+
 def test_interval_bars_stand_by_task_and_model():
     values = {
         "gear": {"shape": (0.8, 0.7, 0.85), "texture": (0.9, 0.9, 0.9)},
@@ -511,6 +543,8 @@ def test_map_grid_puts_colours_and_numbers_beside_their_picture():
     assert [axes.get_title() for axes in figure.axes[:3]] == ["picture", "teacher", "gear"]
     assert figure.axes[6].get_ylabel() == "cosine" and figure.axes[6].get_ylim() == (0, 31)
     assert len(plots.map_grid(images, {"teacher": colors}).axes) == 4 and rendered(figure).std() > 5
+    framed = plots.map_grid(images, {"teacher": colors}, patch=6).axes[1]
+    assert {frame.get_xy() for frame in framed.patches} == {(7.5, 3.5)}  # row 1, column 2 of 4 x 4 cells
 
 
 def rendered(figure) -> np.ndarray:
