@@ -331,7 +331,7 @@ def reproduce(
     """Retrain and measure every shipped run; killed and started again it goes on.
 
     Args:
-        budget: shipped (what the repository holds), quick (too short to see the effect), smoke (checks the plumbing).
+        budget: shipped (what ships), quick (too short to see the effect), smoke (checks the plumbing).
         out: Folder of the runs. Default: runs/reproduce-BUDGET-sSEED.
         seed: Of all trainings.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
@@ -363,7 +363,7 @@ def study(
 
     Args:
         name: The study.
-        budget: shipped (what the repository holds), quick (too short to see the effect), smoke (checks the plumbing).
+        budget: shipped (what ships), quick (too short to see the effect), smoke (checks the plumbing).
         seeds: Of the trainings. Default: 0 1 2.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
         out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET.
