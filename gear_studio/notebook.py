@@ -52,11 +52,10 @@ class Retrain(ipywidgets.VBox):
 
     Nothing runs before Start. Stop ends all that runs; Start goes on from there, as every training resumes.
     The curves are of the stage that was begun last. out: folder of a budget's runs, below it as in `studies`;
-    default: the command's own. every: seconds from one look to the next. words: what else the command is
-    given."""
+    default: the command's own. every: seconds from one look to the next."""
 
-    def __init__(self, study: str, out: Path = Path("runs"), every: float = 2.0, words: tuple[str, ...] = ()):
-        self.study, self.out, self.every, self.words = studies.named(study), out, every, words
+    def __init__(self, study: str, out: Path = Path("runs"), every: float = 2.0):
+        self.study, self.out, self.every = studies.named(study), out, every
         self.budget = ipywidgets.Dropdown(options=list(BUDGETS), value="smoke", description="budget")
         seeds = [("0", (0,)), ("0, 1, 2", studies.SEEDS)]
         self.seeds = ipywidgets.Dropdown(options=seeds, description="seeds")
@@ -80,7 +79,7 @@ class Retrain(ipywidgets.VBox):
         if self.process and self.process.poll() is None:
             return
         command = ["study", self.study.name, "--budget", self.budget.value, "--out", str(self.folder)]
-        command += ["--seeds", *map(str, self.seeds.value), *self.words]
+        command += ["--seeds", *map(str, self.seeds.value)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gear_studio", *command],
             stdout=subprocess.PIPE,

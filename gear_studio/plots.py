@@ -98,7 +98,8 @@ def curves(runs: Mapping[str, Sequence[Run]], keys: Mapping[str, str]) -> Figure
     named = {}
     for axes in figure.axes:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=max(1, min(len(named), 4)))
+    fitting = max(1, min(len(named), 4 * len(keys) // 3))
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=fitting)
     return figure
 
 
@@ -158,10 +159,10 @@ def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -
 def speed_ups(found: Mapping[str, Mapping[str, SpeedUp]], xlabel: str) -> Figure:
     """Speed-ups over seeds. found: arm -> measure -> its SpeedUp. xlabel: over what.
 
-    A large mark is the median, a line its interval, small ones the seeds; 0 is drawn where an arm never got
-    there. To the right of the line at 1 the arm is the faster one."""
+    A large mark is the median, a line its interval, small ones the seeds; an arm that got there never is at
+    the left end. To the right of the line at 1 the arm is the faster one."""
     measures = list(dict.fromkeys(measure for of_arm in found.values() for measure in of_arm))
-    figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(measures) * len(found)), layout="constrained")
+    figure = Figure(figsize=(7.6, 1.2 + 0.36 * len(measures) * len(found)), layout="constrained")
     axes = figure.subplots()
     for i, (arm, of_arm) in enumerate(found.items()):
         color, marker = OKABE_ITO[i % 8], "osD^vPX*"[i % 8]
@@ -175,8 +176,9 @@ def speed_ups(found: Mapping[str, Mapping[str, SpeedUp]], xlabel: str) -> Figure
     axes.set_yticks(range(len(measures)), measures)
     axes.set(xlabel=xlabel, ylim=(len(measures) - 0.5, -0.5))
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x" if value else "never")
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(found))
+    figure.legend(loc="outside upper center", ncols=len(found), fontsize=10)
     return figure
 
 

@@ -62,7 +62,8 @@ def tidy(notebook: NotebookNode) -> None:
             if "data" in output:
                 output.metadata = nbformat.from_dict({})
                 if output.data.pop(WIDGET, None):
-                    output.data["text/plain"] = "The figure at its first values; run the cell to move it."
+                    shown = "The figure at its first values" if "image/png" in output.data else "Controls"
+                    output.data["text/plain"] = f"{shown}; run the cell to move them."
 
 
 def main(paths: list[Path]) -> None:

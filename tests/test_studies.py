@@ -162,12 +162,17 @@ class Forked:
     returncode = property(poll)
 
 
-def do_study(out: Path, log: Path) -> None:
-    """The command `study plumbing`, in a process of its own."""
+def hurry() -> None:
+    """From here on this process knows the study `plumbing`, runs jobs in forks and measures little."""
     tiny.torch.set_num_threads(1)
     fidelity.AGREEMENT_SAMPLES = 24
     jobs.subprocess = types.SimpleNamespace(Popen=Forked, STDOUT=None)
     STUDIES["plumbing"] = PLUMBING
+
+
+def do_study(out: Path, log: Path) -> None:
+    """The command `study plumbing`, in a process of its own."""
+    hurry()
     with log.open("w") as file, contextlib.redirect_stdout(file):
         options = {"budget": "smoke", "seeds": [0], "at_once": 2, "out": out, "set": list(SMALL)}
         cli.study("plumbing", **options)
