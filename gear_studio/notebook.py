@@ -22,6 +22,13 @@ from gear_studio import plots, studies
 from gear_studio.runs import Run
 from gear_studio.training.recipes import BUDGETS
 
+WATCHED = {  # what a Retrain draws of a stage's runs
+    "val_psnr": "validation PSNR (dB)",
+    "perplexity": "perplexity (codes)",
+    "val_ntp": "validation NTP (nats/token)",
+    "val_alignment": "validation alignment (-cos)",
+}
+
 
 class Interactive(ipywidgets.VBox):
     """The figure draw(**values), above it the controls of the values, each by the name of its argument.
@@ -51,8 +58,8 @@ class Retrain(ipywidgets.VBox):
     """Trains a study as `gear-studio study` does, in a process of its own, and draws its curves as they grow.
 
     Nothing runs before Start. Stop ends all that runs; Start goes on from there, as every training resumes.
-    The curves are of the stage that was begun last. out: folder of a budget's runs, below it as in `studies`;
-    default: the command's own. every: seconds from one look to the next."""
+    The curves are of the stage that was begun last. out: in it each budget has a folder, laid out as in
+    `studies`. every: seconds from one look to the next."""
 
     def __init__(self, study: str, out: Path = Path("runs"), every: float = 2.0):
         self.study, self.out, self.every = studies.named(study), out, every
@@ -62,7 +69,9 @@ class Retrain(ipywidgets.VBox):
         self.start = ipywidgets.Button(description="Start", icon="play")
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.said, self.picture = ipywidgets.HTML("Nothing runs."), _picture()
+        self.picture.layout.display = "none"  # until there is something to see
         self.process: subprocess.Popen | None = None
+        self.lines: list[str] = []
         self.start.on_click(lambda _: self.begin())
         self.stop.on_click(lambda _: self.end())
         atexit.register(self.end)  # a kernel that ends takes its trainings along
@@ -88,7 +97,7 @@ class Retrain(ipywidgets.VBox):
             start_new_session=True,  # so that Stop reaches its trainings too
         )
         self._running(True)
-        self.lines: list[str] = []
+        self.lines = []
         self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self.watcher = threading.Thread(target=self._watch, args=(self.process,), daemon=True)
         self.reader.start()
@@ -115,7 +124,7 @@ class Retrain(ipywidgets.VBox):
                 code = process.wait(self.every)
             except subprocess.TimeoutExpired:
                 code = None
-            self.redraw()
+            self._look()
             if code is not None:
                 break
         self.reader.join(self.every)
@@ -127,8 +136,8 @@ class Retrain(ipywidgets.VBox):
         told = "\n".join(self.lines[-count:])
         self.said.value = f"{state}.<pre>{html.escape(told)}</pre>"
 
-    def redraw(self) -> None:
-        """The curves as they are on disk; called by itself while it trains."""
+    def _look(self) -> None:
+        """Show the curves as they are on disk."""
         self._say("Training")
         found: dict[str, dict[str, list[Run]]] = {}
         for training in [each for arm in self.study.arms for each in studies.chain(arm)]:
@@ -149,14 +158,7 @@ class Retrain(ipywidgets.VBox):
         known = {key: label for key, label in WATCHED.items() if any(key in row for row in rows)}
         if known:
             self.picture.value = _png(plots.curves(runs, known))
-
-
-WATCHED = {
-    "val_psnr": "validation PSNR (dB)",
-    "perplexity": "perplexity (codes)",
-    "val_ntp": "validation NTP (nats/token)",
-    "val_alignment": "validation alignment (-cos)",
-}
+            self.picture.layout.display = None
 
 
 def _picture() -> ipywidgets.Image:

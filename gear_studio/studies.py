@@ -24,6 +24,7 @@ import contextlib
 import csv
 import io
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -622,7 +623,7 @@ def ship(study: Study, seeds: Sequence[int], out: Path) -> None:
         for picture in there.glob("*.png"):
             picture.unlink()
         # Where it was trained is of no use to others.
-        command = run.record["command"].replace(str(out), "OUT")
+        command = re.sub(r"\S*/runs/", "OUT/runs/", run.record["command"])
         write_json(there / "record.json", run.record | {"command": command})
     for name in ("table.csv", "summary.md", "record.json"):
         (SHIPPED / study.name).mkdir(parents=True, exist_ok=True)
