@@ -36,10 +36,16 @@ from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.jobs import Job
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import ZOO, Run
-from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR, Recipe, small
+from gear_studio.training.recipes import (
+    EVALUATION,
+    QUANTIZERS,
+    WITHOUT_GENERATOR,
+    small,
+    small_tokenizer,
+)
 
 SEEDS = (0, 1, 2)
-FD_SAMPLES = {"shipped": 2000, "quick": 1000, "smoke": 16}  # while a generator trains
+FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
 SHIPPED = ZOO / "studies"
 
 
@@ -107,14 +113,14 @@ class Arm:
 
     joint: the joint stage's arm; None leaves the warm-up's tokenizer as it is. joint_set, generator_set:
     recipe values that differ from the small recipe's, as NAME=VALUE. generator: False measures the Run of the
-    joint stage itself. tokenizer: a preset."""
+    joint stage itself. quantizer: vq, lfq or ibq."""
 
     label: str
     joint: str | None = "gear"
     joint_set: tuple[str, ...] = ()
     generator_set: tuple[str, ...] = ()
     generator: bool = True
-    tokenizer: str = "small"
+    quantizer: str = "vq"
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Training:
     arm: str
     parent: str | None
     set: tuple[str, ...]
-    tokenizer: str = "small"
+    quantizer: str = "vq"
 
 
 def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
@@ -139,8 +145,8 @@ def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
     def name(*parts: str) -> str:
         return "-".join(parts).replace("/", "_")
 
-    quantizer = () if arm.tokenizer == "small" else (arm.tokenizer,)
-    warmup = Training(name("warmup", *quantizer, *extra), "warmup", "warmup", None, extra, arm.tokenizer)
+    quantizer = () if arm.quantizer == "vq" else (arm.quantizer,)
+    warmup = Training(name("warmup", *quantizer, *extra), "warmup", "warmup", None, extra, arm.quantizer)
     trainings, tail = [warmup], (*quantizer, *extra)
     if arm.joint:
         tail = (*tail, *arm.joint_set)
@@ -155,17 +161,13 @@ def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
     return trainings
 
 
-def sweep(setting: str, values: Sequence[float], both: bool = False) -> tuple[Arm, ...]:
-    """`gear` with each value of a setting of the joint stage; both: of the generator's stage too. Where a
-    value is the recipe's own the Run is the one that every other study has."""
-    own: Recipe | object = small("joint")
-    for part in setting.split("."):
-        own = getattr(own, part)
-    arms = []
-    for value in values:
-        changed = () if value == own else (f"{setting}={value}",)
-        arms.append(Arm(f"{value:g}", joint_set=changed, generator_set=changed if both else ()))
-    return tuple(arms)
+def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
+    """`gear` with each value of a setting of the joint stage. Where a value is the recipe's own, in every
+    budget, the Run is the one that every other study has."""
+    own = getattr(small("joint"), setting)
+    return tuple(
+        Arm(f"{value:g}", joint_set=() if value == own else (f"{setting}={value}",)) for value in values
+    )
 
 
 # Studies
@@ -192,7 +194,6 @@ class Study:
 
 GENERATED = ("ntp", "alignment", "fd", "fd_guided", "agreement", "rfd", "psnr")
 BASELINE, CONTINUED, GEAR = Arm("baseline", joint=None), Arm("continued", joint="continued"), Arm("gear")
-QUANTIZERS = {"VQ": "small", "LFQ": "small-lfq", "IBQ": "small-ibq"}
 TEACHERS = {"tiny (supervised)": "tiny", "random ViT": "random", "raw pixels": "pixels"}
 
 
@@ -262,8 +263,8 @@ _STUDIES = (
         "Does guidance help whatever the quantizer?",
         "quantizer, tokenizer",
         tuple(
-            Arm(f"{label}, {kind}", joint, tokenizer=preset)
-            for label, preset in QUANTIZERS.items()
+            Arm(f"{quantizer.upper()}, {kind}", joint, quantizer=quantizer)
+            for quantizer in QUANTIZERS
             for kind, joint in (("warm-up", None), ("gear", "gear"))
         ),
         ("fd", "fd_guided", "rfd", "psnr", "usage", "perplexity", "ntp", "alignment"),
@@ -308,13 +309,13 @@ _STUDIES = (
     Study(
         "tap",
         "At which depth should the generator be aligned?",
-        "tap (block of 6)",
-        sweep("generator.tap", (1, 2, 3, 4, 6), both=True),
+        "tap (block)",
+        tuple(Arm(f"{n}", "gear", *[(f"generator.tap={n}",)] * 2) for n in (1, 2, 3, 4)),
         ("fd", "fd_guided", "agreement", "ntp", "alignment", "rfd", "psnr"),
         shown=("fd", "ntp", "alignment", "rfd"),
         paper={"tap of B / L / XL": "4 / 8 / 12, of 12 / 24 / 36 blocks"},
-        note="Joint stage and fresh generator have the same tap. Alignment losses of different taps count "
-        "different things.",
+        note="Joint stage and fresh generator have the same tap, of 6 blocks, and of 4 in the budget quick. "
+        "Alignment losses of different taps count different things.",
     ),
 )
 STUDIES = {study.name: study for study in _STUDIES}
@@ -336,11 +337,12 @@ def jobs(
     """Everything a study trains and measures, seed by seed, in an order that finishes early what others wait
     for. extra: recipe values of every training."""
     todo: dict[str, Job] = {}
+    curved = {training.name for arm in STUDIES["convergence"].arms for training in chain(arm, extra)}
     for seed in seeds:
         chains = [chain(arm, extra) for arm in study.arms]
         for depth in range(max(map(len, chains))):
             for training in [trainings[depth] for trainings in chains if depth < len(trainings)]:
-                job = _train(training, budget, seed, out / "runs")
+                job = _train(training, budget, seed, out / "runs", training.name in curved)
                 todo[job.name] = job
         for training in [trainings[-1] for trainings in chains]:
             job = _evaluate(out / "runs" / f"{training.name}-s{seed}", budget)
@@ -348,15 +350,17 @@ def jobs(
     return list(todo.values())
 
 
-def _train(training: Training, budget: str, seed: int, runs: Path) -> Job:
+def _train(training: Training, budget: str, seed: int, runs: Path, curved: bool) -> Job:
+    """curved: with FD while a generator trains, for the one study that draws it."""
     name, settings = f"{training.name}-s{seed}", list(training.set)
     command = ["train", "shapes", "--stage", training.stage, "--arm", training.arm]
     command += ["--seed", str(seed), "--budget", budget, "--out", str(runs / name)]
     if training.parent:
         command += ["--parent", str(runs / f"{training.parent}-s{seed}")]
-    elif training.tokenizer != "small":
-        command += ["--tokenizer", training.tokenizer]
-    if training.stage == "generator" or (training.stage == "joint" and training.arm not in WITHOUT_GENERATOR):
+    elif training.quantizer != "vq":
+        command += ["--tokenizer", small_tokenizer(budget, training.quantizer)]
+    without = training.stage == "warmup" or (training.stage == "joint" and training.arm in WITHOUT_GENERATOR)
+    if curved and not without:
         recipe = small(training.stage, budget)
         every = max(1, recipe.steps // 8 // recipe.log_every) * recipe.log_every
         settings += [f"fd_every={every}", f"fd_samples={FD_SAMPLES[budget]}"]

@@ -13,7 +13,8 @@ from gear_studio.readout import Assignment
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Small preset by default: f = 8, 1024 codes of 8 dimensions, 64 px -> 8 x 8 = 64 tokens.
+    """Small preset by default: f = 8, 1024 codes of 8 dimensions, 64 px -> 8 x 8 = 64 tokens. Mini presets
+    are thinner, have half the codes, and make as many tokens of 32 px: each holds a quarter of the pixels.
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
     latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim) or ibq."""
@@ -47,10 +48,14 @@ _PAPER = TokenizerConfig(
     codes=16384,
     code_dim=256,
 )
+_MINI = TokenizerConfig(image_size=32, multipliers=(1, 2), patch=2, latent=64, codes=512)
 PRESETS = {
     "small": TokenizerConfig(),
     "small-lfq": TokenizerConfig(code_dim=10, quantizer="lfq"),
     "small-ibq": TokenizerConfig(code_dim=64, quantizer="ibq"),
+    "mini": _MINI,
+    "mini-lfq": replace(_MINI, code_dim=9, quantizer="lfq"),
+    "mini-ibq": replace(_MINI, code_dim=64, quantizer="ibq"),
     "vq-16": replace(_PAPER, res_blocks=2, code_dim=8),
     "lfq-16": replace(_PAPER, latent=14, code_dim=14, quantizer="lfq", architecture="magvit2"),
     "ibq-16": replace(_PAPER, quantizer="ibq"),

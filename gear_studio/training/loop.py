@@ -220,6 +220,8 @@ def train(
             "shard spreads the generator over several processes, and this is the only one; leave it out, or "
             "start with `accelerate launch`"
         )
+    # Softmaxes over codes are full of numbers below 1e-38, on which a CPU is many times slower than on zeros.
+    torch.set_flush_denormal(True)
     torch.manual_seed(seed)
     start_from = Run.from_pretrained(parent) if parent else None
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:

@@ -260,15 +260,7 @@ class Stage:
         self, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Add the gradients of a piece of the batch; returns its losses. Arguments as in `step`."""
-        targets: list[Tensor] = []
-        if images is not None:
-            with torch.no_grad():
-                blocks = () if self.lpips else self.recipe.perceptual_blocks
-                if self.perceiver is self.teacher:
-                    *seen, last = self.teacher.features(images, (*blocks, self.teacher.depth))
-                else:
-                    seen, last = self.perceiver.features(images, blocks), self.teacher(images)
-                targets = self.targets(images, last) if {"aligned", "latent"} & self.modules.keys() else []
+        seen, targets = ([], []) if images is None else self.look(images)
         losses: dict[str, Tensor] = {}
         if "tokenizer" in self.modules:
             reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
@@ -286,6 +278,21 @@ class Stage:
         self.code_counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float))
         self.last_scores = assignment.scores.flatten(0, 1)[None, :SCORED_TOKENS].clone()
         return losses
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the teachers see: features for the perceptual loss, (B, N, d_f) a block, and the targets of
+        alignment, one a teacher. Either is empty where this training does not ask for it."""
+        perceives = "tokenizer" in self.modules and not self.lpips and self.recipe.perceptual_weight > 0
+        blocks = self.recipe.perceptual_blocks if perceives else ()
+        depth = (self.teacher.depth,) if {"aligned", "latent"} & self.modules.keys() else ()
+        if self.perceiver is self.teacher:  # one pass for both
+            found = self.teacher.features(images, (*blocks, *depth)) if blocks or depth else []
+            seen, last = found[: len(blocks)], found[len(blocks) :]
+        else:
+            seen = self.perceiver.features(images, blocks) if blocks else []
+            last = [self.teacher(images)] if depth else []
+        return seen, self.targets(images, *last) if last else []
 
     def targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
         """What the projections are aligned with, (B, N, d_f) a teacher. last: the first one's features."""
