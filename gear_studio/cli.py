@@ -20,7 +20,7 @@ Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
 RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", *ARMS["generator"]]
-Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips"]
+Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness"]
 
 
 def run_name(label: str, stage: str, arm: str, seed: int) -> str:
@@ -92,10 +92,11 @@ def train(
         and latent. Default: gear, or warmup for the warm-up.
         seed: Decides weights, images and dropout.
         recipe_name: small, or one of the paper's; `gear-studio recipe NAME` prints it.
-        budget: Preset number of steps of the small recipe.
+        budget: Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps.
         steps: Steps, instead of the budget's.
         batch_size: Images a step over all processes, instead of the recipe's.
-        tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, vq-16, lfq-16 or ibq-16.
+        tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, mini, mini-lfq, mini-ibq,
+        vq-16, lfq-16 or ibq-16.
         Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
         `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
@@ -216,7 +217,8 @@ def evaluate(
         seeds: Sampling seeds, for the spread.
         cfg_scale: Guidance scale of the guided figures.
         metrics: fd (Frechet distance in the teacher's features; works offline), fid, sfid, is (Inception
-        Score), pr (precision and recall), and of reconstructions ssim and lpips.
+        Score), pr (precision and recall), of reconstructions ssim and lpips, and likeness (CKA and CKNNA of
+        tokenizer and generator with the teacher).
         reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
         arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
         folder: Where the pictures of a run on source `folder` or `shards` lie.
@@ -331,7 +333,7 @@ def reproduce(
     """Retrain and measure every shipped run; killed and started again it goes on.
 
     Args:
-        budget: shipped (what ships), quick (too short to see the effect), smoke (checks the plumbing).
+        budget: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the plumbing).
         out: Folder of the runs. Default: runs/reproduce-BUDGET-sSEED.
         seed: Of all trainings.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
@@ -364,7 +366,7 @@ def study(
 
     Args:
         name: The study.
-        budget: shipped (what ships), quick (too short to see the effect), smoke (checks the plumbing).
+        budget: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the plumbing).
         seeds: Of the trainings. Default: 0 1 2.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
         out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET.

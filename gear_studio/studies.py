@@ -79,6 +79,16 @@ def last(key: str) -> Callable[[Run], float | None]:
     return lambda run: run.series(key)[1][-1].item() if any(key in row for row in run.metrics) else None
 
 
+def like(place: str, measure: str) -> Callable[[Run], float | None]:
+    """A measure of likeness to the teacher at a place of features; "tap": the generator's."""
+
+    def read(run: Run) -> float | None:
+        at = f"generator.{run.config['recipe']['generator']['tap']}" if place == "tap" else place
+        return evaluated("likeness", "patch", at, measure)(run)
+
+    return read
+
+
 def index_entropy(run: Run) -> float | None:
     perplexity = evaluated("perplexity")(run)
     return None if perplexity is None else math.log(perplexity)
@@ -96,6 +106,12 @@ MEASURES = {
     "perplexity": Measure("perplexity (codes)", evaluated("perplexity"), 0),
     "index_entropy": Measure("entropy of the indices (nats)", index_entropy),
     "entropy_tau": Measure("entropy of softmax(A/tau) (nats)", evaluated("entropy_tau"), 3),
+}
+LIKENESS = {  # to the teacher, patch level; see analysis/likeness.py
+    "z_cka": Measure("CKA of z", like("tokenizer.z", "cka"), 3),
+    "c_q_cka": Measure("CKA of c_q", like("tokenizer.c_q", "cka"), 3),
+    "tap_cka": Measure("CKA at the tap", like("tap", "cka"), 3),
+    "tap_cknna": Measure("CKNNA at the tap", like("tap", "cknna"), 3),
 }
 CURVES = {
     "val_ntp": "validation NTP (nats/token)",
@@ -383,11 +399,13 @@ def _trained(folder: Path, command: list[str]) -> bool:
 def _evaluate(folder: Path, budget: str) -> Job:
     samples, seeds = EVALUATION[budget]
     command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds), "--teacher", "tiny"]
+    command += ["--metrics", "fd", "likeness"]
 
     def finished() -> bool:
         held = Run(folder).evaluation
         spread = held.get("fd", {"values": [None] * seeds})["values"]  # of a tokenizer alone there is none
-        return (held.get("samples"), held.get("teacher"), len(spread)) == (samples, "tiny", seeds)
+        measured = held.get("samples"), held.get("teacher"), len(spread), "likeness" in held
+        return measured == (samples, "tiny", seeds, True)
 
     return Job(f"evaluate {folder.name}", command, [folder.name], finished)
 
@@ -444,6 +462,7 @@ def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
                 run = runs[label, seed]
                 row = {"arm": label, "seed": seed, "run": run.name}
                 row |= {key: MEASURES[key].read(run) for key in study.measures}
+                row |= {key: measure.read(run) for key, measure in LIKENESS.items()}
                 row |= speed_ups({control: runs[control, seed] for control in study.controls}, run)
                 table.append(row)
     return table
@@ -499,20 +518,26 @@ def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
     from gear_studio.report import table as markdown
 
-    table, lines = rows(study, runs), []
-    for arm in study.arms:
-        of_arm = [row for row in table if row["arm"] == arm.label]
-        cells = [
-            over_seeds([row[key] for row in of_arm], lambda v, k=key: f"{v:.{MEASURES[k].digits}f}")
-            for key in study.measures
-        ]
-        lines.append([arm.label, str(len(of_arm)), *cells])
-    header = [study.varies, "seeds", *(MEASURES[key].label for key in study.measures)]
+    table = rows(study, runs)
+
+    def over_arms(measures: dict[str, Measure]) -> str:
+        lines = []
+        for arm in study.arms:
+            of_arm = [row for row in table if row["arm"] == arm.label]
+            cells = [
+                over_seeds([row[key] for row in of_arm], lambda v, m=measure: f"{v:.{m.digits}f}")
+                for key, measure in measures.items()
+            ]
+            lines.append([arm.label, str(len(of_arm)), *cells])
+        return markdown([study.varies, "seeds", *(measure.label for measure in measures.values())], lines)
+
     seeds = ", ".join(map(str, sorted({seed for _, seed in runs})))
-    parts = [f"## {study.name}", study.question, markdown(header, lines)]
+    parts = [f"## {study.name}", study.question]
+    parts.append(over_arms({key: MEASURES[key] for key in study.measures}))
     parts.append(
         f"Median over training seeds ({seeds}), in brackets the least and the most. {study.note}".strip()
     )
+    parts += ["How like the teacher's the features are, patch by patch:", over_arms(LIKENESS)]
     if study.controls:
         parts.append(
             "Steps a control needs to its own final value, over the steps to get there; of several seeds the "

@@ -28,6 +28,7 @@ from gear_studio import data, sampling
 from gear_studio.analysis import inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.likeness import IMAGES, likeness
 from gear_studio.analysis.reference import Cache, Reference, fingerprint, of_source, open_reference
 from gear_studio.analysis.statistics import (
     Moments,
@@ -41,7 +42,7 @@ from gear_studio.pictures import Series, to_uint8
 from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
 
-METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips")
+METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness")
 DISTANCES = ("fd", "fid", "sfid")
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
 AGREEMENT_SAMPLES = 480
@@ -301,6 +302,18 @@ class Evaluation:
             result |= {"real_" + name: value for name, value in self.compared(others, real).items()}
         return result
 
+    def likeness(self) -> dict:
+        """See `analysis.likeness`; the main process measures, the others get an empty dict."""
+        if not self.accelerator.is_main_process:
+            return {}
+        name, grid = self.options.teacher, self.tokenizer.grid
+        teacher = Teacher.from_pretrained(name, grid) if name else self.run.teacher
+        modules = [self.tokenizer, teacher.to(self.device)]
+        if self.run.has("generator"):
+            modules.append(self.run.generator.to(self.device))
+        pictures = self.source.read(self.numbers[0][:IMAGES])["image"].to(self.device)
+        return likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
+
     def samples(self, count: int, scale: float, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's share of `count` samples: number of the first, uint8 pictures, labels asked for;
         every class as often as the next."""
@@ -372,7 +385,8 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
     pictures: what counting noise alone gives. A generator's Run also: fd, fid, sfid, is, precision and recall
     of samples, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1 (its tokenizer's rfd
     is the floor), and class_agreement, by guidance scale: of 480 samples a seed the share that the judge
-    gives the asked class, beside its accuracy on real pictures and on their reconstructions.
+    gives the asked class, beside its accuracy on real pictures and on their reconstructions. Of both, where
+    asked for, likeness to the teacher (`analysis.likeness`), on the Run's own held-out pictures.
 
     Raises ValueError for a reference that lacks what a metric needs, FileNotFoundError for weights that are
     neither here nor to be downloaded."""
@@ -384,6 +398,8 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
         result |= {"teacher": name, "teacher_note": teacher.note}
     if evaluation.source:
         result |= evaluation.reconstructions()
+        if "likeness" in options.metrics:
+            result["likeness"] = evaluation.likeness()
     if run.has("generator"):
         result |= evaluation.generated()
     evaluation.accelerator.wait_for_everyone()

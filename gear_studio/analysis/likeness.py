@@ -1,0 +1,40 @@
+"""How like the teacher's a Run's features are: the paper's similarity probes as numbers for evaluation.json,
+by one protocol for all Runs.
+
+Features are those of `features.extract` with its defaults (null condition, before the projector), of IMAGES
+held-out images; at patch level PATCHES rows are drawn, the same for every Run of the same pictures. Notebook
+04_alignment takes the same measures with intervals, under other protocols too.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from gear_studio.analysis.features import extract
+from gear_studio.analysis.similarity import cka, cknna
+from gear_studio.generator import Generator
+
+IMAGES, PATCHES = 512, 4096
+
+
+def likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> dict:
+    """{"patch" or "image": {place: {"cka", "cknna"}}, "protocol"}, debiased CKA and CKNNA (k = 10) with the
+    teacher's last features. Places: tokenizer.z, tokenizer.c_q (CKA alone: equal rows have no nearest
+    neighbours) and, where there is a Generator, generator.BLOCK for each of its blocks.
+
+    modules: a Tokenizer, a Teacher of one patch a token and perhaps the Generator of those tokens, in eval
+    mode on the device of `images` (B, 3, H, W), float in [-1, 1]. source: what the images are."""
+    places = ["tokenizer.z", "tokenizer.c_q"]
+    for module in modules:
+        if isinstance(module, Generator):
+            places += [f"generator.{block}" for block in range(1, module.config.blocks + 1)]
+    found = extract(modules, images, [*places, "teacher"], source=source)
+    result: dict = {"protocol": f"{found.protocol}; patch level: {PATCHES} drawn (seed 0)"}
+    for level, count in (("patch", min(PATCHES, found["teacher"][..., 0].numel())), ("image", None)):
+        rows = found.rows(level, count)
+        result[level] = {
+            place: {"cka": cka(rows[place], rows["teacher"])}
+            | ({} if place == "tokenizer.c_q" else {"cknna": cknna(rows[place], rows["teacher"])})
+            for place in places
+        }
+    return result
