@@ -322,6 +322,7 @@ def made_study(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> Stud
                 folder.mkdir(parents=True)
                 parent = training.parent and f"{training.parent}-s{seed}"
                 config = {"stage": training.stage, "arm": training.arm, "seed": seed, "parent": parent}
+                config["recipe"] = {"generator": {"tap": 2}}
                 write_json(folder / "config.json", config)
                 write_json(folder / "record.json", {"finished": True, "command": f"--out {folder}"})
                 curve = [{"step": 10 * i, "val_ntp": 5 / i + next(numbers) / 100} for i in (1, 2, 3)]
