@@ -42,3 +42,10 @@ def test_evaluate_measures_it_where_it_is_asked_for(tmp_path):
     found = evaluate(run, Options(metrics=("likeness",), **given))
     assert "rfd" not in found and -1 <= found["likeness"]["patch"]["tokenizer.z"]["cka"] <= 1
     assert "16 images (shapes, held out)" in found["likeness"]["protocol"]
+
+
+def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path):
+    run = Run.from_pretrained("generator-gear")
+    given = {"samples": 16, "seeds": 1, "cache": tmp_path, "batch_size": 16, "metrics": ("fd", "likeness")}
+    found = evaluate(run, Options(**given))
+    assert found["fd"]["mean"] > 0 and "generator.6" in found["likeness"]["patch"]

@@ -327,7 +327,7 @@ class Evaluation:
     def generated(self) -> dict:
         """Figures of samples without and with guidance, each with its spread over seeds."""
         options = self.options
-        metrics = [metric for metric in options.metrics if metric not in ("ssim", "lpips")]
+        metrics = [metric for metric in options.metrics if metric not in ("ssim", "lpips", "likeness")]
         compared = [metric for metric in metrics if metric != "is"]
         count = options.samples
         if options.reference:
