@@ -427,7 +427,9 @@ def test_help_lists_every_study_with_its_question(command):  # noqa: F811
 
 def made_run(folder: Path, curve: list[float]) -> Run:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"stage": "generator", "seed": 0, "parent": None}))
+    (folder / "config.json").write_text(
+        json.dumps({"stage": "generator", "seed": 0, "parent": None, "recipe": {"generator": {"tap": 2}}})
+    )
     lines = [{"step": 100 * (i + 1), "val_ntp": value} for i, value in enumerate(curve)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Run(folder)
