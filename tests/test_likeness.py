@@ -3,7 +3,7 @@
 import pytest
 
 from gear_studio import Run, data
-from gear_studio.analysis import features, likeness
+from gear_studio.analysis import features, fidelity, likeness
 from gear_studio.analysis.fidelity import Options, evaluate
 from gear_studio.analysis.similarity import cka, cknna
 
@@ -44,7 +44,8 @@ def test_evaluate_measures_it_where_it_is_asked_for(tmp_path):
     assert "16 images (shapes, held out)" in found["likeness"]["protocol"]
 
 
-def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path):
+def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path, monkeypatch):
+    monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", 4)
     run = Run.from_pretrained("generator-gear")
     given = {"samples": 16, "seeds": 1, "cache": tmp_path, "batch_size": 16, "metrics": ("fd", "likeness")}
     found = evaluate(run, Options(**given))
