@@ -176,7 +176,7 @@ STAND_INS = {  # what the documented cell asks for -> what there is here
     'from_pretrained("dinov2-b", tokenizer.grid)': 'random(0, "dinov2-s", tokenizer.grid)',
     '"cuda"': '"cpu"',
     "256, 1024, 4096": "40, 512, 1024",
-    "512, 300, 200": "40, 24, 16",
+    "256, 150, 100": "40, 24, 16",
 }
 
 
