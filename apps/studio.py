@@ -21,6 +21,7 @@ from gear_studio import data, runs
 from gear_studio.analysis import codes
 from gear_studio.data.upload import read_upload
 from gear_studio.generator import Generator
+from gear_studio.studies import SHIPPED
 from gear_studio.teachers import Teacher, to_size
 from gear_studio.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ class Studio:
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when there are none."""
         self.runs = dict(runs.listed())
+        self.runs |= {f"{name} (studies)": run for name, run in runs.listed(SHIPPED / "runs").items()}
         if folder is not None:
             more = runs.listed(folder)
             if not more:

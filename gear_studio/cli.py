@@ -357,6 +357,7 @@ def study(
     out: Path | None = None,
     from_zoo: bool = False,
     set: list[str] | None = None,
+    ship: bool = False,
 ) -> None:
     """Train a named set of runs over arms and seeds, and end in a table and a figure; killed and started
     again it goes on. Settings are to be chosen on seeds 100 and above, results reported on seeds 0 to 2.
@@ -371,19 +372,31 @@ def study(
         out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET.
         from_zoo: Train nothing: the table of the shipped runs.
         set: Other recipe values of every training, as NAME=VALUE: gan_weight=0.1.
+        ship: Put the results among those that ship, in the package.
     """
     from gear_studio import jobs, studies
 
-    if from_zoo and set:
-        raise ValueError("--from-zoo trains nothing, so --set has nothing to change; leave one of them out")
-    chosen = studies.named(name)
+    for option, given in (("set", set), ("ship", ship)):
+        if from_zoo and given:
+            raise ValueError(f"--from-zoo trains nothing, so --{option} has nothing to do; leave one out")
+    if set and ship:
+        raise ValueError(f"--ship is for a study as it is, not with --set {' '.join(set)}; leave one out")
+    chosen, extra = studies.named(name), tuple(set or ())
     out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{budget}")
-    seeds = tuple(dict.fromkeys(seeds or (studies.shipped_seeds(chosen) if from_zoo else studies.SEEDS)))
-    if not from_zoo:
-        todo = studies.jobs(chosen, budget, seeds, out, tuple(set or ()))
+    if from_zoo:
+        asked = studies.shipped_record(chosen)
+        seeds = list(dict.fromkeys(seeds or asked["seeds"]))
+        found, asked = studies.shipped(name, seeds), asked | {"seeds": seeds}
+    else:
+        seeds = list(dict.fromkeys(seeds or studies.SEEDS))
+        todo = studies.jobs(chosen, budget, seeds, out, extra)
         jobs.run(todo, *jobs.side_by_side(at_once), out / "logs")
-    found = studies.found(chosen, seeds, None if from_zoo else out, tuple(set or ()))
-    print(studies.write(chosen, found, out / name))
+        found = studies.found(chosen, seeds, out, extra)
+        asked = studies.record(chosen, budget, seeds, extra)
+    print(studies.write(chosen, found, out / name, asked))
+    if ship:
+        studies.ship(chosen, seeds, out)
+        print(f"shipped: {studies.SHIPPED / name}")
 
 
 study.__doc__ = study.__doc__.replace(

@@ -1,14 +1,33 @@
-"""Notebooks' one widget: a figure that follows its controls, and that is still there without them.
+"""Notebooks' widgets: a figure that follows its controls, and a study that trains while one watches.
 
 Where no widgets run (GitHub, a printed page) an `Interactive` shows as the figure of its first values.
 """
 
+import atexit
 import base64
+import html
 import io
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import ipywidgets
 from matplotlib.figure import Figure
+
+from gear_studio import plots, studies
+from gear_studio.runs import Run
+from gear_studio.training.recipes import BUDGETS
+
+WATCHED = {  # what a Retrain draws of a stage's runs
+    "val_psnr": "validation PSNR (dB)",
+    "perplexity": "perplexity (codes)",
+    "val_ntp": "validation NTP (nats/token)",
+    "val_alignment": "validation alignment (-cos)",
+}
 
 
 class Interactive(ipywidgets.VBox):
@@ -19,9 +38,7 @@ class Interactive(ipywidgets.VBox):
 
     def __init__(self, draw: Callable[..., Figure], **controls: ipywidgets.ValueWidget):
         self.draw, self.controls = draw, controls
-        # As large as it was drawn, or as wide as the page: a box would stretch it.
-        size = ipywidgets.Layout(align_self="flex-start", max_width="100%")
-        self.picture = ipywidgets.Image(format="png", layout=size)
+        self.picture = _picture()
         self.redraw()
         for control in controls.values():
             control.observe(self.redraw, "value")
@@ -29,11 +46,128 @@ class Interactive(ipywidgets.VBox):
 
     def redraw(self, _change: dict | None = None) -> None:
         figure = self.draw(**{name: control.value for name, control in self.controls.items()})
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-        self.picture.value = file.getvalue()
+        self.picture.value = _png(figure)
 
     def _repr_mimebundle_(self, **settings) -> dict[str, str]:
         """The widget, and for those who cannot show it the picture."""
         picture = {"image/png": base64.b64encode(self.picture.value).decode()}
         return super()._repr_mimebundle_(**settings) | picture
+
+
+class Retrain(ipywidgets.VBox):
+    """Trains a study as `gear-studio study` does, in a process of its own, and draws its curves as they grow.
+
+    Nothing runs before Start. Stop ends all that runs; Start goes on from there, as every training resumes.
+    The curves are of the stage that was begun last. out: in it each budget has a folder, laid out as in
+    `studies`. every: seconds from one look to the next."""
+
+    def __init__(self, study: str, out: Path = Path("runs"), every: float = 2.0):
+        self.study, self.out, self.every = studies.named(study), out, every
+        self.budget = ipywidgets.Dropdown(options=list(BUDGETS), value="smoke", description="budget")
+        seeds = [("0", (0,)), ("0, 1, 2", studies.SEEDS)]
+        self.seeds = ipywidgets.Dropdown(options=seeds, description="seeds")
+        self.start = ipywidgets.Button(description="Start", icon="play")
+        self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.said, self.picture = ipywidgets.HTML("Nothing runs."), _picture()
+        self.picture.layout.display = "none"  # until there is something to see
+        self.process: subprocess.Popen | None = None
+        self.lines: list[str] = []
+        self.start.on_click(lambda _: self.begin())
+        self.stop.on_click(lambda _: self.end())
+        atexit.register(self.end)  # a kernel that ends takes its trainings along
+        super().__init__(
+            [ipywidgets.HBox([self.budget, self.seeds, self.start, self.stop]), self.said, self.picture]
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"studies-{self.budget.value}"
+
+    def begin(self) -> None:
+        """Start, or go on. Does nothing while it runs."""
+        if self.process and self.process.poll() is None:
+            return
+        command = ["study", self.study.name, "--budget", self.budget.value, "--out", str(self.folder)]
+        command += ["--seeds", *map(str, self.seeds.value)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gear_studio", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # so that Stop reaches its trainings too
+        )
+        self._running(True)
+        self.lines = []
+        self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self.watcher = threading.Thread(target=self._watch, args=(self.process,), daemon=True)
+        self.reader.start()
+        self.watcher.start()
+
+    def end(self) -> None:
+        """Stop all that runs, and wait until it has stopped."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait()
+            self.watcher.join()
+
+    def _running(self, yes: bool) -> None:
+        self.start.disabled = self.budget.disabled = self.seeds.disabled = yes
+        self.stop.disabled = not yes
+
+    def _read(self, process: subprocess.Popen) -> None:
+        for line in process.stdout:
+            self.lines.append(line.rstrip())
+
+    def _watch(self, process: subprocess.Popen) -> None:
+        while True:
+            try:
+                code = process.wait(self.every)
+            except subprocess.TimeoutExpired:
+                code = None
+            self._look()
+            if code is not None:
+                break
+        self.reader.join(self.every)
+        self._running(False)
+        stopped = {0: "Finished", -signal.SIGTERM: "Stopped; Start goes on from here"}
+        self._say(stopped.get(code, f"Ended with an error ({code})"), 1 if code == 0 else 12)
+
+    def _say(self, state: str, count: int = 1) -> None:
+        told = "\n".join(self.lines[-count:])
+        self.said.value = f"{state}.<pre>{html.escape(told)}</pre>"
+
+    def _look(self) -> None:
+        """Show the curves as they are on disk."""
+        self._say("Training")
+        found: dict[str, dict[str, list[Run]]] = {}
+        for training in [each for arm in self.study.arms for each in studies.chain(arm)]:
+            folders = [self.folder / "runs" / f"{training.name}-s{seed}" for seed in self.seeds.value]
+            runs = [Run(folder) for folder in folders if (folder / "metrics.jsonl").is_file()]
+            if runs:
+                found.setdefault(training.stage, {})[training.name] = runs
+        for stage in ("generator", "joint", "warmup"):
+            if stage in found:
+                self._draw(found[stage])
+                break
+
+    def _draw(self, runs: dict[str, list[Run]]) -> None:
+        try:
+            rows = [row for of_name in runs.values() for run in of_name for row in run.metrics]
+        except ValueError:  # a line that is being written; the next look has it whole
+            return
+        known = {key: label for key, label in WATCHED.items() if any(key in row for row in rows)}
+        if known:
+            self.picture.value = _png(plots.curves(runs, known))
+            self.picture.layout.display = None
+
+
+def _picture() -> ipywidgets.Image:
+    # As large as it was drawn, or as wide as the page: a box would stretch it.
+    size = ipywidgets.Layout(align_self="flex-start", max_width="100%")
+    return ipywidgets.Image(format="png", layout=size)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gear_studio.analysis.codes import Candidate
+from gear_studio.analysis.convergence import SpeedUp
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.runs import Run
 
@@ -84,19 +85,28 @@ def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Fig
 @styled
 def curves(runs: Mapping[str, Sequence[Run]], keys: Mapping[str, str]) -> Figure:
     """`convergence` of several metrics side by side, with one legend. keys: metric -> what it is, with its
-    unit."""
+    unit. Runs that have no such metric, or not yet, are left out of its panel."""
     figure = Figure(figsize=(4.2 * len(keys), 4.2), layout="constrained")
     for axes, (key, ylabel) in zip(
         figure.subplots(1, len(keys), squeeze=False).flat, keys.items(), strict=True
     ):
-        _against_steps(axes, runs, key, ylabel)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+        having = {
+            label: [run for run in seeds if any(key in row for row in run.metrics)]
+            for label, seeds in runs.items()
+        }
+        _against_steps(axes, having, key, ylabel)
+    named = {}
+    for axes in figure.axes:
+        named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    fitting = max(1, min(len(named), 4 * len(keys) // 3))
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=fitting)
     return figure
 
 
 def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> None:
     for color, (label, seeds) in zip(OKABE_ITO, runs.items(), strict=False):
+        if not seeds:  # the next arm keeps its colour
+            continue
         curves = [dict(zip(*run.series(key), strict=True)) for run in seeds]
         for curve in curves if len(curves) > 1 else []:
             axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.5)
@@ -142,6 +152,33 @@ def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -
     if found:
         found["median"] = matplotlib.lines.Line2D([], [], color=INK, linewidth=2)
         figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
+    return figure
+
+
+@styled
+def speed_ups(found: Mapping[str, Mapping[str, SpeedUp]], xlabel: str) -> Figure:
+    """Speed-ups over seeds. found: arm -> measure -> its SpeedUp. xlabel: over what.
+
+    A large mark is the median, a line its interval, small ones the seeds; an arm that got there never is at
+    the left end. To the right of the line at 1 the arm is the faster one."""
+    measures = list(dict.fromkeys(measure for of_arm in found.values() for measure in of_arm))
+    figure = Figure(figsize=(7.6, 1.2 + 0.36 * len(measures) * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for i, (arm, of_arm) in enumerate(found.items()):
+        color, marker = OKABE_ITO[i % 8], "osD^vPX*"[i % 8]
+        for measure, each in of_arm.items():
+            at = measures.index(measure) + (i - (len(found) - 1) / 2) * 0.6 / len(found)
+            axes.hlines(at, each.low, each.high, color=color, linewidth=2)
+            axes.plot(each.pairs, [at] * len(each.pairs), "|", color=color, markersize=9)
+            label = arm if measure == next(iter(of_arm)) else None
+            axes.plot(each.value, at, marker, color=color, markersize=8, linestyle="", label=label)
+    axes.axvline(1, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(measures)), measures)
+    axes.set(xlabel=xlabel, ylim=(len(measures) - 0.5, -0.5))
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x" if value else "never")
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper center", ncols=len(found), fontsize=10)
     return figure
 
 

@@ -7,7 +7,10 @@ seeds as `gear-studio` command lines, `found` finds the finished Runs again, `ro
     OUT/runs/     the Runs of all studies, named by what they were asked: one training serves every study that
                   asks for it, and a finished one is not done again. A folder with another config is refused.
     OUT/logs/     what each training and evaluation printed
-    OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png
+    OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png, record.json (what
+                  was asked: budget, seeds, recipe)
+
+What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is: `ship` puts it there, `shipped` reads it.
 
 Settings are chosen on seeds 100 and above, and what is reported is of seeds 0 to 2: a choice made on the
 seeds that are reported would flatter the arm it was made for.
@@ -21,6 +24,8 @@ import contextlib
 import csv
 import io
 import math
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +34,7 @@ import numpy as np
 
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.jobs import Job
-from gear_studio.pretrained import atomic
+from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import ZOO, Run
 from gear_studio.training.recipes import (
     EVALUATION,
@@ -41,6 +46,7 @@ from gear_studio.training.recipes import (
 
 SEEDS = (0, 1, 2)
 FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
+SHIPPED = ZOO / "studies"
 
 
 # Measures
@@ -187,7 +193,8 @@ def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
 class Study:
     """varies: what the arms' labels are values of. measures: columns of the table. shown: those in the
     figure; () draws the curves of `CURVES`. controls: arms that the others' speed-ups are taken over.
-    paper: what the paper reports of the same, its own figures; never to be shown without that word."""
+    paper: what the paper reports of the same, its own figures; never to be shown without that word. weights:
+    arms whose whole chains ship with weights, of the first seed; of all others metrics are enough."""
 
     name: str
     question: str
@@ -198,6 +205,7 @@ class Study:
     controls: tuple[str, ...] = ()
     paper: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    weights: tuple[str, ...] = ()
 
 
 GENERATED = ("ntp", "alignment", "fd", "fd_guided", "agreement", "rfd", "psnr")
@@ -282,6 +290,7 @@ _STUDIES = (
             "LFQ, warm-up -> GEAR": "gFID 18.681 -> 14.776, rFID 2.421 -> 2.129, PSNR 20.97 -> 20.48 dB",
             "IBQ, warm-up -> GEAR": "gFID 20.246 -> 12.972, rFID 1.973 -> 1.716, PSNR 21.18 -> 20.92 dB",
         },
+        weights=("VQ, gear", "LFQ, gear", "IBQ, gear"),
     ),
     Study(
         "teachers",
@@ -407,7 +416,8 @@ def _evaluate(folder: Path, budget: str) -> Job:
 def found(
     study: Study, seeds: Sequence[int], out: Path | None, extra: tuple[str, ...] = ()
 ) -> dict[tuple[str, int], Run]:
-    """The Run that is measured for each arm's label and seed. out: None takes the shipped ones.
+    """The Run that is measured for each arm's label and seed. out: None takes the zoo's own Runs, which are
+    larger and of one seed.
 
     Raises FileNotFoundError naming the Runs that are missing or not finished."""
     wanted = {(arm.label, seed): chain(arm, extra)[-1].name for seed in seeds for arm in study.arms}
@@ -430,17 +440,16 @@ def _finished(folder: Path) -> Run | None:
 
 
 def _shipped(name: str, seed: int) -> Run | None:
-    for run in (_finished(ZOO / f"{name}-s{seed}"), _finished(ZOO / name)):
-        if run and run.config["seed"] == seed:
-            return run
-    return None
+    run = _finished(ZOO / name)
+    return run if run and run.config["seed"] == seed else None
 
 
-def shipped_seeds(study: Study) -> list[int]:
-    """The seeds of which all that a study needs is shipped; 0 where there are none, to say what is
-    missing."""
-    names = [chain(arm)[-1].name for arm in study.arms]
-    return [seed for seed in SEEDS if all(_shipped(name, seed) for name in names)] or [0]
+def by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
+    """Each arm's Runs, in the order of their seeds."""
+    arms: dict[str, list[Run]] = {}
+    for (label, _), run in sorted(runs.items(), key=lambda item: item[0][1]):
+        arms.setdefault(label, []).append(run)
+    return arms
 
 
 def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
@@ -475,11 +484,10 @@ def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[
     """Header and rows: for each arm its speed-up over each control, with its interval where seeds are
     several."""
 
-    def of(label: str) -> list[Run]:
-        return [run for (arm, _), run in runs.items() if arm == label]
+    of = by_arm(runs)
 
     def cell(key: str, control: str, label: str) -> str:
-        pair = of(control), of(label)
+        pair = of[control], of[label]
         if any(last(key)(run) is None for side in pair for run in side):
             return "not measured"
         controls, arms = ([run.series(key) for run in side] for side in pair)
@@ -544,12 +552,38 @@ def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     return "\n\n".join(parts)
 
 
-def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> str:
-    """Write table.csv, summary.md and figure.png into `folder`; returns what to print."""
+def record(study: Study, budget: str, seeds: Sequence[int], extra: tuple[str, ...] = ()) -> dict:
+    """What was asked of a study: budget, seeds, values set on top, and the budget's recipe of each stage."""
+    return {
+        "study": study.name,
+        "budget": budget,
+        "seeds": list(seeds),
+        "set": list(extra),
+        "recipe": {stage: small(stage, budget).asdict() for stage in ("warmup", "joint", "generator")},
+    }
+
+
+def told(asked: dict) -> str:
+    """A record in a sentence."""
+    steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in asked["recipe"].items())
+    recipe = asked["recipe"]["generator"]
+    settings = f" Set on top: {', '.join(asked['set'])}." if asked["set"] else ""
+    return (
+        f"Budget {asked['budget']}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
+        f"{recipe['batch_size']} images each, of {recipe['tokenizer']['image_size']} px; "
+        f"{recipe['tokenizer']['codes']:,} codes; a generator of {recipe['generator']['blocks']} blocks, "
+        f"{recipe['generator']['dim']} wide.{settings}"
+    )
+
+
+def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: dict) -> str:
+    """Write table.csv, summary.md, record.json and figure.png into `folder`; returns what to print. asked: a
+    `record`."""
     from gear_studio import plots
 
     table = rows(study, runs)
-    text = summary(study, runs)
+    text = f"{summary(study, runs)}\n\n{told(asked)}"
+    write_json(folder / "record.json", asked)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
@@ -560,14 +594,66 @@ def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> str:
         labels = {key: MEASURES[key].label for key in study.shown}
         figure = plots.by_seed(table, labels, study.varies)
     else:
-        of_arm = {
-            arm.label: [run for (label, _), run in runs.items() if label == arm.label] for arm in study.arms
-        }
         known = {
-            k: label for k, label in CURVES.items() if all(last(k)(run) is not None for run in runs.values())
+            k: label for k, label in CURVES.items() if any(last(k)(run) is not None for run in runs.values())
         }
-        figure = plots.curves(of_arm, known)
+        figure = plots.curves(by_arm(runs), known)
     with atomic(folder / "figure.png") as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    names = ("table.csv", "summary.md", "figure.png")
+    names = ("table.csv", "summary.md", "record.json", "figure.png")
     return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)
+
+
+# What ships
+
+
+def shipped_record(study: Study) -> dict:
+    """The `record` of a study that ships; of another, that of the zoo's own Runs: one seed, larger."""
+    path = SHIPPED / study.name / "record.json"
+    return read_json(path, "a shipped study") if path.is_file() else record(study, "shipped", SEEDS[:1])
+
+
+def shipped(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
+    """The Runs behind a shipped study, by arm and seed; of one that does not ship, the zoo's own where they
+    suffice. seeds: all that ship, unless given.
+
+    Raises ValueError for a study that does not exist, FileNotFoundError naming the Runs that are missing."""
+    study = named(name)
+    out = SHIPPED if (SHIPPED / name).is_dir() else None
+    return found(study, seeds or shipped_record(study)["seeds"], out)
+
+
+def ship(study: Study, seeds: Sequence[int], out: Path) -> None:
+    """Put a study that is finished and written in `out` into `SHIPPED`: of every training in its chains the
+    config, metrics, record and evaluation; float16 EMA weights of those that some study names; the table.
+
+    Raises ValueError where another study has shipped a Run of the same name with another config."""
+    chains = [chain(arm) for arm in study.arms]
+    folders = dict.fromkeys(f"{t.name}-s{seed}" for seed in seeds for trainings in chains for t in trainings)
+    runs = [Run(out / "runs" / name) for name in folders]
+    for run in runs:
+        there = SHIPPED / "runs" / run.name
+        if there.is_dir() and Run(there).config != run.config:
+            raise ValueError(
+                f"{there} ships with another config, and other studies' tables may be of it; to ship anew, "
+                f"delete {SHIPPED} and ship all studies of one budget"
+            )
+    heavy = {
+        f"{training.name}-s{SEEDS[0]}"
+        for each in STUDIES.values()
+        for arm in each.arms
+        if arm.label in each.weights
+        for training in chain(arm)
+    }
+    for run in runs:
+        there = SHIPPED / "runs" / run.name
+        parts = ("generator", "projector") if run.config["stage"] == "generator" else ("tokenizer",)
+        run.save_pretrained(there, parts if run.name in heavy else ())
+        for picture in there.glob("*.png"):
+            picture.unlink()
+        # Where it was trained is of no use to others.
+        command = re.sub(r"\S*/runs/", "OUT/runs/", run.record["command"])
+        write_json(there / "record.json", run.record | {"command": command})
+    for name in ("table.csv", "summary.md", "record.json"):
+        (SHIPPED / study.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / study.name / name, SHIPPED / study.name / name)

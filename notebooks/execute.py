@@ -20,6 +20,8 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STILL = "The figure at its first values; run the cell to move it."
+CONTROLS = "Controls; run the cell to use them."
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -62,7 +64,7 @@ def tidy(notebook: NotebookNode) -> None:
             if "data" in output:
                 output.metadata = nbformat.from_dict({})
                 if output.data.pop(WIDGET, None):
-                    output.data["text/plain"] = "The figure at its first values; run the cell to move it."
+                    output.data["text/plain"] = STILL if "image/png" in output.data else CONTROLS
 
 
 def main(paths: list[Path]) -> None:

@@ -7,13 +7,18 @@ import base64
 import inspect
 import io
 import re
+import signal
 import sys
+import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets
 import nbformat
 import numpy as np
 import pytest
+import test_studies
 from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -21,7 +26,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 import gear_studio
-from gear_studio.notebook import Interactive
+from gear_studio import data, jobs, notebook, studies
+from gear_studio.notebook import Interactive, Retrain
+from gear_studio.runs import Run
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -66,6 +73,9 @@ def turn_every_control() -> None:
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest) -> Path:
+    for study in re.findall(r'studies\.named\(\\"([\w-]+)\\"\)', request.param.read_text()):
+        if not (studies.SHIPPED / study).is_dir():
+            pytest.skip(f"no runs of the study {study} ship yet: gear-studio study {study} --ship")
     return request.param
 
 
@@ -161,6 +171,41 @@ def test_text_cells_hold_no_typed_results(path: Path):
     assert not [number for text in texts for number in typed_numbers(text)]
 
 
+STAND_INS = {  # what the documented cell asks for -> what there is here
+    '"../runs/folder-generator-{name}-s0"': '"generator-{name}"',
+    'from_pretrained("dinov2-b", tokenizer.grid)': 'random(0, "dinov2-s", tokenizer.grid)',
+    '"cuda"': '"cpu"',
+    "256, 1024, 4096": "40, 512, 1024",
+    "256, 150, 100": "40, 24, 16",
+}
+
+
+@pytest.mark.parametrize("name", ["04_alignment", "05_patch_features"])
+def test_one_cell_decides_what_is_looked_at(name: str, tmp_path: Path, execute):
+    """The cell that the text gives for real pictures and DINOv2, with a folder of PNGs and random weights."""
+    world = data.load("shapes", "val")
+    for split, count in (("train", 3), ("val", 42)):
+        batch = world.read(range(count))
+        for i, picture in enumerate(batch["image"]):
+            file = tmp_path / split / f"kind{i % 3}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    shown = committed(FOLDER / f"{name}.ipynb")
+    (text,) = [cell.source for cell in shown.cells if cell.source.startswith("## What is looked at")]
+    (given,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for asked, here in STAND_INS.items():
+        given = given.replace(asked, here)
+    assert "cuda" not in given and "dinov2-b" not in given and "40" in given
+    first = next(cell for cell in shown.cells if cell.cell_type == "code")
+    imports, _, _ = first.source.partition("\nIMAGES")
+    first.source = f"{imports}\n{given.replace('PICTURES', str(tmp_path))}"
+    execute.execute(shown, tmp_path)
+    drawn = figures(shown)
+    assert drawn and not any(map(empty, drawn))
+    said = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs(shown))
+    assert "40 images (folder, val)" in said and "vit_small_patch14_dinov2" in said
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
@@ -215,6 +260,47 @@ def test_an_error_while_drawing_is_not_swallowed():
     assert bytes(shown.picture.value).startswith(b"\x89PNG")
 
 
+def until(true: Callable[[], bool], seconds: float = 1200) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, monkeypatch):
+    python = tmp_path / "python"  # as `python -m gear_studio`, without a new Python for every training
+    hurried = (
+        "import sys, test_studies; test_studies.hurry(); from gear_studio import cli; cli.run(sys.argv[3:])"
+    )
+    places = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={places} exec {sys.executable} -c "{hurried}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(notebook, "sys", types.SimpleNamespace(executable=str(python)))
+    monkeypatch.setitem(studies.STUDIES, "plumbing", test_studies.PLUMBING)
+    shown = Retrain("plumbing", tmp_path, every=0.2)
+    assert not shown.folder.exists() and not shown.picture.value and shown.stop.disabled
+
+    shown.start.click()
+    assert shown.start.disabled and not shown.stop.disabled
+    until(lambda: shown.picture.value or shown.process.poll() is not None)
+    shown.stop.click()
+    assert shown.process.returncode == -signal.SIGTERM and "goes on from here" in shown.said.value
+    assert shown.stop.disabled and not shown.start.disabled
+    first = shown.picture.value
+    assert not empty(np.asarray(Image.open(io.BytesIO(first)).convert("RGB")))
+    assert not (shown.folder / "plumbing").exists()
+    for lock in (shown.folder / "logs").glob("*.lock"):  # nothing it had started goes on
+        jobs.locked(lock).close()
+
+    shown.start.click()
+    until(lambda: shown.process.poll() is not None)
+    shown.watcher.join(60)
+    assert shown.process.returncode == 0 and "Finished" in shown.said.value, shown.said.value
+    assert shown.picture.value != first and not shown.start.disabled
+    assert (shown.folder / "plumbing" / "summary.md").is_file()
+    assert all(Run(path.parent).finished for path in (shown.folder / "runs").glob("*/config.json"))
+
+
 def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):
     """A kernel called python3 that starts something else, where Jupyter looks first."""
     spec = tmp_path / "kernels" / "python3" / "kernel.json"
@@ -242,4 +328,4 @@ def test_saving_keeps_what_a_reader_sees_and_nothing_else(execute):
     assert notebook.metadata == execute.METADATA
     assert cell.metadata == {} and cell.outputs[0].metadata == {}
     assert sorted(cell.outputs[0].data) == ["image/png", "text/plain"]
-    assert "run the cell" in cell.outputs[0].data["text/plain"]
+    assert "figure at its first values; run the cell" in cell.outputs[0].data["text/plain"]

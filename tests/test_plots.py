@@ -1,11 +1,15 @@
 """The notebooks' figures: what they say, read off their axes."""
 
+import json
+
 import numpy as np
 import torch
 from PIL import Image
 
 from gear_studio import plots
 from gear_studio.analysis.codes import top_codes
+from gear_studio.analysis.convergence import SpeedUp
+from gear_studio.runs import Run
 
 
 def text(axes) -> list[str]:
@@ -71,3 +75,39 @@ def test_pictures_in_a_row_keep_their_titles():
     pictures = [np.zeros((8, 8, 3), np.uint8), Image.new("RGB", (16, 16), "red")]
     axes = plots.picture_row(pictures, ["one", "two"]).axes
     assert [each.get_title(loc="left") for each in axes] == ["one", "two"]
+
+
+def test_speed_ups_show_median_interval_seeds_and_the_line_at_one():
+    found = {
+        "gear": {"NTP": SpeedUp((1.5, 2.0, 0.0), 1.5, 0.0, 2.0), "FD": SpeedUp((3.0, 3.5), 3.0, 2.5, 3.5)},
+        "other": {"NTP": SpeedUp((0.0, 0.0), 0.0, 0.0, 0.0), "FD": SpeedUp((0.5, 0.6), 0.5, 0.5, 0.6)},
+    }
+    figure = plots.speed_ups(found, "times")
+    (axes,) = figure.axes
+    lines = [line.get_xdata() for line in axes.lines]
+    for each in (each for of_arm in found.values() for each in of_arm.values()):
+        assert any(np.array_equal(line, each.pairs) for line in lines)
+        assert any(np.array_equal(line, [each.value]) for line in lines)
+    intervals = [tuple(segment[:, 0]) for lines in axes.collections for segment in lines.get_segments()]
+    assert intervals == [(0.0, 2.0), (2.5, 3.5), (0.0, 0.0), (0.5, 0.6)]
+    assert any(np.array_equal(line, [1, 1]) for line in lines)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["NTP", "FD"]
+    assert axes.xaxis.get_major_formatter()(0) == "never" and axes.xaxis.get_major_formatter()(1.5) == "1.5x"
+    (legend,) = figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["gear", "other"]
+
+
+def test_a_run_that_lacks_a_metric_is_left_out_of_its_panel_and_keeps_its_colour(tmp_path):
+    for name, keys in {"a": ("loss",), "b": ("loss", "more"), "begun": ()}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"stage": "joint"}')
+        rows = [json.dumps({"step": i} | dict.fromkeys(keys, i)) for i in (1, 2)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(rows))
+    runs = {name: [Run(tmp_path / name)] for name in ("a", "b", "begun")}
+    figure = plots.curves(runs, {"loss": "loss (nats)", "more": "more"})
+    loss, more = figure.axes
+    assert [line.get_label() for line in loss.lines] == ["a", "b"]
+    (line,) = more.lines
+    assert line.get_label() == "b" and line.get_color() == loss.lines[1].get_color()
+    (legend,) = figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["a", "b"]

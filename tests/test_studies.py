@@ -9,7 +9,9 @@ import signal
 import sys
 import threading
 import time
+import tomllib
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ import tiny
 from PIL import Image
 from test_cli import command, complains  # noqa: F401
 
-from gear_studio import cli, jobs, plots, studies
+from gear_studio import cli, jobs, plots, runs, studies
 from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
+from gear_studio.pretrained import write_json
 from gear_studio.runs import ZOO, Run
 from gear_studio.studies import STUDIES, Arm, Study, chain
 from gear_studio.teachers import load_teachers
@@ -51,7 +54,7 @@ def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same()
                 assert trainings.setdefault(training.name, training) == training
                 assert training.arm in ARMS[training.stage] and "/" not in training.name
     assert {"warmup", "gear", "continued", "generator-gear", "generator-baseline"} <= trainings.keys()
-    assert {path.name for path in ZOO.glob("*")} - {"teacher", "judge"} <= trainings.keys()
+    assert {path.name for path in ZOO.glob("*")} - {"teacher", "judge", "studies"} <= trainings.keys()
     used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
     assert sum("warmup" in names for names in used) == len(used)
     assert sum("generator-gear" in names for names in used) == len(used) - 1  # the tap's own is the recipe's
@@ -158,12 +161,17 @@ class Forked:
     returncode = property(poll)
 
 
-def do_study(out: Path, log: Path) -> None:
-    """The command `study plumbing`, in a process of its own."""
+def hurry() -> None:
+    """From here on this process knows the study `plumbing`, runs jobs in forks and measures little."""
     tiny.torch.set_num_threads(1)
     fidelity.AGREEMENT_SAMPLES = 24
     jobs.subprocess = types.SimpleNamespace(Popen=Forked, STDOUT=None)
     STUDIES["plumbing"] = PLUMBING
+
+
+def do_study(out: Path, log: Path) -> None:
+    """The command `study plumbing`, in a process of its own."""
+    hurry()
     with log.open("w") as file, contextlib.redirect_stdout(file):
         options = {"budget": "smoke", "seeds": [0], "at_once": 2, "out": out, "set": list(SMALL)}
         cli.study("plumbing", **options)
@@ -261,7 +269,8 @@ def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, c
 # From Runs to a table
 
 
-def test_the_shipped_runs_make_a_table_without_training(command, tmp_path, capsys):  # noqa: F811
+def test_without_shipped_studies_the_zoo_s_own_runs_make_a_table(command, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "none")
     code, said, complaint = command("study", "convergence", "--from-zoo", "--out", tmp_path)
     assert code == 0, complaint
     rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "convergence" / "table.csv").open())}
@@ -281,17 +290,134 @@ def test_errors_a_user_can_act_on(command, tmp_path):  # noqa: F811
     for words, *parts in (
         (("study", "colapse"), "unknown study 'colapse'", "choose one of convergence, collapse"),
         (
-            ("study", "collapse", "--from-zoo", *out),
-            "generator-soft-ntp (seed 0)",
-            "gear-studio study collapse",
+            ("study", "alignment-place", "--from-zoo", *out),
+            "generator-latent (seed 0)",
+            "gear-studio study alignment-place",
         ),
         (("study", "convergence", "--from-zoo", "--seeds", "7", *out), "generator-gear (seed 7)"),
         (("study", "convergence", "--from-zoo", "--set", "tau=1", *out), "--from-zoo trains nothing"),
+        (("study", "convergence", "--from-zoo", "--ship", *out), "--from-zoo trains nothing", "--ship"),
+        (("study", "convergence", "--ship", "--set", "tau=1", *out), "--ship is for a study as it is"),
     ):
         complains(command(*words), *parts)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match=r"study tap needs generator-gear.*not among .*runs"):
         studies.found(STUDIES["tap"], [0], tmp_path)
+
+
+# What ships
+
+
+def made_study(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Everything a study trains, as finished folders that hold numbers, and weights of a few thousand."""
+    monkeypatch.setitem(STUDIES, study.name, study)
+    numbers = iter(range(1, 10_000))
+    for arm in study.arms:
+        *_, measured = trainings = chain(arm)
+        for training in trainings:
+            for seed in (0, 1):
+                folder = out / "runs" / f"{training.name}-s{seed}"
+                if folder.exists():
+                    continue
+                folder.mkdir(parents=True)
+                parent = training.parent and f"{training.parent}-s{seed}"
+                config = {"stage": training.stage, "arm": training.arm, "seed": seed, "parent": parent}
+                config["recipe"] = {"generator": {"tap": 2}}
+                write_json(folder / "config.json", config)
+                write_json(folder / "record.json", {"finished": True, "command": f"--out {folder}"})
+                curve = [{"step": 10 * i, "val_ntp": 5 / i + next(numbers) / 100} for i in (1, 2, 3)]
+                (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in curve))
+                (folder / "samples.png").write_bytes(b"")
+                if training == measured:
+                    evaluation = {"rfd": next(numbers) / 7, "fd": {"mean": next(numbers) / 3}}
+                    write_json(folder / "evaluation.json", evaluation)
+                if training.stage == "generator":
+                    tiny.generator().save_pretrained(folder / "generator")
+                else:
+                    tiny.Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
+    found = studies.found(study, (0, 1), out)
+    studies.write(study, found, out / study.name, studies.record(study, "smoke", (0, 1)))
+    return study
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(runs, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "zoo" / "studies")
+    return tmp_path / "zoo"
+
+
+def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatch, command):  # noqa: F811
+    study = replace(PLUMBING, arms=(studies.BASELINE, studies.GEAR), weights=("gear",))
+    made_study(study, out := tmp_path / "out", monkeypatch)
+    monkeypatch.setattr(studies, "jobs", lambda *_: [])  # all is trained
+    code, said, complaint = command("study", "plumbing", "--seeds", 0, 1, "--out", out, "--ship")
+    assert code == 0 and "shipped: " in said, complaint
+    there = zoo / "studies"
+    names = {"warmup", "gear", "generator-baseline", "generator-gear"}
+    assert {path.name for path in (there / "runs").iterdir()} == {f"{n}-s{s}" for n in names for s in (0, 1)}
+    written = {"table.csv", "summary.md", "record.json"}
+    assert {path.name for path in (there / "plumbing").iterdir()} == written
+    assert not list(there.rglob("*.png"))
+    assert str(tmp_path) not in (there / "runs" / "gear-s0" / "record.json").read_text()
+    heavy = {path.parents[1].name for path in there.rglob("model.safetensors")}
+    assert heavy == {"warmup-s0", "gear-s0", "generator-gear-s0"}
+
+    generator = Run.from_pretrained("studies/runs/generator-gear-s0")
+    assert generator.generator.config == tiny.GENERATOR and generator.tokenizer.grid == 4
+    light = Run.from_pretrained("studies/runs/generator-baseline-s1")
+    assert light.evaluation and light.metrics and light.parent.config["arm"] == "warmup"
+    with pytest.raises(FileNotFoundError, match="holds no generator"):
+        light.generator  # noqa: B018
+    assert list(runs.listed(there / "runs")) == ["gear-s0", "generator-gear-s0", "warmup-s0"]
+
+    for path in (there / "plumbing").iterdir():
+        assert path.read_bytes() == (out / "plumbing" / path.name).read_bytes()
+    code, said, complaint = command("study", "plumbing", "--from-zoo", "--out", tmp_path / "again")
+    assert code == 0, complaint
+    assert (there / "plumbing" / "summary.md").read_text().strip() in said
+    for path in (there / "plumbing").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / "plumbing" / path.name).read_bytes()
+
+
+def test_runs_of_another_budget_are_not_put_under_tables_that_ship(zoo, tmp_path, monkeypatch):
+    study = made_study(PLUMBING, out := tmp_path / "out", monkeypatch)
+    studies.ship(study, (0, 1), out)
+    studies.ship(study, (0, 1), out)  # the same again is no other
+    config = out / "runs" / "gear-s1" / "config.json"
+    write_json(config, json.loads(config.read_text()) | {"recipe": {"steps": 7}})
+    before = times(zoo)
+    with pytest.raises(ValueError, match="gear-s1 ships with another config.*delete"):
+        studies.ship(study, (0, 1), out)
+    assert times(zoo) == before
+
+
+@pytest.mark.parametrize("folder", sorted(studies.SHIPPED.glob("*/table.csv")), ids=lambda p: p.parent.name)
+def test_stored_tables_say_what_the_shipped_runs_say(folder, tmp_path):
+    study = studies.named(folder.parent.name)
+    found = studies.shipped(study.name)
+    assert len({seed for _, seed in found}) >= 3
+    studies.write(study, found, tmp_path, studies.shipped_record(study))
+    for name in ("table.csv", "summary.md", "record.json"):
+        assert (tmp_path / name).read_text() == (folder.parent / name).read_text()
+
+
+def test_weights_ship_where_a_study_names_them_and_the_zoo_stays_small():
+    for study in STUDIES.values():
+        assert set(study.weights) <= {arm.label for arm in study.arms}
+        if study.weights and (studies.SHIPPED / study.name).is_dir():
+            for arm in study.arms:
+                for training in chain(arm) if arm.label in study.weights else ():
+                    run = Run.from_pretrained(f"studies/runs/{training.name}-s0")
+                    assert run.has("generator" if training.stage == "generator" else "tokenizer")
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 60e6
+
+
+def test_the_package_takes_along_all_that_ships():
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["gear_studio"]
+    taken = {path for pattern in patterns for path in ZOO.parent.glob(pattern)}
+    assert taken >= {path for path in ZOO.rglob("*") if path.is_file()}
 
 
 def test_help_lists_every_study_with_its_question(command):  # noqa: F811
@@ -303,7 +429,9 @@ def test_help_lists_every_study_with_its_question(command):  # noqa: F811
 
 def made_run(folder: Path, curve: list[float]) -> Run:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"stage": "generator", "seed": 0, "parent": None}))
+    (folder / "config.json").write_text(
+        json.dumps({"stage": "generator", "seed": 0, "parent": None, "recipe": {"generator": {"tap": 2}}})
+    )
     lines = [{"step": 100 * (i + 1), "val_ntp": value} for i, value in enumerate(curve)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Run(folder)
