@@ -27,6 +27,7 @@ TOKENIZER = TokenizerConfig(
     image_size=32, channels=32, multipliers=(1, 1), patch=4, latent=32, codes=64, code_dim=8
 )
 GENERATOR = GeneratorConfig(classes=10, codes=64, grid=4, dim=32, blocks=3, heads=2, tap=2)
+CAPTION_DIM, CAPTION_LENGTH = 6, 5
 TIMINGS = ("images_per_second", "seconds")  # the metrics that differ between two equal runs
 
 # The only model whose size no recipe sets.
@@ -49,6 +50,21 @@ def generator(seed: int = 0, **changes) -> Generator:
     made = Generator(replace(GENERATOR, **changes)).eval()
     wake(made)
     return made
+
+
+def captioned(seed: int = 0, length: int = CAPTION_LENGTH, **changes) -> Generator:
+    """A generator like `generator`, conditioned on captions, with a null of two words."""
+    made = generator(seed, caption_dim=CAPTION_DIM, caption_length=length, **changes)
+    made.condition.null.copy_(captions([2], length, seed=99)[0])
+    return made
+
+
+def captions(lengths: list[int], positions: int = CAPTION_LENGTH, seed: int = 0) -> torch.Tensor:
+    """Encoded captions of so many words, (B, positions, 1 + CAPTION_DIM), with features at padding too."""
+    source = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(lengths), positions, CAPTION_DIM, generator=source)
+    words = torch.arange(positions) < torch.tensor(lengths)[:, None]
+    return torch.cat([words[..., None].float(), features], -1)
 
 
 def wake(module: Generator) -> None:

@@ -28,6 +28,8 @@ class Recipe:
     batch_size: int
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    text_encoder: str = ""  # of the captions the generator is conditioned on (see `text`); "": class labels
+    held_out_combinations: bool = False  # of `shapes`: some are never seen in training (see `data.shapes`)
     projector_hidden: int = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
     teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
