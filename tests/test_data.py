@@ -222,6 +222,96 @@ def test_caption_says_what_the_picture_shows(truth):
     assert max(areas["small"]) < min(areas["medium"]) and max(areas["medium"]) < min(areas["large"])
 
 
+# Captions
+
+
+def test_captions_leave_the_pictures_as_they_are_and_repeat():
+    plain, told = Shapes("train"), Shapes("train", captions=True)
+    indices = [5, 0, 2**39, 7]
+    batch = told.read(indices)
+    assert equal(plain.read(indices), {key: batch[key] for key in ("image", "label")})
+    assert batch["caption"] == told.captions(indices) == [told.captions([i])[0] for i in indices]
+    assert told.captions(range(50)) != Shapes("train", seed=1).captions(range(50))
+    assert told.captions(range(50)) != Shapes("val").captions(range(50))
+
+
+def test_captions_say_what_is_true_in_many_ways_and_leave_some_out(truth):
+    world = Shapes("val")
+    captions = world.captions(range(600))
+    assert len(set(captions)) > 550 and max(len(c.split()) for c in captions) <= 18
+    known = {
+        "size": shapes.SIZES,
+        "color": shapes.COLORS,
+        "texture": shapes.TEXTURES,
+        "shape": shapes.SHAPES,
+    }
+    said = dict.fromkeys([*known, "position", "background"], 0)
+    orders = set()
+    for i, caption in enumerate(captions):
+        words = caption.replace(",", "").split()
+        background = shapes.BACKGROUNDS[truth["background"][i]]
+        if background in caption:
+            said["background"] += 1
+            at = words.index(background.split()[0])
+            assert words[at + 1] == background.split()[1]
+            del words[at : at + 2]
+        found = {key: [w for w in words if w in names] for key, names in known.items()}
+        for key, names in known.items():
+            assert found[key] in ([], [names[truth[key][i]]])
+            said[key] += len(found[key])
+        orders.add(tuple(sorted(known, key=lambda key: words.index(*found[key]) if found[key] else 99)))
+        place = shapes.POSITIONS[truth["position"][i]].replace("center", "middle").split()
+        spoken = [w for w in words if w in ("top", "bottom", "left", "right", "middle", "center")]
+        assert spoken in ([], place, ["center"] if place == ["middle"] else place)
+        said["position"] += bool(spoken)
+    assert len(orders) > 6
+    assert 0.88 < said.pop("shape") / 600 < 0.97
+    assert all(0.68 < count / 600 < 0.82 for count in said.values())
+
+
+def test_describing_says_what_is_asked_and_no_more():
+    asked = {"color": "orange", "shape": "ring", "position": "left"}
+    assert shapes.describe(asked) == "an orange ring, left"
+    assert shapes.describe({"texture": "dotted", "background": "dark red"}) == (
+        "a dotted shape, on a dark red background"
+    )
+    assert shapes.describe({}) == "a shape"
+    told = {shapes.describe(asked, np.random.default_rng(i)) for i in range(60)}
+    assert {"a picture of an orange ring on the left", "on the left an orange ring"} <= told
+
+
+def test_held_out_combinations_are_never_seen_and_otherwise_nothing_changes():
+    seen, unseen = (Shapes("train", combinations=kind).truth(range(400)) for kind in ("seen", "unseen"))
+    for truth, expected in ((seen, False), (unseen, True)):
+        held = shapes.is_held_out(truth["texture"], truth["shape"], truth["color"])
+        assert (held == expected).all()
+    ordinary = Shapes("train").truth(range(400))
+    kept = ~shapes.is_held_out(ordinary["texture"], ordinary["shape"], ordinary["color"])
+    assert 0.8 < kept.float().mean() < 0.95
+    assert torch.equal(seen["image"][kept], ordinary["image"][kept])  # where it fits, the very same picture
+    assert not (seen["image"][~kept] == ordinary["image"][~kept]).flatten(1).all(1).any()
+    some = Shapes("train", combinations="seen", captions=True)
+    assert torch.equal(some.read([3])["image"][0], some.read([7, 3])["image"][1])
+
+
+def test_any_two_of_a_held_out_combination_are_seen_together():
+    assert len(shapes.HELD_OUT) == len(set(shapes.HELD_OUT)) == 24
+    everything = {(t, s, c) for t in shapes.TEXTURES for s in shapes.SHAPES for c in shapes.COLORS}
+    left = everything - set(shapes.HELD_OUT)
+    for drop in range(3):
+        pairs = {tuple(w for i, w in enumerate(each) if i != drop) for each in left}
+        assert pairs == {tuple(w for i, w in enumerate(each) if i != drop) for each in everything}
+
+
+def test_what_a_source_cannot_do_it_says():
+    with pytest.raises(ValueError, match="no combinations 'some'; choose one of all, seen, unseen"):
+        Shapes(combinations="some")
+    with pytest.raises(ValueError, match="combinations 'seen' are of the source 'shapes'"):
+        data.load("digits", combinations="seen")
+    with pytest.raises(ValueError, match="'digits' has no captions"):
+        data.load("digits", captions=True)
+
+
 # The stream
 
 
