@@ -277,7 +277,8 @@ class Generator(Pretrained):
         for number, block in enumerate(self.blocks[:last], start=1):
             x = block(x, self.angles[: x.shape[1]], mask=mask, words=words)
             if number in blocks:
-                states.append(x[:, words - 1 :])
+                # A slice of all would be the same numbers, but its gradient is added in another order.
+                states.append(x if words == 1 else x[:, words - 1 :])
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Recipes: everything one stage of one training needs, as a frozen dataclass. Presets, not flags.
 
 The small recipe trains on `shapes` in minutes; its stages and budgets are a table below. The recipes of the
-paper, `imagenet-b-vq` to `imagenet-xl-ibq`, are at the end; `gear-studio recipe NAME` prints them.
+paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 
 from gear_studio.generator import GeneratorConfig, paper_config
+from gear_studio.text import LENGTH, Words
 from gear_studio.tokenizer import PRESETS, TokenizerConfig
 
 STAGES = ("warmup", "joint", "generator")
@@ -111,8 +112,21 @@ def small(stage: str, budget: str = "shipped") -> Recipe:
     return recipe
 
 
+def captioned(recipe: Recipe) -> Recipe:
+    """The same, with its generator conditioned on captions: those of the small world, unless it says which."""
+    if recipe.text_encoder:
+        return recipe
+    generator = replace(recipe.generator, caption_dim=Words.dim, caption_length=LENGTH)
+    return replace(recipe, text_encoder=Words.name, generator=generator)
+
+
 IMAGENET_SIZES, QUANTIZERS = ("b", "l", "xl"), ("vq", "lfq", "ibq")
-NAMES = ("small", *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS))
+NAMES = (
+    "small",
+    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS),
+    "gpic-1b",
+)
+GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper reports it
 PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}
 
 
@@ -128,6 +142,12 @@ def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
         raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget != "shipped":
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
+    if name == "gpic-1b":
+        recipe = named("imagenet-xl-vq", stage)
+        sizes = {"caption_dim": 2048, "caption_length": 300}
+        generator = replace(paper_config("1B", classes=0), **sizes)
+        steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
+        return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
     # Values that are Recipe's defaults are repeated: this is the paper's table.
     return Recipe(
@@ -161,7 +181,8 @@ TRAINED = {
 }
 _NOTES = {
     "batch_size": "over all processes and pieces",
-    "generator.label_drop": "to the null class, for guidance",
+    "generator.label_drop": "to the null class or the empty caption, for guidance",
+    "text_encoder": "frozen; its last hidden states",
     "tokenizer_lr": "constant; also of the discriminator",
     "generator_lr": "constant; also of the projector",
     "clip": "norm of a module's gradient",
