@@ -563,6 +563,59 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
 # Pictures from outside
 
 
+@pytest.fixture
+def album(tmp_path):
+    """Twelve pictures without class folders, ten of them with captions: one empty, one not UTF-8."""
+    for i in range(12):
+        paint(tmp_path / "album" / ("a" if i % 2 else "") / f"{i:02}.png", (100 + i, 0, 0))
+        if i < 10:
+            file = tmp_path / "album" / ("a" if i % 2 else "") / f"{i:02}.txt"
+            file.write_text(f"number {i}\n in words \u00e9\n", encoding="utf-8")
+    (tmp_path / "album" / "04.txt").write_text(" \n")
+    (tmp_path / "album" / "a" / "07.txt").write_bytes(b"caf\xe9")
+    return tmp_path / "album"
+
+
+def test_a_folder_with_captions_needs_no_classes(album):
+    with pytest.warns(UserWarning, match="passed over 2 of 12 pictures in .*: no .txt beside them"):
+        parts = [data.load("folder", split, folder=album, captions=True) for split in ("train", "val")]
+    assert [len(part) for part in parts] == [9, 1] and parts[0].classes == []
+    seen = {}
+    for part in parts:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batch = part.read(range(len(part)))
+        assert not batch["label"].any()
+        seen |= dict(zip(batch["image"][:, 0, 0, 0].tolist(), batch["caption"], strict=True))
+    assert {shade: caption for shade, caption in seen.items() if shade - 100 not in (4, 7)} == seen
+    assert all(caption == f"number {shade - 100} in words \u00e9" for shade, caption in seen.items())
+
+
+def test_a_caption_that_cannot_be_read_is_named_once_skipped_and_counted(album):
+    with pytest.warns(UserWarning) as said:
+        source = data.load("folder", "train", folder=album, captions=True)
+        first = source.read(range(len(source)))
+    bad = {str(album / "04.png"), str(album / "a" / "07.png")} & set(names(source))
+    assert source.skipped == bad and bad
+    messages = [str(w.message) for w in said if str(w.message).startswith("skipped")]
+    assert len(messages) == len(bad)
+    assert all("its caption is empty" in m or "its caption is not UTF-8" in m for m in messages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = source.read(range(len(source)))
+    assert again["caption"] == first["caption"] == source.captions(range(len(source)))
+    for caption, shade in zip(again["caption"], again["image"][:, 0, 0, 0].tolist(), strict=True):
+        assert caption.startswith(f"number {shade - 100} ")  # a stand-in brings its own caption
+
+
+def test_a_folder_without_captions_says_what_is_expected(pets):
+    with pytest.raises(
+        ValueError, match="no pictures with captions to use for train; expected pictures with"
+    ):
+        with pytest.warns(UserWarning, match="passed over 40 of 40"):
+            data.load("folder", folder=pets, captions=True)
+
+
 def test_exif_orientation_is_applied(tmp_path):
     picture = Image.new("RGB", (60, 30), "blue")
     picture.paste("red", (0, 0, 30, 30))

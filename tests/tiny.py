@@ -28,6 +28,7 @@ TOKENIZER = TokenizerConfig(
 )
 GENERATOR = GeneratorConfig(classes=10, codes=64, grid=4, dim=32, blocks=3, heads=2, tap=2)
 CAPTION_DIM, CAPTION_LENGTH = 6, 5
+CAPTIONED = replace(GENERATOR, caption_dim=CAPTION_DIM, caption_length=CAPTION_LENGTH)
 TIMINGS = ("images_per_second", "seconds")  # the metrics that differ between two equal runs
 
 # The only model whose size no recipe sets.
@@ -106,6 +107,13 @@ def stage(name: str, arm: str, seed: int = 0, execution: Execution = WHOLE, **ch
 def batch(seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(seed)
     return torch.rand(size, 3, 32, 32, generator=source) * 2 - 1, torch.arange(size) % GENERATOR.classes
+
+
+def asked(stage: Stage, seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """`batch` with what the stage's generator is conditioned on: its labels, or captions."""
+    images, labels = batch(seed, size)
+    captioned = stage.recipe.generator.caption_dim
+    return images, captions([3, 0, 5, 1][:size], seed=seed) if captioned else labels
 
 
 def metrics(folder: Path) -> list[dict]:

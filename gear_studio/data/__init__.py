@@ -43,13 +43,13 @@ def load(
         case "folder":
             if folder is None:
                 raise ValueError("the data source 'folder' needs the path of a folder of pictures")
-            return Folder(folder, split, image_size)
+            return Folder(folder, split, image_size, captions)
         case "shards":
             if folder is None:
                 raise ValueError(
                     "the data source 'shards' needs the path of a folder of .tar files, or a pattern like "
                     "'PATH/{000000..000099}.tar'"
                 )
-            return Shards(folder, split, image_size)
+            return Shards(folder, split, image_size, captions)
         case _:
             raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")

@@ -238,7 +238,7 @@ def train(
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
         raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
-    captioned = bool(recipe.text_encoder) and generates
+    captioned = bool(recipe.text_encoder)
     train_source, held_out = (
         data.load(
             source,
@@ -251,7 +251,7 @@ def train(
         for split in ("train", "val")
     )
     encoder = None
-    if captioned:
+    if captioned and generates:
         encoder = text.load(recipe.text_encoder, recipe.generator.caption_length or text.LENGTH)
     teacher, *more_teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.

@@ -1,7 +1,8 @@
 """Recipes: everything one stage of one training needs, as a frozen dataclass. Presets, not flags.
 
 The small recipe trains on `shapes` in minutes; its stages and budgets are a table below. The recipes of the
-paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
+paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints
+them.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -113,7 +114,7 @@ def small(stage: str, budget: str = "shipped") -> Recipe:
 
 
 def captioned(recipe: Recipe) -> Recipe:
-    """The same, with its generator conditioned on captions: those of the small world, unless it says which."""
+    """The same, with its generator conditioned on captions, those of the small world unless it says which."""
     if recipe.text_encoder:
         return recipe
     generator = replace(recipe.generator, caption_dim=Words.dim, caption_length=LENGTH)
