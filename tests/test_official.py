@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from gear_studio import Run, cli, official, sampling
+from gear_studio import Run, cli, official, sampling, text
 from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 
@@ -426,6 +426,28 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
         tokens = sampling.sample(run.generator, torch.tensor([1]), seed=3)
         grids.append(run.tokenizer.decode(tokens))
     assert torch.equal(*grids) and Run.from_pretrained("runs/alone").parent.name == "vq"
+
+
+def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_path, painter):
+    monkeypatch.chdir(tmp_path)
+    vq = Tokenizer(replace(SMALL["vq"], codes=1024))
+    torch.save({"ema": official.released_state(painter), "vq": official.released_state(vq)}, "both.pt")
+    imported(monkeypatch, "both.pt", "painter", "--image-size", 32)
+    run = Run.from_pretrained("runs/painter")
+    assert run.config["classes"] == [] and run.config["recipe"]["text_encoder"] == "Qwen/Qwen3-1.7B"
+    assert not run.generator.condition.null.any()  # the file does not hold it
+    asked = []
+
+    def load(name: str, length: int):
+        return lambda captions: (
+            asked.append((name, length, captions)) or torch.rand(len(captions), length, 65)
+        )
+
+    monkeypatch.setattr(text, "load", load)
+    given = run.encode(["a red ring"])
+    assert given.shape == (1, 300, 65) and run.generator.condition.null.any()
+    assert asked == [("Qwen/Qwen3-1.7B", 300, [""]), ("Qwen/Qwen3-1.7B", 300, ["a red ring"])]
+    assert sampling.sample(run.generator, given, seed=0).shape == (1, 64)
 
 
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):
