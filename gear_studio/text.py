@@ -33,8 +33,8 @@ class TextEncoder(Protocol):
     length: int
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Captions (B) -> float32 (B, T, 1 + dim) on the CPU, always the same for the same caption. What is
-        longer than T is cut, with one warning."""
+        """Captions (B) -> (B, T, 1 + dim) on the CPU, in the encoder's precision. What is longer than T is
+        cut, with one warning."""
         ...
 
     def words(self, caption: str) -> list[str]:
@@ -109,7 +109,9 @@ class LanguageModel(_Cutting):
     decodes, the encoder's; of one that also sees, the language model's.
 
     Padding keeps the features that the model has of it (see `CaptionCondition`). The last captions are kept,
-    so that prompts sampled again and again are encoded once."""
+    so that prompts sampled again and again are encoded once. In bfloat16 on a GPU.
+
+    Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
 
     KEPT = 256
 
@@ -143,14 +145,16 @@ class LanguageModel(_Cutting):
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def words(self, caption: str) -> list[str]:
-        ids = self.cut(self.tokenizer(caption)["input_ids"], caption)
-        return [self.tokenizer.decode([number]).strip() for number in ids]
+        return [self.tokenizer.decode([number]).strip() for number in self._ids(caption)]
+
+    def _ids(self, caption: str) -> list[int]:
+        return self.cut(self.tokenizer(caption)["input_ids"], caption)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         new = list(dict.fromkeys(c for c in captions if c not in self._kept))
         for caption in new:
-            self.words(caption)  # says it where one is too long
+            self._ids(caption)  # says it where one is too long
         found = {}
         if new:
             given = self.tokenizer(
@@ -163,4 +167,4 @@ class LanguageModel(_Cutting):
         self._kept |= {c: found[c] for c in new}
         while len(self._kept) > self.KEPT:
             self._kept.popitem(last=False)
-        return torch.stack([found[caption] for caption in captions]).float()
+        return torch.stack([found[caption] for caption in captions])

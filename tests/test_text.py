@@ -110,7 +110,7 @@ def test_a_language_model_s_last_hidden_states_padded_on_the_right(qwen):
     encoder = text.load(str(qwen), 6)
     assert (encoder.dim, encoder.length, encoder.words("a red zyzzyva")) == (16, 6, ["a", "red", "<unk>"])
     found = encoder(["a red ring", "", "a"])
-    assert found.shape == (3, 6, 17) and found.dtype == torch.float32
+    assert found.shape == (3, 6, 17) and found.dtype == torch.float32 and found.isfinite().all()
     assert found[..., 0].sum(1).tolist() == [3, 0, 1]
     model = transformers.AutoModel.from_pretrained(qwen)
     with torch.no_grad():
@@ -343,8 +343,8 @@ def test_train_sample_and_evaluate_by_command(tmp_path, monkeypatch, capsys):
 def test_the_recipe_of_text_to_image_is_the_paper_s(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gear-studio", "recipe", "gpic-1b", "--stage", "generator"])
     cli.main()
-    pairs = [line.split("#")[0].split() for line in capsys.readouterr().out.splitlines()]
-    found = {pair[0]: " ".join(pair[1:]) for pair in pairs if pair}
+    pairs = (line.split("  ", 1) for line in capsys.readouterr().out.splitlines()[1:] if line)
+    found = {key: value.split("#")[0].strip() for key, value in pairs}
     expected = {
         "text_encoder": "Qwen/Qwen3-1.7B",
         "generator.caption_length": "300",
