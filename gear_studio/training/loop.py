@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling, text
+from gear_studio.analysis.fidelity import chosen
 from gear_studio.data import tokens
 from gear_studio.discriminator import Discriminator
 from gear_studio.generator import GeneratorConfig
@@ -294,7 +295,10 @@ def train(
         execution,
         null=encoder([""])[0] if encoder else None,
     )
-    asked: Asked = Captions(encoder, held_out) if encoder else Labels(len(train_source.classes))
+    asked: Asked = Labels(len(train_source.classes))
+    if encoder:
+        numbers = chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+        asked = Captions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
