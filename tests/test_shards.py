@@ -19,6 +19,7 @@ from gear_studio.data.folder import fit
 from gear_studio.data.shards import Shards
 
 PER_SHARD = 12
+COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size"}
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +255,7 @@ def test_built_side_by_side_it_is_the_same(six, monkeypatch):
 
     alone = tables(1, "alone")
     for one, other in zip(alone, tables(2, "together"), strict=True):
-        assert one.keys() == other.keys() == {"offset", "size", "label", "key"}
+        assert one.keys() == other.keys() == COLUMNS
         assert all(one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one)
 
 
