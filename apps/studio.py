@@ -52,7 +52,12 @@ class Studio:
                 )
             self.runs |= {name if name not in self.runs else f"{folder}/{name}": more[name] for name in more}
         self.tokenizers = [name for name, run in self.runs.items() if run.has("tokenizer")]
-        self.generators = [name for name, run in self.runs.items() if run.has("projector")]
+        # The tabs ask by class.
+        self.generators = [
+            name
+            for name, run in self.runs.items()
+            if run.has("projector") and not run.config["recipe"].get("text_encoder")
+        ]
         if not self.tokenizers or not self.generators:
             raise ValueError(
                 "there are no trained runs to explore: train some (gear-studio reproduce) "

@@ -14,7 +14,7 @@ import tyro
 
 from gear_studio.studies import STUDIES
 from gear_studio.tokenizer import preset
-from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, lines, named
+from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, lines, named
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
@@ -69,6 +69,7 @@ def train(
     steps: int | None = None,
     batch_size: int | None = None,
     tokenizer: str | None = None,
+    condition: Literal["class", "caption"] | None = None,
     folder: Path | None = None,
     out: Path | None = None,
     parent: Path | None = None,
@@ -98,6 +99,9 @@ def train(
         tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, mini, mini-lfq, mini-ibq,
         vq-16, lfq-16 or ibq-16.
         Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
+        condition: What the generator is asked by: class labels, or captions (of shapes its own; of folder
+        and shards the .txt beside each picture). Default: the recipe's. The run is called
+        runs/SOURCE-caption-STAGE-... and builds on the same tokenizers.
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
         `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
@@ -121,12 +125,16 @@ def train(
     recipe = named(recipe_name, stage, budget)
     changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
+    if condition == "class" and recipe.text_encoder:
+        raise ValueError(f"recipe {recipe_name} is one of captions; choose another for --condition class")
+    recipe = captioned(recipe) if condition == "caption" else recipe
     for assignment in set or []:
         recipe = change(recipe, *assignment.partition("=")[::2])
     if teacher_weights:  # absolute, so that the run finds them again from anywhere
         recipe = dataclasses.replace(recipe, teacher_weights=tuple(str(p.resolve()) for p in teacher_weights))
     label = f"{source}-{tokenizer}" if tokenizer else source
-    out = out or Path("runs") / run_name(label, stage, arm, seed)
+    own = f"{label}-caption" if recipe.text_encoder and stage != "warmup" else label
+    out = out or Path("runs") / run_name(own, stage, arm, seed)
     parent = parent or default_parent(out, label, stage, arm, seed)
     if parent is not None and not (parent / "tokenizer").is_dir():
         raise FileNotFoundError(
@@ -264,20 +272,26 @@ def sample(
     run: Positional[Path],
     out: Path,
     labels: list[str] | None = None,
-    count: int = 32,
+    prompt: list[str] | None = None,
+    prompts: Path | None = None,
+    count: int | None = None,
     cfg_scale: float = 1.5,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Write a grid of samples as one PNG.
+    """Write a grid of samples as one PNG, or the pictures of a file of prompts into a folder.
 
     Args:
         run: A generator's run: a folder or the name of a shipped one.
-        out: The PNG to write.
+        out: The PNG to write; with --prompts a folder.
         labels: Class names or numbers, taken in turn. Default: all classes.
-        count: Pictures.
+        prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
+        in turn.
+        prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt
+        files (OUT/NAME.png, a grid), or a text file with a prompt a line.
+        count: Pictures. Default: 32, or 4 for each of --prompts.
         cfg_scale: Guidance; 1 is none.
         temperature: 0 is greedy.
         top_k: Keep the k likeliest codes; 0 keeps all.
@@ -288,14 +302,35 @@ def sample(
 
     from gear_studio import sampling
     from gear_studio.pictures import write_grid
+    from gear_studio.prompts import read_prompts, write_samples
     from gear_studio.runs import Run
 
+    if sum(given is not None for given in (labels, prompt, prompts)) > 1:
+        raise ValueError("give one of --labels, --prompt and --prompts")
     loaded = Run.from_pretrained(run)
-    numbers = loaded.class_numbers(labels) if labels else list(range(len(loaded.config["classes"])))
-    condition = torch.tensor([numbers[i % len(numbers)] for i in range(count)])
-    indices = sampling.sample(loaded.generator, condition, cfg_scale, temperature, top_k, top_p, seed)
-    with torch.no_grad():
-        write_grid(loaded.tokenizer.decode(indices), out)
+    settings = cfg_scale, temperature, top_k, top_p, seed
+
+    def pictures(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
+        indices = sampling.sample(loaded.generator, condition, *settings, first=first)
+        with torch.no_grad():
+            return loaded.tokenizer.decode(indices)
+
+    if prompts:
+        count = count or 4
+        for number, each in enumerate(read_prompts(prompts)):
+            condition = loaded.encode([each.text]).expand(count, -1, -1)
+            write_samples(each, pictures(condition, number * count), out)
+    else:
+        count = count or 32
+        if prompt or loaded.text_encoder:
+            if not prompt:
+                raise ValueError(f"run {loaded.name} is asked in words; say what to show with --prompt")
+            asked = loaded.encode(prompt)
+        elif labels:
+            asked = torch.tensor(loaded.class_numbers(labels))
+        else:
+            asked = torch.arange(len(loaded.config["classes"]))
+        write_grid(pictures(asked[torch.arange(count) % len(asked)]), out)
     print(f"wrote {out}")
 
 
@@ -441,5 +476,5 @@ def run(words: list[str] | None = None) -> None:
 def main() -> None:
     try:
         run()
-    except (FileNotFoundError, ValueError, KeyError, RuntimeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, RuntimeError, ImportError) as error:
         sys.exit(f"gear-studio: {error.args[0] if isinstance(error, KeyError) else error}")

@@ -7,6 +7,11 @@ after block `l` (1-based) that the alignment loss reads.
 The generator takes *embeddings*, not indices: the caller chooses the read-out (see `readout`). Position i
 (0-based, the condition first) predicts token i + 1, so the hidden state aligned with patch i has seen only
 the tokens before it.
+
+The condition is a class or a caption (`conditions`). A caption has many positions, the last of which counts
+as position 0 here: it predicts the first token. Its positions have projections and a norm of their own in
+the first third of the blocks and share everything after it; all of [caption, tokens] is causal (paper,
+text-to-image).
 """
 
 from dataclasses import dataclass
@@ -15,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.conditions import ClassCondition
-from gear_studio.pretrained import Pretrained
+from gear_studio.conditions import CaptionCondition, ClassCondition
+from gear_studio.pretrained import Pretrained, check_shapes
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,23 @@ class GeneratorConfig:
     dropout: float = 0.1
     label_drop: float = 0.1
     zero_condition_key: bool = False  # see `rotary_table`
+    caption_dim: int = 0  # features a word, of the text encoder; 0: conditioned on class labels
+    caption_length: int = 0  # positions of a caption
+
+    @property
+    def text_blocks(self) -> int:
+        """How many blocks, from the first, have weights of their own for the caption's positions."""
+        return max(1, round(self.blocks / 3)) if self.caption_dim else 0
 
 
 # name: (blocks, dim, heads, tap). The taps of B, L and XL are the paper's; the others keep the same third.
+# 1B is the text-to-image generator's.
 SIZES = {
     "S": (12, 384, 12, 4),
     "B": (12, 768, 12, 4),
     "L": (24, 1024, 16, 8),
     "XL": (36, 1280, 20, 12),
+    "1B": (36, 1440, 20, 12),
     "XXL": (48, 1536, 24, 16),
     "XXXL": (48, 2560, 40, 16),
 }
@@ -56,9 +70,12 @@ def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int =
 
 class Cache:
     """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a
-    block."""
+    block. visible: as in `attention_mask`."""
 
-    def __init__(self, config: GeneratorConfig, batch: int, length: int, like: Tensor):
+    def __init__(
+        self, config: GeneratorConfig, batch: int, length: int, like: Tensor, visible: Tensor | None
+    ):
+        self.visible = visible
         shape = (config.blocks, 2, batch, config.heads, length, config.dim // config.heads)
         self.buffers = torch.zeros(shape, device=like.device, dtype=like.dtype)
         self.length = 0
@@ -70,9 +87,15 @@ class Cache:
         return self.buffers[block, 0, :, :, :end], self.buffers[block, 1, :, :, :end]
 
 
-def rotary_table(grid: int, head_dim: int, base: float = 10000.0, zero_condition_key: bool = False) -> Tensor:
-    """2-D rotary positions as (cosine, sine) of each angle: (1 + grid^2, head_dim / 2, 2), the condition
-    first, then the grid, half of the angles by row, half by column.
+def rotary_table(
+    grid: int,
+    head_dim: int,
+    base: float = 10000.0,
+    zero_condition_key: bool = False,
+    condition_positions: int = 1,
+) -> Tensor:
+    """2-D rotary positions as (cosine, sine) of each angle: (condition_positions + grid^2, head_dim / 2, 2),
+    the condition first, then the grid, half of the angles by row, half by column.
 
     The condition is not rotated. With `zero_condition_key` its cosine is 0 as well, which makes its query and
     key vanish: every token then gives the condition the attention score 0, whatever both hold. The released
@@ -80,7 +103,8 @@ def rotary_table(grid: int, head_dim: int, base: float = 10000.0, zero_condition
     frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
     angles = torch.outer(torch.arange(grid).float(), frequencies)
     angles = torch.cat([angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)], dim=1)
-    condition = torch.tensor([0.0 if zero_condition_key else 1.0, 0.0]).expand(1, head_dim // 2, 2)
+    condition = torch.tensor([0.0 if zero_condition_key else 1.0, 0.0])
+    condition = condition.expand(condition_positions, head_dim // 2, 2)
     return torch.cat([condition, torch.stack([angles.cos(), angles.sin()], dim=-1)])
 
 
@@ -91,28 +115,56 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(angles)).flatten(-2).type_as(x)
 
 
+def attention_mask(visible: Tensor | None, begin: int, end: int) -> Tensor | None:
+    """What the positions begin..end-1 may look at: bool (B, 1, end - begin, end), or None where that is all
+    before them.
+
+    That is all but the condition's padding. Each position sees itself: one that is padding has nothing else
+    where the caption is empty. visible: `Condition.visible`, None or (B, positions) with positions <= end."""
+    if visible is None:
+        return None
+    position = torch.arange(end, device=visible.device)
+    asking = position[begin:, None]
+    columns = F.pad(visible, (0, end - visible.shape[1]), value=True)[:, None]
+    return ((columns & (position <= asking)) | (position == asking))[:, None]
+
+
+def by_stream(text: nn.Module | None, image: nn.Module, x: Tensor, words: int) -> Tensor:
+    """`text`, where there is one, for the first `words` positions of x (B, T, d), `image` for the others."""
+    if text is None or not words:
+        return image(x)
+    return torch.cat([text(x[:, :words]), image(x[:, words:])], dim=1)
+
+
 class RMSNorm(nn.RMSNorm):
     def __init__(self, dim: int):
         super().__init__(dim, eps=1e-5)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: GeneratorConfig):
+    """text: with projections of its own for the caption's positions."""
+
+    def __init__(self, config: GeneratorConfig, text: bool):
         super().__init__()
         self.heads = config.heads
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.qkv_text = nn.Linear(config.dim, 3 * config.dim, bias=False) if text else None
+        self.out_text = nn.Linear(config.dim, config.dim, bias=False) if text else None
 
-    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None, block: int) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Tensor, cache: Cache | None, block: int, mask: Tensor | None, words: int
+    ) -> Tensor:
+        qkv = by_stream(self.qkv_text, self.qkv, x, words)
         # Unbound, not sliced: the backward pass of a slice would fill a tensor of all three with zeros.
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.extend(block, k, v)
         # A single new position may look at everything cached; longer inputs start at position 0 and are
         # causal.
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and q.shape[2] > 1)
+        return by_stream(self.out_text, self.out, y.transpose(1, 2).flatten(2), words)
 
 
 class FeedForward(nn.Module):
@@ -130,16 +182,29 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: GeneratorConfig):
+    """text: with an attention norm and projections of its own for the caption's positions."""
+
+    def __init__(self, config: GeneratorConfig, text: bool):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim)
-        self.attention = Attention(config)
+        self.attention_norm_text = RMSNorm(config.dim) if text else None
+        self.attention = Attention(config, text)
         self.feed_forward_norm = RMSNorm(config.dim)
         self.feed_forward = FeedForward(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None = None, block: int = 0) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), angles, cache, block))
+    def forward(
+        self,
+        x: Tensor,
+        angles: Tensor,
+        cache: Cache | None = None,
+        block: int = 0,
+        mask: Tensor | None = None,
+        words: int = 0,
+    ) -> Tensor:
+        """words: how many positions of x, from the first, are the condition's. mask: `attention_mask`."""
+        normed = by_stream(self.attention_norm_text, self.attention_norm, x, words)
+        x = x + self.dropout(self.attention(normed, angles, cache, block, mask, words))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -154,15 +219,29 @@ class Generator(Pretrained):
             )
         if not 1 <= config.tap <= config.blocks:
             raise ValueError(f"tap {config.tap} is not one of the blocks 1..{config.blocks}")
+        if bool(config.caption_dim) != bool(config.caption_length):
+            raise ValueError(
+                f"caption_dim {config.caption_dim} with caption_length {config.caption_length}: captions "
+                "need both, class labels neither"
+            )
         self.config = config
-        self.condition = ClassCondition(config.classes, config.dim, config.label_drop)
+        if config.caption_dim:
+            sizes = config.caption_dim, config.caption_length, config.dim
+            self.condition = CaptionCondition(*sizes, config.label_drop)
+        else:
+            self.condition = ClassCondition(config.classes, config.dim, config.label_drop)
         self.tokens = nn.Embedding(config.codes, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            Block(config, number < config.text_blocks) for number in range(config.blocks)
+        )
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.codes, bias=False)
         angles = rotary_table(
-            config.grid, config.dim // config.heads, zero_condition_key=config.zero_condition_key
+            config.grid,
+            config.dim // config.heads,
+            zero_condition_key=config.zero_condition_key,
+            condition_positions=self.condition.positions,
         )
         self.register_buffer("angles", angles, persistent=False)
         for module in self.modules():
@@ -184,18 +263,22 @@ class Generator(Pretrained):
         """Hidden states after each of `blocks` (1-based, ascending); only as many blocks run as the last one
         needs.
 
-        embeddings: (B, N-1, d), a read-out of the first N-1 tokens. condition: labels (B,).
+        embeddings: (B, N-1, d), a read-out of the first N-1 tokens. condition: labels (B,), or encoded
+        captions (B, T, 1 + caption_dim).
         Returns tensors (B, N, d); position i is the state that predicts token i + 1.
         """
         last = blocks[-1]
         if not 1 <= blocks[0] <= last <= self.config.blocks:
             raise ValueError(f"blocks {blocks} are not within 1..{self.config.blocks}")
-        x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
+        given, words = self.condition.dropped(condition), self.condition.positions
+        x = self.dropout(torch.cat([self.condition(given), embeddings], dim=1))
+        mask = attention_mask(self.condition.visible(given), 0, x.shape[1])
         states = []
         for number, block in enumerate(self.blocks[:last], start=1):
-            x = block(x, self.angles[: x.shape[1]])
+            x = block(x, self.angles[: x.shape[1]], mask=mask, words=words)
             if number in blocks:
-                states.append(x)
+                # A slice of all would be the same numbers, but its gradient is added in another order.
+                states.append(x if words == 1 else x[:, words - 1 :])
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -210,14 +293,36 @@ class Generator(Pretrained):
         logits = self.logits(states[-1])
         return (logits, states[0]) if tap else logits
 
-    def new_cache(self, batch: int) -> Cache:
-        return Cache(self.config, batch, self.length, self.token_table)
+    def new_cache(self, condition: Tensor) -> Cache:
+        """For decoding what `condition` asks for, from its own positions on."""
+        length = self.condition.positions - 1 + self.length
+        visible = self.condition.visible(condition)
+        return Cache(self.config, len(condition), length, self.token_table, visible)
 
     def decode(self, x: Tensor, cache: Cache) -> Tensor:
-        """One cached step. x: (B, 1, d), the condition or the last token, embedded. Returns logits (B, K) of
+        """One cached step. x: the condition, embedded, or the last token (B, 1, d). Returns logits (B, K) of
         the next token."""
-        angles = self.angles[cache.length : cache.length + 1]
+        begin, end = cache.length, cache.length + x.shape[1]
+        mask, words = attention_mask(cache.visible, begin, end), x.shape[1] if begin == 0 else 0
         for number, block in enumerate(self.blocks):
-            x = block(x, angles, cache, number)
-        cache.length += 1
-        return self.logits(x)[:, -1]
+            x = block(x, self.angles[begin:end], cache, number, mask, words)
+        cache.length = end
+        return self.logits(x[:, -1])
+
+    @torch.no_grad()
+    def take_image_stream(self, other: "Generator") -> None:
+        """Start from the weights of a class-conditional generator of the same size and codes: all but its
+        condition. The caption's own projections and norms start as copies of the image's.
+
+        Raises ValueError naming what does not fit."""
+        theirs = {k: v for k, v in other.state_dict().items() if not k.startswith("condition.")}
+        own = self.state_dict()
+        for key in own:
+            if "_text." in key:
+                theirs[key] = theirs.get(key, theirs.get(key.replace("_text.", "."), own[key]))
+        shapes = [
+            {k: tuple(v.shape) for k, v in held.items() if not k.startswith("condition.")}
+            for held in (theirs, own)
+        ]
+        check_shapes("the class-conditional generator", "Generator", *shapes)
+        self.load_state_dict(theirs, strict=False)

@@ -14,6 +14,7 @@ import math
 import pickle
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ State = dict[str, Tensor]
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 WRAPPINGS = ("vq_ema", "ema", "vq", "ar", "model", "state_dict")  # in order of preference; else bare
 TOKENIZER, GENERATOR = "encoder.", "layers."  # how some key of each begins
+# Of the released text-to-image generators; their files do not say it.
+TEXT_ENCODER, CAPTION_LENGTH = "Qwen/Qwen3-1.7B", 300
 
 # What a layer of ours holds -> its name in the released files. All else is called the same.
 _IN_TOKENIZER = {
@@ -50,9 +53,13 @@ _AROUND_QUANTIZER = {
 }
 _IN_GENERATOR = {
     "condition.table": "cls_embedding.embedding_table",
+    "condition.up": "cls_embedding.cap_proj.fc1",
+    "condition.down": "cls_embedding.cap_proj.fc2",
     "tokens": "tok_embeddings",
     "attention.qkv": "attention.wqkv",
     "attention.out": "attention.wo",
+    "attention.qkv_text": "attention.wqkv_text",
+    "attention.out_text": "attention.wo_text",
     "feed_forward_norm": "ffn_norm",
     "feed_forward.gate": "feed_forward.w1",
     "feed_forward.up": "feed_forward.w3",
@@ -71,10 +78,13 @@ def load_tokenizer(source: str | Path, image_size: int = 256) -> Tokenizer:
 
 
 def load_generator(source: str | Path, grid: int | None = None) -> Generator:
-    """The class-conditional LlamaGen generator in a released file, in eval mode.
+    """The LlamaGen generator in a released file, class-conditional or text-to-image, in eval mode.
 
     grid: tokens along a side; by default what a stored rotary table says, else 16. Raises as `load_tokenizer`
-    does, and ValueError for a text-to-image generator or a size that `SIZES` does not list."""
+    does, and ValueError for a size that `SIZES` does not list, whose number of heads no shape tells.
+
+    What a text-to-image generator was trained to take for "no caption", its text encoder makes: give it to
+    `generator.condition.null`, as `Run.encode` does."""
     return generator_from(_only(read(fetch(source)), GENERATOR, source), grid, str(source))
 
 
@@ -93,7 +103,6 @@ def import_run(
     if tokenizer_state:
         tokenizer = tokenizer_from(tokenizer_state, image_size, str(source))
     if state:
-        _refuse_text_to_image(state, str(source))
         if not tokenizer and parent is None:
             raise ValueError(
                 f"{source} holds a generator and no tokenizer; name the tokenizer's run with --parent"
@@ -110,13 +119,14 @@ def import_run(
     if not tokenizer and not generator:
         raise ValueError(_nothing(raw, "tokenizer and no generator", source))
 
-    recipe = {"steps": 0, "batch_size": 0}
+    recipe: dict[str, Any] = {"steps": 0, "batch_size": 0}
     if tokenizer:
         tokenizer.save_pretrained(folder / "tokenizer")
         recipe["tokenizer"] = tokenizer.config
     if generator:
         generator.save_pretrained(folder / "generator")
         recipe["generator"] = generator.config
+        recipe["text_encoder"] = TEXT_ENCODER if generator.config.caption_dim else ""
     (folder / "metrics.jsonl").touch()
     record = {"command": f"gear-studio import {source} {folder}", "finished": True, "seconds": 0.0}
     write_json(folder / "record.json", record | {"device": "none", "imported_from": str(source)})
@@ -287,23 +297,34 @@ def tokenizer_config(state: State, image_size: int, where: str) -> TokenizerConf
 
 
 def generator_config(state: State, grid: int | None, where: str) -> GeneratorConfig:
-    """What generator a state dict is of, by its keys and shapes."""
-    _refuse_text_to_image(state, where)
+    """What generator a state dict is of, by its keys and shapes. A caption's positions are not to be seen in
+    them: `CAPTION_LENGTH`, unless a rotary table is stored."""
     codes, dim = _shape(state, "tok_embeddings.weight", where)
     blocks = _count(state, r"layers\.(\d+)\.")
-    classes = (
-        _shape(state, "cls_embedding.embedding_table.weight", where)[0] - 1
-    )  # the last is the null class
+    captioned = "cls_embedding.cap_proj.fc1.weight" in state
+    if captioned:
+        caption_dim, classes = _shape(state, "cls_embedding.cap_proj.fc1.weight", where)[1], 0
+    else:
+        rows = _shape(state, "cls_embedding.embedding_table.weight", where)[0]
+        caption_dim, classes = 0, rows - 1  # the last is the null class
     sizes = [name for name, (b, d, _, _) in SIZES.items() if (b, d) == (blocks, dim)]
     if not sizes:
         known = ", ".join(f"{name} {b} x {d}" for name, (b, d, _, _) in SIZES.items())
         raise ValueError(f"{where} has {blocks} blocks of width {dim}; known sizes: {known}")
+    caption_length = CAPTION_LENGTH if captioned else 0
     if "freqs_cis" in state:
-        stored = math.isqrt(len(state["freqs_cis"]) - 1)
+        rows = len(state["freqs_cis"])
+        if captioned:  # the rows are of the caption and of the grid, which has to be told
+            caption_length, stored = rows - (grid or 16) ** 2, grid or 16
+        else:
+            stored = math.isqrt(rows - 1)
         if grid not in (None, stored):
             raise ValueError(f"{where} is for {stored} x {stored} tokens, asked for {grid} x {grid}")
+        if caption_length < 0:
+            raise ValueError(f"{where} has {rows} rotary positions, too few for {stored} x {stored} tokens")
         grid = stored
-    return paper_config(sizes[0], classes, codes, grid or 16)
+    config = paper_config(sizes[0], classes, codes, grid or 16)
+    return replace(config, caption_dim=caption_dim, caption_length=caption_length)
 
 
 def names(model: Tokenizer | Generator) -> dict[str, list[str]]:
@@ -323,7 +344,7 @@ def released_state(model: Tokenizer | Generator) -> State:
 
 def _generator_names(generator: Generator) -> dict[str, list[str]]:
     found = {}
-    for key in generator.state_dict():
+    for key, _ in generator.named_parameters():  # a released file holds no null caption
         number, inside = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.weight", key).groups()
         layer = f"layers.{number}." if number else ""
         found[key] = [f"{layer}{_IN_GENERATOR.get(inside, inside)}.weight"]
@@ -406,13 +427,6 @@ def _shape(state: State, key: str, where: str) -> tuple[int, ...]:
 
 def _count(state: State, pattern: str) -> int:
     return len({match[1] for key in state if (match := re.match(pattern, key))})
-
-
-def _refuse_text_to_image(state: State, where: str) -> None:
-    if any(key.startswith("cls_embedding.cap_proj.") for key in state):
-        raise ValueError(
-            f"{where} is a text-to-image generator; only class-conditional ones can be loaded so far"
-        )
 
 
 def class_names(classes: int) -> list[str]:

@@ -13,10 +13,17 @@ from torchvision.utils import save_image
 from gear_studio.pretrained import atomic
 
 
-def write_grid(images: Tensor, path: str | Path, columns: int = 8) -> None:
-    """Write images (n, 3, H, W) in [-1, 1] as one PNG, `columns` a row, replacing the file atomically."""
+def write_grid(images: Tensor, path: str | Path, columns: int = 8, padding: int = 2) -> None:
+    """Write images (n, 3, H, W) in [-1, 1] as one PNG, `columns` a row, `padding` pixels between them,
+    replacing the file atomically."""
     with atomic(Path(path)) as temporary:
-        save_image((images.float().cpu() + 1) / 2, temporary, nrow=columns, padding=2, format="png")
+        save_image((images.float().cpu() + 1) / 2, temporary, nrow=columns, padding=padding, format="png")
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    """Write a picture, uint8 (3, H, W), replacing the file atomically."""
+    with atomic(path) as temporary:
+        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -46,13 +53,11 @@ class Series:
 
     def add(self, start: int, pictures: Tensor) -> None:
         """Pictures uint8 (B, 3, H, W), number `start` on."""
-        rows = pictures.permute(0, 2, 3, 1).cpu().numpy()
         if self.array is not None:
-            self.array[start : start + len(rows)] = rows
+            self.array[start : start + len(pictures)] = pictures.permute(0, 2, 3, 1).cpu().numpy()
             return
-        for number, row in enumerate(rows, start):
-            with atomic(self.path / f"{number:06d}.png") as temporary:
-                Image.fromarray(row).save(temporary, format="png")
+        for number, picture in enumerate(pictures, start):
+            write_png(picture, self.path / f"{number:06d}.png")
 
     def close(self) -> None:
         if self.array is None:

@@ -21,6 +21,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from gear_studio import text
 from gear_studio.alignment import Projector, alignment_target
 from gear_studio.generator import Generator
 from gear_studio.pretrained import read_json
@@ -120,6 +121,29 @@ class Run:
     @cached_property
     def generator(self) -> Generator:
         return Generator.from_pretrained(self._own("generator"))
+
+    @cached_property
+    def text_encoder(self) -> text.TextEncoder | None:
+        """What encodes the captions that the generator is conditioned on; None where it is on class labels.
+
+        Raises ImportError or FileNotFoundError where a language model cannot be had."""
+        recipe = self.config["recipe"]
+        if not self.has("generator") or not recipe.get("text_encoder"):
+            return None
+        return text.load(recipe["text_encoder"], recipe["generator"]["caption_length"])
+
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        """Captions as the generator is asked for them, (B, T, 1 + caption_dim).
+
+        Raises ValueError for a generator of class labels."""
+        if self.text_encoder is None:
+            raise ValueError(
+                f"run {self.name} has no generator that takes captions; train one with --condition caption"
+            )
+        null = self.generator.condition.null
+        if not null.any():  # an imported one: released files leave it to the encoder
+            null.copy_(self.text_encoder([""])[0])
+        return self.text_encoder(captions)
 
     @cached_property
     def projector(self) -> Projector:

@@ -79,7 +79,7 @@ def stream(
     condition = condition.to(device)
     if guided:
         condition = torch.cat([condition, gen.condition.nulls(batch, device)])
-    cache = gen.new_cache(len(condition))
+    cache = gen.new_cache(condition)
     x = gen.condition(condition)
     indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
     log_probs, entropy = (
@@ -118,7 +118,7 @@ def sample(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Sample token indices (B, N) for labels `condition` (B,).
+    """Sample token indices (B, N) for `condition`: labels (B,), or encoded captions (B, T, 1 + caption_dim).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
     and

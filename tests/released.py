@@ -115,35 +115,63 @@ class Net:
     def logits(self, tokens: Tensor, labels: Tensor, heads: int, grid: int) -> Tensor:
         """LlamaGen: tokens (B, N-1) and labels (B,) -> logits (B, N, K)."""
         condition = self.state["cls_embedding.embedding_table.weight"][labels][:, None]
+        return self.transformer(condition, tokens, heads, grid, None)
+
+    def caption_logits(
+        self, tokens: Tensor, features: Tensor, lengths: list[int], heads: int, grid: int
+    ) -> Tensor:
+        """LlamaGen, text-to-image: tokens (B, N-1) and text features (B, T, d_t), of which each row's first
+        `lengths` are words and the others padding -> logits (B, N, K)."""
+        x = features.double() @ self.state["cls_embedding.cap_proj.fc1.weight"].T
+        x = 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
+        x = x @ self.state["cls_embedding.cap_proj.fc2.weight"].T
+        return self.transformer(x, tokens, heads, grid, lengths)
+
+    def transformer(
+        self, condition: Tensor, tokens: Tensor, heads: int, grid: int, lengths: list[int] | None
+    ) -> Tensor:
         x = torch.cat([condition, self.state["tok_embeddings.weight"][tokens]], 1)
-        length, width = x.shape[1], x.shape[2] // heads
+        length, width, words = x.shape[1], x.shape[2] // heads, condition.shape[1]
+        hidden = torch.ones(length, length).triu(1).bool().repeat(len(x), 1, 1)
+        for row, count in enumerate(lengths or []):
+            hidden[row, :, count:words] = True
+        hidden[:, range(length), range(length)] = False
         number = 0
         while self.has(name := f"layers.{number}"):
-            h = self.rms(f"{name}.attention_norm", x)
-            qkv = h @ self.state[f"{name}.attention.wqkv.weight"].T
+            h = self.two(f"{name}.attention_norm", x, words, self.rms)
+            qkv = self.two(f"{name}.attention.wqkv", h, words, self.linear)
             q, k, v = (part.unflatten(-1, (heads, width)) for part in qkv.split(heads * width, -1))
-            q, k = self.rotated(q, grid), self.rotated(k, grid)
+            q, k = self.rotated(q, grid, words), self.rotated(k, grid, words)
             scores = torch.einsum("bihc,bjhc->bhij", q, k) / math.sqrt(width)
-            future = torch.ones(length, length).triu(1).bool()
-            mixed = torch.einsum("bhij,bjhc->bihc", scores.masked_fill(future, -math.inf).softmax(-1), v)
-            x = x + mixed.flatten(2) @ self.state[f"{name}.attention.wo.weight"].T
+            weights = scores.masked_fill(hidden[:, None], -math.inf).softmax(-1)
+            mixed = torch.einsum("bhij,bjhc->bihc", weights, v).flatten(2)
+            x = x + self.two(f"{name}.attention.wo", mixed, words, self.linear)
             h = self.rms(f"{name}.ffn_norm", x)
             gate, up = (h @ self.state[f"{name}.feed_forward.{w}.weight"].T for w in ("w1", "w3"))
             x = x + (silu(gate) * up) @ self.state[f"{name}.feed_forward.w2.weight"].T
             number += 1
-        return self.rms("norm", x) @ self.state["output.weight"].T
+        return (self.rms("norm", x) @ self.state["output.weight"].T)[:, words - 1 :]
+
+    def two(self, name: str, x: Tensor, words: int, layer) -> Tensor:
+        """The layer called `name`, and for the condition's positions the one of the text, if there is one."""
+        if not self.has(f"{name}_text"):
+            return layer(name, x)
+        return torch.cat([layer(f"{name}_text", x[:, :words]), layer(name, x[:, words:])], 1)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return x @ self.state[f"{name}.weight"].T
 
     def rms(self, name: str, x: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * self.state[f"{name}.weight"]
 
     @staticmethod
-    def rotated(x: Tensor, grid: int) -> Tensor:
+    def rotated(x: Tensor, grid: int, words: int = 1) -> Tensor:
         """(B, T, heads, width): pairs of neighbours turned, the first half by row, the rest by column; the
-        condition, at 0, is multiplied by nothing but zeros."""
+        condition, in front, is multiplied by nothing but zeros."""
         out = torch.zeros_like(x)
         pairs = x.shape[-1] // 2
-        for position in range(1, x.shape[1]):
-            row, column = divmod(position - 1, grid)
+        for position in range(words, x.shape[1]):
+            row, column = divmod(position - words, grid)
             for pair in range(pairs):
                 place, j = (row, pair) if pair < pairs // 2 else (column, pair - pairs // 2)
                 angle = place * 10000.0 ** (-2 * j / pairs)

@@ -222,6 +222,96 @@ def test_caption_says_what_the_picture_shows(truth):
     assert max(areas["small"]) < min(areas["medium"]) and max(areas["medium"]) < min(areas["large"])
 
 
+# Captions
+
+
+def test_captions_leave_the_pictures_as_they_are_and_repeat():
+    plain, told = Shapes("train"), Shapes("train", captions=True)
+    indices = [5, 0, 2**39, 7]
+    batch = told.read(indices)
+    assert equal(plain.read(indices), {key: batch[key] for key in ("image", "label")})
+    assert batch["caption"] == told.captions(indices) == [told.captions([i])[0] for i in indices]
+    assert told.captions(range(50)) != Shapes("train", seed=1).captions(range(50))
+    assert told.captions(range(50)) != Shapes("val").captions(range(50))
+
+
+def test_captions_say_what_is_true_in_many_ways_and_leave_some_out(truth):
+    world = Shapes("val")
+    captions = world.captions(range(600))
+    assert len(set(captions)) > 550 and max(len(c.split()) for c in captions) <= 18
+    known = {
+        "size": shapes.SIZES,
+        "color": shapes.COLORS,
+        "texture": shapes.TEXTURES,
+        "shape": shapes.SHAPES,
+    }
+    said = dict.fromkeys([*known, "position", "background"], 0)
+    orders = set()
+    for i, caption in enumerate(captions):
+        words = caption.replace(",", "").split()
+        background = shapes.BACKGROUNDS[truth["background"][i]]
+        if background in caption:
+            said["background"] += 1
+            at = words.index(background.split()[0])
+            assert words[at + 1] == background.split()[1]
+            del words[at : at + 2]
+        found = {key: [w for w in words if w in names] for key, names in known.items()}
+        for key, names in known.items():
+            assert found[key] in ([], [names[truth[key][i]]])
+            said[key] += len(found[key])
+        orders.add(tuple(sorted(known, key=lambda key: words.index(*found[key]) if found[key] else 99)))
+        place = shapes.POSITIONS[truth["position"][i]].replace("center", "middle").split()
+        spoken = [w for w in words if w in ("top", "bottom", "left", "right", "middle", "center")]
+        assert spoken in ([], place, ["center"] if place == ["middle"] else place)
+        said["position"] += bool(spoken)
+    assert len(orders) > 6
+    assert 0.88 < said.pop("shape") / 600 < 0.97
+    assert all(0.68 < count / 600 < 0.82 for count in said.values())
+
+
+def test_describing_says_what_is_asked_and_no_more():
+    asked = {"color": "orange", "shape": "ring", "position": "left"}
+    assert shapes.describe(asked) == "an orange ring, left"
+    assert shapes.describe({"texture": "dotted", "background": "dark red"}) == (
+        "a dotted shape, on a dark red background"
+    )
+    assert shapes.describe({}) == "a shape"
+    told = {shapes.describe(asked, np.random.default_rng(i)) for i in range(60)}
+    assert {"a picture of an orange ring on the left", "on the left an orange ring"} <= told
+
+
+def test_held_out_combinations_are_never_seen_and_otherwise_nothing_changes():
+    seen, unseen = (Shapes("train", combinations=kind).truth(range(400)) for kind in ("seen", "unseen"))
+    for truth, expected in ((seen, False), (unseen, True)):
+        held = shapes.is_held_out(truth["texture"], truth["shape"], truth["color"])
+        assert (held == expected).all()
+    ordinary = Shapes("train").truth(range(400))
+    kept = ~shapes.is_held_out(ordinary["texture"], ordinary["shape"], ordinary["color"])
+    assert 0.8 < kept.float().mean() < 0.95
+    assert torch.equal(seen["image"][kept], ordinary["image"][kept])  # where it fits, the very same picture
+    assert not (seen["image"][~kept] == ordinary["image"][~kept]).flatten(1).all(1).any()
+    some = Shapes("train", combinations="seen", captions=True)
+    assert torch.equal(some.read([3])["image"][0], some.read([7, 3])["image"][1])
+
+
+def test_any_two_of_a_held_out_combination_are_seen_together():
+    assert len(shapes.HELD_OUT) == len(set(shapes.HELD_OUT)) == 24
+    everything = {(t, s, c) for t in shapes.TEXTURES for s in shapes.SHAPES for c in shapes.COLORS}
+    left = everything - set(shapes.HELD_OUT)
+    for drop in range(3):
+        pairs = {tuple(w for i, w in enumerate(each) if i != drop) for each in left}
+        assert pairs == {tuple(w for i, w in enumerate(each) if i != drop) for each in everything}
+
+
+def test_what_a_source_cannot_do_it_says():
+    with pytest.raises(ValueError, match="no combinations 'some'; choose one of all, seen, unseen"):
+        Shapes(combinations="some")
+    with pytest.raises(ValueError, match="combinations 'seen' are of the source 'shapes'"):
+        data.load("digits", combinations="seen")
+    with pytest.raises(ValueError, match="'digits' has no captions"):
+        data.load("digits", captions=True)
+
+
 # The stream
 
 
@@ -471,6 +561,59 @@ def test_folders_that_cannot_be_used_say_why(tmp_path):
 
 
 # Pictures from outside
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Twelve pictures without class folders, ten of them with captions: one empty, one not UTF-8."""
+    for i in range(12):
+        paint(tmp_path / "album" / ("a" if i % 2 else "") / f"{i:02}.png", (100 + i, 0, 0))
+        if i < 10:
+            file = tmp_path / "album" / ("a" if i % 2 else "") / f"{i:02}.txt"
+            file.write_text(f"number {i}\n in words \u00e9\n", encoding="utf-8")
+    (tmp_path / "album" / "04.txt").write_text(" \n")
+    (tmp_path / "album" / "a" / "07.txt").write_bytes(b"caf\xe9")
+    return tmp_path / "album"
+
+
+def test_a_folder_with_captions_needs_no_classes(album):
+    with pytest.warns(UserWarning, match="passed over 2 of 12 pictures in .*: no .txt beside them"):
+        parts = [data.load("folder", split, folder=album, captions=True) for split in ("train", "val")]
+    assert [len(part) for part in parts] == [9, 1] and parts[0].classes == []
+    seen = {}
+    for part in parts:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batch = part.read(range(len(part)))
+        assert not batch["label"].any()
+        seen |= dict(zip(batch["image"][:, 0, 0, 0].tolist(), batch["caption"], strict=True))
+    assert {shade: caption for shade, caption in seen.items() if shade - 100 not in (4, 7)} == seen
+    assert all(caption == f"number {shade - 100} in words \u00e9" for shade, caption in seen.items())
+
+
+def test_a_caption_that_cannot_be_read_is_named_once_skipped_and_counted(album):
+    with pytest.warns(UserWarning) as said:
+        source = data.load("folder", "train", folder=album, captions=True)
+        first = source.read(range(len(source)))
+    bad = {str(album / "04.png"), str(album / "a" / "07.png")} & set(names(source))
+    assert source.skipped == bad and bad
+    messages = [str(w.message) for w in said if str(w.message).startswith("skipped")]
+    assert len(messages) == len(bad)
+    assert all("its caption is empty" in m or "its caption is not UTF-8" in m for m in messages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = source.read(range(len(source)))
+    assert again["caption"] == first["caption"] == source.captions(range(len(source)))
+    for caption, shade in zip(again["caption"], again["image"][:, 0, 0, 0].tolist(), strict=True):
+        assert caption.startswith(f"number {shade - 100} ")  # a stand-in brings its own caption
+
+
+def test_a_folder_without_captions_says_what_is_expected(pets):
+    with pytest.raises(
+        ValueError, match="no pictures with captions to use for train; expected pictures with"
+    ):
+        with pytest.warns(UserWarning, match="passed over 40 of 40"):
+            data.load("folder", folder=pets, captions=True)
 
 
 def test_exif_orientation_is_applied(tmp_path):

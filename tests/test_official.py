@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from gear_studio import Run, cli, official, sampling
+from gear_studio import Run, cli, official, sampling, text
 from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 
@@ -76,6 +76,62 @@ def test_every_released_key_finds_its_place_and_comes_back(name):
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
+T2I = "LlamaGen-T2I (n_layer=6, dim=128, caption_dim=64, vocab=1024)"
+
+
+@pytest.fixture
+def painter(monkeypatch) -> Generator:
+    """The text-to-image generator of the key file, with a size of its own, and random weights."""
+    monkeypatch.setitem(SIZES, "tiny", (6, 128, 2, 2))
+    state = {k: torch.randn(s) * (0.1 if len(s) > 1 else 1) for k, s in SHAPES[T2I].items()}
+    return official.generator_from(state | {"freqs_cis": torch.zeros(12 + 16, 32, 2)}, 4, "a file")
+
+
+def test_every_released_key_of_text_to_image_finds_its_place_and_comes_back(painter):
+    config = painter.config
+    assert (config.caption_dim, config.caption_length, config.text_blocks) == (64, 12, 2)
+    assert (config.classes, config.codes, config.grid, config.zero_condition_key) == (0, 1024, 4, True)
+    listed, back = official.names(painter), official.released_state(painter)
+    assert listed.keys() == dict(painter.named_parameters()).keys()
+    assert {key: list(value.shape) for key, value in back.items()} == SHAPES[T2I]
+    again = official.generator_from(back, 4, "a file")
+    assert again.config == replace(config, caption_length=300)  # nothing in the file says another
+    for key, value in painter.named_parameters():
+        assert torch.equal(again.get_parameter(key), value)
+
+
+def test_a_text_to_image_generator_computes_what_the_released_network_does(painter):
+    tokens, features = torch.randint(1024, (3, 15)), torch.randn(3, 12, 64)
+    lengths = [12, 0, 5]
+    expected = released.Net(official.released_state(painter)).caption_logits(tokens, features, lengths, 2, 4)
+    words = torch.arange(12) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        given = torch.cat([words[..., None].float(), features], -1)
+        near(painter(painter.tokens(tokens), given), expected)
+
+
+def test_the_paper_s_text_to_image_generator_is_told_by_its_shapes():
+    config = replace(paper_config("1B", 0), caption_dim=2048, caption_length=300)
+    with torch.device("meta"):
+        made = Generator(config)
+        state = {
+            name: value.new_empty(value.shape)
+            for key, value in made.named_parameters()
+            for name in official.names(made)[key]
+        }
+    assert (config.blocks, config.dim, config.heads, config.text_blocks) == (36, 1440, 20, 12)
+    assert official.generator_config(state, None, "a file") == config
+    with pytest.raises(ValueError, match="a file has 200 rotary positions, too few for 16 x 16"):
+        official.generator_config(state | {"freqs_cis": torch.zeros(200, 36, 2)}, None, "a file")
+
+
+def test_a_text_stream_too_many_or_too_few_is_refused(painter):
+    state = official.released_state(painter)
+    del state["layers.1.attention.wqkv_text.weight"]
+    with pytest.raises(ValueError, match="missing layers.1.attention.wqkv_text.weight"):
+        official.generator_from(state, 4, "a file")
+
+
 def test_query_key_and_value_are_put_together_in_that_order():
     model = tokenizer("vq")
     state = official.released_state(model)
@@ -130,7 +186,7 @@ def test_sampling_step_by_step_agrees_with_the_whole_sequence(generator):
     tokens, labels = torch.randint(64, (2, 63)), torch.tensor([1, 2])
     embedded = torch.cat([generator.condition(labels), generator.tokens(tokens)], 1)
     with torch.no_grad():
-        whole, cache = generator(embedded[:, 1:], labels), generator.new_cache(2)
+        whole, cache = generator(embedded[:, 1:], labels), generator.new_cache(labels)
         steps = torch.stack([generator.decode(embedded[:, i : i + 1], cache) for i in range(64)], 1)
     torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
 
@@ -235,15 +291,6 @@ def test_averages_of_some_weights_are_not_mixed_with_the_others(tmp_path):
     torch.save(raw, tmp_path / "file.ckpt")
     with pytest.raises(ValueError, match="1 missing: model_ema.quantizeembeddingweight"):
         official.load_tokenizer(tmp_path / "file.ckpt", 32)
-
-
-def test_a_text_to_image_generator_is_recognised_and_refused():
-    state = {
-        k: torch.zeros(s)
-        for k, s in SHAPES["LlamaGen-T2I (n_layer=6, dim=128, caption_dim=64, vocab=1024)"].items()
-    }
-    with pytest.raises(ValueError, match="a file is a text-to-image generator; only class-conditional"):
-        official.generator_from(state, None, "a file")
 
 
 def test_a_size_nobody_released_lists_the_known_ones():
@@ -379,6 +426,28 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
         tokens = sampling.sample(run.generator, torch.tensor([1]), seed=3)
         grids.append(run.tokenizer.decode(tokens))
     assert torch.equal(*grids) and Run.from_pretrained("runs/alone").parent.name == "vq"
+
+
+def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_path, painter):
+    monkeypatch.chdir(tmp_path)
+    vq = Tokenizer(replace(SMALL["vq"], codes=1024))
+    torch.save({"ema": official.released_state(painter), "vq": official.released_state(vq)}, "both.pt")
+    imported(monkeypatch, "both.pt", "painter", "--image-size", 32)
+    run = Run.from_pretrained("runs/painter")
+    assert run.config["classes"] == [] and run.config["recipe"]["text_encoder"] == "Qwen/Qwen3-1.7B"
+    assert not run.generator.condition.null.any()  # the file does not hold it
+    asked = []
+
+    def load(name: str, length: int):
+        return lambda captions: (
+            asked.append((name, length, captions)) or torch.rand(len(captions), length, 65)
+        )
+
+    monkeypatch.setattr(text, "load", load)
+    given = run.encode(["a red ring"])
+    assert given.shape == (1, 300, 65) and run.generator.condition.null.any()
+    assert asked == [("Qwen/Qwen3-1.7B", 300, [""]), ("Qwen/Qwen3-1.7B", 300, ["a red ring"])]
+    assert sampling.sample(run.generator, given, seed=0).shape == (1, 64)
 
 
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):

@@ -28,7 +28,7 @@ def test_cached_decoding_equals_the_full_forward_token_by_token(gen, labels):
     indices = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(5))
     expected = full_logits(gen, indices, labels)
     assert expected.std() > 0.1  # otherwise there would be nothing to compare
-    cache = gen.new_cache(3)
+    cache = gen.new_cache(labels)
     with torch.no_grad():
         x = gen.condition(labels)
         for i in range(16):

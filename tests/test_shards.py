@@ -19,6 +19,7 @@ from gear_studio.data.folder import fit
 from gear_studio.data.shards import Shards
 
 PER_SHARD = 12
+COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size"}
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +255,7 @@ def test_built_side_by_side_it_is_the_same(six, monkeypatch):
 
     alone = tables(1, "alone")
     for one, other in zip(alone, tables(2, "together"), strict=True):
-        assert one.keys() == other.keys() == {"offset", "size", "label", "key"}
+        assert one.keys() == other.keys() == COLUMNS
         assert all(one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one)
 
 
@@ -337,3 +338,31 @@ def test_several_views_of_one_picture_are_what_they_are_alone(six):
 def test_labels_of_a_json_alone(tmp_path):
     path = write(tmp_path / "json" / "0.tar", range(4), cls=None, json={"label": 2})
     assert Shards(path.parent).read([0, 1, 2])["label"].tolist() == [2, 2, 2]
+
+
+def test_captions_come_from_the_txt_beside_the_picture(tmp_path):
+    content = {}
+    for i in range(30):
+        content[f"{i:02}.jpg"] = jpeg(i)
+        if i != 3:
+            content[f"{i:02}.txt"] = f"a picture\nnumber {i}".encode()
+    content["05.txt"], content["06.txt"] = b"", b"caf\xe9"
+    plain(tmp_path / "a.tar", content)
+    with pytest.warns(UserWarning) as said:
+        parts = [data.load("shards", split, folder=tmp_path, captions=True) for split in ("train", "val")]
+        read = [part.read(range(len(part))) for part in parts]
+    assert sum(map(len, parts)) == 29 and parts[0].classes == []
+    assert any("passed over 1 of" in str(w.message) for w in said)
+    assert {name[-2:] for part in parts for name in part.skipped} == {"05", "06"}
+    captions = {caption for batch in read for caption in batch["caption"]}
+    assert captions == {f"a picture number {i}" for i in range(30) if i not in (3, 5, 6)}
+    alone = parts[0].read([0])
+    assert alone["caption"] == read[0]["caption"][:1] and torch.equal(alone["image"], read[0]["image"][:1])
+    with pytest.raises(ValueError, match="30 of 30 samples have no label, the first is 00"):
+        data.load("shards", folder=tmp_path)
+
+
+def test_shards_without_captions_say_so(six):
+    with pytest.raises(ValueError, match="no sample for train has a caption; expected KEY.txt"):
+        with pytest.warns(UserWarning, match="passed over"):
+            data.load("shards", folder=six, captions=True)

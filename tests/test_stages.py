@@ -36,6 +36,13 @@ ARMS = [
     pytest.param("joint", "continued", GAN, ["tokenizer", "discriminator"], id="continued-gan"),
     pytest.param("generator", "baseline", {}, ["aligned"], id="baseline"),
     pytest.param("generator", "gear", {}, ["aligned"], id="generator"),
+    *(
+        pytest.param(
+            "joint", arm, {"generator": tiny.CAPTIONED}, ["tokenizer", "aligned"], id=f"{arm}-caption"
+        )
+        for arm in ("gear", "straight-through", "soft-ntp")
+    ),
+    pytest.param("generator", "gear", {"generator": tiny.CAPTIONED}, ["aligned"], id="generator-caption"),
 ]
 
 ENCODER = {"tokenizer.encoder", "tokenizer.to_code"}
@@ -99,7 +106,7 @@ def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, u
         really_backward(self, objective, losses)
 
     monkeypatch.setattr(Stage, "_backward", look_first)
-    stage.step(1, *tiny.batch())
+    stage.step(1, *tiny.asked(stage))
     expected = {"l1", "quantizer", "code_entropy", "perceptual"} if "tokenizer" in updates else set()
     expected |= {"gan", "discriminator"} if "discriminator" in updates else set()
     expected |= {"ntp", "alignment_hard"} if "aligned" in updates else set()
@@ -131,7 +138,7 @@ def test_each_update_gives_gradients_to_its_own_module_alone(name, arm, changes,
         seen.append(("aligned" if objective == "generator" else objective, now.keys() - had.keys()))
 
     monkeypatch.setattr(Stage, "_backward", watch)
-    stage.step(1, *tiny.batch())
+    stage.step(1, *tiny.asked(stage))
     assert [which for which, _ in seen] == updates
     beside = {"tokenizer": "latent."} if arm == "latent" else {}  # that projector learns in update 1
     for which, here in seen:
@@ -184,6 +191,16 @@ def test_the_generator_is_frozen_and_in_eval_mode_in_update_1_and_trains_in_upda
     assert seen == [(False, False), (True, True)] * 2
     assert all(m.training for m in stage.modules["aligned"].modules())
     assert all(p.requires_grad for p in stage.modules["aligned"].parameters())
+
+
+def test_captions_in_pieces_add_up_to_the_batch():
+    never = {"generator": tiny.replace(tiny.CAPTIONED, label_drop=0.0, dropout=0.0)}
+    whole = tiny.stage("generator", "gear", **never)
+    pieces = tiny.stage("generator", "gear", execution=Execution(micro_batch=2, recompute=True), **never)
+    found = [stage.step(1, *tiny.asked(stage)) for stage in (whole, pieces)]
+    torch.testing.assert_close(found[0]["ntp"], found[1]["ntp"])
+    gradients = [[p.grad for p in stage.modules["aligned"].parameters()] for stage in (whole, pieces)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
 def test_guidance_runs_only_the_blocks_up_to_the_tap():

@@ -27,6 +27,8 @@ TOKENIZER = TokenizerConfig(
     image_size=32, channels=32, multipliers=(1, 1), patch=4, latent=32, codes=64, code_dim=8
 )
 GENERATOR = GeneratorConfig(classes=10, codes=64, grid=4, dim=32, blocks=3, heads=2, tap=2)
+CAPTION_DIM, CAPTION_LENGTH = 6, 5
+CAPTIONED = replace(GENERATOR, caption_dim=CAPTION_DIM, caption_length=CAPTION_LENGTH)
 TIMINGS = ("images_per_second", "seconds")  # the metrics that differ between two equal runs
 
 # The only model whose size no recipe sets.
@@ -49,6 +51,21 @@ def generator(seed: int = 0, **changes) -> Generator:
     made = Generator(replace(GENERATOR, **changes)).eval()
     wake(made)
     return made
+
+
+def captioned(seed: int = 0, length: int = CAPTION_LENGTH, **changes) -> Generator:
+    """A generator like `generator`, conditioned on captions, with a null of two words."""
+    made = generator(seed, caption_dim=CAPTION_DIM, caption_length=length, **changes)
+    made.condition.null.copy_(captions([2], length, seed=99)[0])
+    return made
+
+
+def captions(lengths: list[int], positions: int = CAPTION_LENGTH, seed: int = 0) -> torch.Tensor:
+    """Encoded captions of so many words, (B, positions, 1 + CAPTION_DIM), with features at padding too."""
+    source = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(lengths), positions, CAPTION_DIM, generator=source)
+    words = torch.arange(positions) < torch.tensor(lengths)[:, None]
+    return torch.cat([words[..., None].float(), features], -1)
 
 
 def wake(module: Generator) -> None:
@@ -90,6 +107,13 @@ def stage(name: str, arm: str, seed: int = 0, execution: Execution = WHOLE, **ch
 def batch(seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(seed)
     return torch.rand(size, 3, 32, 32, generator=source) * 2 - 1, torch.arange(size) % GENERATOR.classes
+
+
+def asked(stage: Stage, seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """`batch` with what the stage's generator is conditioned on: its labels, or captions."""
+    images, labels = batch(seed, size)
+    captioned = stage.recipe.generator.caption_dim
+    return images, captions([3, 0, 5, 1][:size], seed=seed) if captioned else labels
 
 
 def metrics(folder: Path) -> list[dict]:

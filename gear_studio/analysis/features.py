@@ -93,7 +93,8 @@ def extract(
     where: "tokenizer.z", the latent before quantization; "tokenizer.c_q", the code vectors after it;
     "generator.3", the hidden state after block 3, teacher-forced, position i standing for patch i; "teacher",
     f(x), or "teacher.2", the same after its block 2.
-    condition: what the generator is asked for: "null", or "label" with the labels (B,) of the images.
+    condition: what the generator is asked for: "null", "label" with the labels (B,) of the images, or
+    "caption" with their captions as labels, encoded (B, T, 1 + caption_dim).
     projector: "before", the hidden state itself; "after", g of it. g was trained on the tap's output alone,
     so then the tap is the only block that may be asked for.
     source: what the images are ("shapes, val"), for the protocol.
@@ -132,7 +133,7 @@ def extract(
             found[place].append(features.float().cpu())
     protocol = f"{len(images)} images" + (f" ({source})" if source else "")
     if "generator" in parts:
-        kind = "null condition" if condition == "null" else "conditioned on the label"
+        kind = "null condition" if condition == "null" else f"conditioned on the {condition}"
         protocol += f"; generator teacher-forced, {kind}, {projector} the projector"
     return Features({place: torch.cat(batches) for place, batches in found.items()}, protocol)
 
@@ -172,23 +173,14 @@ def _module(model: Model, part: str) -> nn.Module:
 
 
 def _labels(generator: Generator, condition: str, labels: Tensor | None, count: int) -> Tensor | None:
-    if condition not in ("null", "label"):
-        raise ValueError(f"condition is {condition!r}; choose null or label")
+    kind = generator.condition.kind
+    if condition not in ("null", kind):
+        raise ValueError(f"condition is {condition!r}; choose null or {kind}")
     if condition == "null":
         if labels is not None:
-            raise ValueError('labels were given and condition is "null"; with labels it is "label"')
+            raise ValueError(f'labels were given and condition is "null"; with labels it is "{kind}"')
         return None
-    if labels is None or labels.shape != (count,):
-        shape = None if labels is None else tuple(labels.shape)
-        raise ValueError(
-            f'condition is "label" and labels have shape {shape}; expected ({count},), one an image'
-        )
-    classes = generator.config.classes
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(
-            f"labels are {int(labels.min())}..{int(labels.max())}; the generator's classes are "
-            f"0..{classes - 1}"
-        )
+    generator.condition.check(labels, count)
     return labels
 
 
@@ -254,8 +246,8 @@ def generator_features(
 ) -> list[Tensor]:
     """Hidden states (B, N, d) after each of `blocks` (1-based, ascending), teacher-forced on indices (B, N).
 
-    labels: (B,) int64, or None for the null condition. Position i has seen the condition and the tokens
-    before i. The generator must be in eval mode, as `from_pretrained` returns it."""
+    labels: as `Generator.hidden` takes its condition, or None for the null condition. Position i has seen the
+    condition and the tokens before i. The generator must be in eval mode, as `from_pretrained` returns it."""
     if labels is None:
         labels = generator.condition.nulls(len(indices), indices.device)
     return generator.hidden(generator.tokens(indices[:, :-1]), labels, blocks)

@@ -39,6 +39,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
+from gear_studio.prompts import Asked, Captions, Labels
 from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
 
@@ -176,12 +177,28 @@ class Evaluation:
         )
         self.distances = [metric for metric in options.metrics if metric in DISTANCES]
         self.source, self.real = None, []
+        encoder = run.text_encoder
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
         if run.config["source"] != "folder" or options.folder or not options.reference:
-            self.source = data.load(run.config["source"], "val", size, options.folder)
+            seen = run.config["recipe"].get("held_out_combinations", False)
+            self.source = data.load(
+                run.config["source"],
+                "val",
+                size,
+                options.folder,
+                captions=encoder is not None,
+                combinations="seen" if seen else "all",
+            )
             count = min(options.samples, len(self.source))
             self.numbers = chosen(len(self.source), count)
             self.real = [of_source(self.source, numbers, options.folder) for numbers in self.numbers]
+        self.asked: Asked = Labels(len(run.config["classes"]))
+        if encoder:
+            if self.source is None:
+                raise ValueError(
+                    f"run {run.name} is asked by captions: those of its held-out pictures; name their folder"
+                )
+            self.asked = Captions(encoder, self.source, self.numbers[0])
         self.judge = None
         if run.config["source"] == "shapes":
             self.judge = Judge.from_pretrained().to(self.device)
@@ -315,14 +332,13 @@ class Evaluation:
         return likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
 
     def samples(self, count: int, scale: float, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This process's share of `count` samples: number of the first, uint8 pictures, labels asked for;
-        every class as often as the next."""
+        """This process's share of `count` samples: number of the first, uint8 pictures, what they were asked
+        for."""
         generator = self.run.generator.to(self.device)
-        classes = len(self.run.config["classes"])
         for part in shares(count, self.batch_size, self.accelerator):
-            labels = torch.arange(part.start, part.stop, device=self.device) % classes
-            indices = sampling.sample(generator, labels, cfg_scale=scale, seed=seed, first=part.start)
-            yield part.start, to_uint8(self.tokenizer.decode(indices)), labels
+            given = self.asked.numbered(part).to(self.device)
+            indices = sampling.sample(generator, given, cfg_scale=scale, seed=seed, first=part.start)
+            yield part.start, to_uint8(self.tokenizer.decode(indices)), given
 
     def generated(self) -> dict:
         """Figures of samples without and with guidance, each with its spread over seeds."""
@@ -354,7 +370,7 @@ class Evaluation:
             for name in figures[0]:
                 result[name + suffix] = spread([one[name] for one in figures])
         result["cfg_scale"] = options.cfg_scale
-        if self.judge:
+        if self.judge and isinstance(self.asked, Labels):
             result["class_agreement"] = {f"{scale:g}": self.agreement(scale) for scale in AGREEMENT_SCALES}
         return result
 

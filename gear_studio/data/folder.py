@@ -1,7 +1,8 @@
-"""Folder: any folder of real pictures, one sub-folder a class.
+"""Folder: any folder of real pictures, one sub-folder a class, or with a caption beside each picture.
 
 Notable: a file that does not decode costs a warning with its name, not the run. The next readable one stands
-in for it, so the stream stays a pure function of (seed, step). `open_rgb` and `fit` turn every picture from
+in for it, so the stream stays a pure function of (seed, step). The same goes for a caption that is empty or
+not UTF-8. `open_rgb` and `fit` turn every picture from
 outside (the user's own photo too) into square uint8 RGB. Names and labels are arrays, not lists of objects: a
 million of them cost some 40 MB, and loading processes share them instead of copying.
 """
@@ -27,13 +28,15 @@ _VAL_SHARE = 20  # one picture in so many is held out where the data bring no sp
 class Pictures(ABC):
     """What sources of picture files share (`Folder`, `Shards`): reading them by number, whatever their state.
 
-    skipped: the files that this process has found unreadable so far.
+    skipped: the files that this process has found unreadable so far, or without a readable caption where
+    captions are asked for (`with_captions`).
     """
 
     name: str
     folder: Path
     classes: list[str]
     image_size: int
+    with_captions: bool
     skipped: set[str]
 
     @abstractmethod
@@ -48,26 +51,36 @@ class Pictures(ABC):
         """The file as it is stored."""
 
     @abstractmethod
+    def _caption_bytes(self, index: int) -> bytes:
+        """The caption of file `index` as it is stored."""
+
+    @abstractmethod
     def _label(self, index: int) -> int: ...
 
     def read(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
     ) -> dict[str, torch.Tensor]:
-        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}.
+        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}, with captions also {"caption": B strings}.
 
         With rngs the square lies at random and is mirrored half the time; without, it is the middle one.
-        An unreadable file is replaced, label included, by the next readable one.
+        An unreadable file is replaced, label and caption included, by the next readable one.
         Raises IndexError for an index that is not there, ValueError when no file is readable.
         """
-        images, labels = [], []
+        images, labels, captions = [], [], []
         for row, index in enumerate(indices):
             if row == 0 or index != indices[row - 1]:  # several views of one picture need one decoding
-                picture, label = self._decode(index)
+                picture, label, caption = self._decode(index)
             images.append(fit(picture, self.image_size, None if rngs is None else rngs[row]))
             labels.append(label)
-        return {"image": torch.stack(images), "label": torch.tensor(labels)}
+            captions.append(caption)
+        batch = {"image": torch.stack(images), "label": torch.tensor(labels)}
+        return batch | ({"caption": captions} if self.with_captions else {})
 
-    def _decode(self, index: int) -> tuple[Image.Image, int]:
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """The captions that `read` gives with these pictures."""
+        return [self._decode(index)[2] for index in indices]
+
+    def _decode(self, index: int) -> tuple[Image.Image, int, str]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.folder} has pictures 0 to {len(self) - 1}, asked for {index}")
         for step in range(len(self)):
@@ -76,8 +89,9 @@ class Pictures(ABC):
             if name in self.skipped:
                 continue
             try:
-                return open_rgb(io.BytesIO(self._bytes(at)), self.image_size, name), self._label(at)
-            except (UnreadableImage, OSError) as error:
+                caption = read_caption(self._caption_bytes(at), name) if self.with_captions else ""
+                return open_rgb(io.BytesIO(self._bytes(at)), self.image_size, name), self._label(at), caption
+            except (UnreadableImage, UnreadableCaption, OSError) as error:
                 self.skipped.add(name)
                 warnings.warn(f"skipped {error}", stacklevel=2)
         raise ValueError(f"{self.folder}: none of the {len(self)} pictures can be read")
@@ -88,19 +102,24 @@ class Folder(Pictures):
 
     split: train or val. Where the folder has no such sub-folders, val is a twentieth of the files, the ones
     whose path inside the folder hashes lowest: the same on every machine.
+    captions: pictures with a .txt of the same name beside them, those without passed over; then no class
+    folders are needed, and there are no classes (all labels are 0).
     Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures.
     """
 
     name = "folder"
 
-    def __init__(self, folder: str | Path, split: str = "train", image_size: int = 64) -> None:
+    def __init__(
+        self, folder: str | Path, split: str = "train", image_size: int = 64, captions: bool = False
+    ) -> None:
         check_split(self.name, split)
         self.folder = Path(folder)
         self.image_size = image_size
+        self.with_captions = captions
         self.skipped: set[str] = set()
-        self.classes, files = _find(self.folder, split)
+        self.classes, files = _find(self.folder, split, captions)
         number = {file_class: i for i, file_class in enumerate(self.classes)}
-        self._labels = np.array([number[file_class] for _, file_class in files], np.int32)
+        self._labels = np.array([number.get(file_class, 0) for _, file_class in files], np.int32)
         self._paths = np.array([os.fsencode(path) for path, _ in files])  # inside the folder
         self._decode(0)  # a folder without one readable picture is known now
 
@@ -112,6 +131,9 @@ class Folder(Pictures):
 
     def _bytes(self, index: int) -> bytes:
         return Path(self._name(index)).read_bytes()
+
+    def _caption_bytes(self, index: int) -> bytes:
+        return Path(self._name(index)).with_suffix(".txt").read_bytes()
 
     def _label(self, index: int) -> int:
         return int(self._labels[index])
@@ -134,6 +156,21 @@ def digest(*arrays: object) -> str:
         found.update(f"{array.dtype} {array.shape}".encode())
         found.update(array.data.cast("B"))
     return found.hexdigest()
+
+
+class UnreadableCaption(ValueError):
+    """The caption is empty or not UTF-8; the message names its picture."""
+
+
+def read_caption(stored: bytes, name: str) -> str:
+    """A caption's text, line breaks being spaces. Raises UnreadableCaption."""
+    try:
+        caption = " ".join(stored.decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise UnreadableCaption(f"{name}: its caption is not UTF-8: {error}") from error
+    if not caption:
+        raise UnreadableCaption(f"{name}: its caption is empty")
+    return caption
 
 
 class UnreadableImage(ValueError):
@@ -179,6 +216,10 @@ def fit(picture: Image.Image, image_size: int, rng: np.random.Generator | None =
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
+def passed_over(where: Path, count: int, total: int) -> None:
+    warnings.warn(f"passed over {count} of {total} pictures in {where}: no .txt beside them", stacklevel=2)
+
+
 def held_out(names: Sequence[str], split: str) -> np.ndarray:
     """Which of `names` belong to a split, as ascending numbers: val is the twentieth that hashes lowest."""
     hashes = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
@@ -187,43 +228,51 @@ def held_out(names: Sequence[str], split: str) -> np.ndarray:
     return np.sort(np.array(ranked[:cut] if split == "val" else ranked[cut:], np.int64))
 
 
-def _find(folder: Path, split: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Class names, and the split's files in order: path inside the folder, and class."""
+def _find(folder: Path, split: str, captions: bool) -> tuple[list[str], list[tuple[str, str]]]:
+    """Class names, and the split's files in order: path inside the folder, and class. With captions no
+    classes, and the files that have one."""
     expected = f"expected {folder}/CLASS/picture.jpg, or {folder}/train/CLASS/... and {folder}/val/CLASS/..."
+    if captions:
+        expected = f"expected pictures with captions beside them: {folder}/picture.jpg and picture.txt"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; {expected}")
     if all((folder / part).is_dir() for part in SPLITS):
-        files = _pictures(folder, "train")
-        classes = sorted({file_class for _, file_class in files})
+        files = _pictures(folder, "train", captions)
+        classes = sorted({file_class for _, file_class in files if not captions})
         if split == "val":
-            files = _pictures(folder, "val")
-            if strange := sorted({file_class for _, file_class in files} - set(classes)):
+            files = _pictures(folder, "val", captions)
+            if strange := sorted({file_class for _, file_class in files if file_class} - set(classes)):
                 raise ValueError(
                     f"{folder}/val has classes that {folder}/train has not: {', '.join(strange)}"
                 )
     else:
         only_train = [entry.name for entry in folder.iterdir() if entry.is_dir()] == ["train"]
         root = "train" if only_train else ""
-        files = _pictures(folder, root)
-        classes = sorted({file_class for _, file_class in files})
+        files = _pictures(folder, root, captions)
+        classes = sorted({file_class for _, file_class in files if not captions})
         names = [Path(path).relative_to(root).as_posix() for path, _ in files]
         files = [files[i] for i in held_out(names, split)]
     if not files:
-        raise ValueError(f"{folder} has no pictures in class folders to use for {split}; {expected}")
+        kind = "with captions" if captions else "in class folders"
+        raise ValueError(f"{folder} has no pictures {kind} to use for {split}; {expected}")
     return classes, files
 
 
-def _pictures(folder: Path, root: str) -> list[tuple[str, str]]:
-    """Every picture in a sub-folder of folder/root: path inside the folder, and that sub-folder's name.
+def _pictures(folder: Path, root: str, captions: bool) -> list[tuple[str, str]]:
+    """Every picture in a sub-folder of folder/root: path inside the folder, and that sub-folder's name. With
+    captions: every picture that has one, at any depth, and no name; those without are counted in a warning.
 
     Hidden files are not pictures."""
-    found = []
+    found, without = [], 0
     for here, _, names in os.walk(folder / root, followlinks=True):
-        if inside := Path(here).relative_to(folder / root).parts:
-            prefix = os.path.join(root, *inside)
-            found += [
-                (os.path.join(prefix, name), inside[0])
-                for name in names
-                if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-            ]
+        inside, present = Path(here).relative_to(folder / root).parts, set(names)
+        pictures = [n for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
+        if captions:
+            told = [name for name in pictures if os.path.splitext(name)[0] + ".txt" in present]
+            without += len(pictures) - len(told)
+            found += [(os.path.join(root, *inside, name), "") for name in told]
+        elif inside:
+            found += [(os.path.join(root, *inside, name), inside[0]) for name in pictures]
+    if without:
+        passed_over(folder / root, without, len(found) + without)
     return sorted(found, key=lambda item: item[0].split(os.sep))

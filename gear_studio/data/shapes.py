@@ -7,11 +7,14 @@ Notable:
   library gets to change a bit between a batch of one and a batch of many.
 - lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
 - every picture knows its truth: class, caption, mask, and labels for each cell of the 8x8 token grid.
+- it is also told in many ways (`captions`): phrasing, order and what is left out follow from (seed, i) too,
+  by dice of their own. 24 combinations of texture, shape and colour can be kept from training
+  (`combinations`), so that a generator may be asked for what it has never seen together.
 - the pixel noise is deliberate: detail that reconstruction wants and that nobody can predict.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -54,6 +57,7 @@ COLORS = tuple(_COLOR_RGB)
 BACKGROUNDS = tuple(_BACKGROUND_RGB)
 CLASSES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)  # id = shape * 4 + texture
 GRID = 8  # token cells a side
+COMBINATIONS = ("all", "seen", "unseen")
 
 # Splits are consecutive ranges of the one world: no picture is in two of them.
 SPLITS = ("train", "val", "probe", "judge")
@@ -78,6 +82,9 @@ _FACTORS = (
     "g",
     "b",
 )
+_STRIDE = 2**33 + 17  # odd: how far on the next candidate lies where a combination is not wanted
+_CAPTION_DICE = 0x63617074  # keeps a caption's random numbers apart from every other use of (seed, picture)
+_LEFT_OUT = 0.25  # of each attribute but the shape; the shape is left out less often
 _CHUNK = 16  # pictures rendered together: temporaries stay in the cache
 
 _MAIN = np.array(list(_COLOR_RGB.values()), np.float32)
@@ -91,22 +98,85 @@ _MIN_CONTRAST = 100.0  # Euclidean RGB distance between an object's main colour 
 _ALLOWED = [np.flatnonzero(np.linalg.norm(_GROUND - main, axis=1) >= _MIN_CONTRAST) for main in _MAIN]
 
 
+def is_held_out(texture: np.ndarray, shape: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Which combinations of ids are never seen where `combinations` is "seen": of each texture and shape one
+    colour in eight. Any two of the three are still seen together."""
+    return (shape + 2 * texture + color) % len(COLORS) == 0
+
+
+HELD_OUT = tuple(
+    (texture, shape, color)
+    for s, shape in enumerate(SHAPES)
+    for t, texture in enumerate(TEXTURES)
+    for c, color in enumerate(COLORS)
+    if is_held_out(t, s, c)
+)
+
+
+def describe(attributes: Mapping[str, str], rng: np.random.Generator | None = None) -> str:
+    """A caption that says these attributes and no others: any of size, color, texture, shape, position and
+    background, by name. rng: chooses phrasing and order; None gives the plainest.
+
+    Such as "on a dark blue background there is a striped small star in the top left"."""
+
+    def one_of(*choices: str) -> str:
+        return choices[0 if rng is None else int(rng.integers(len(choices)))]
+
+    adjectives = [attributes[key] for key in ("size", "color", "texture") if key in attributes]
+    if rng is not None:
+        rng.shuffle(adjectives)
+    noun = " ".join([*adjectives, attributes.get("shape") or one_of("shape", "object", "thing")])
+    thing = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    where = ground = ""
+    if "position" in attributes:
+        place = attributes["position"]
+        middle = place == "center"
+        side = {"top": "at the", "bottom": "at the", "left": "on the", "right": "on the"}.get(place, "in the")
+        where = one_of(place, f"{side} {place}", "in the middle" if middle else f"{side} {place}")
+    if "background" in attributes:
+        tone = attributes["background"]
+        ground = one_of(f"on a {tone} background", f"on {tone}", f"against a {tone} background")
+    match one_of("plain", "plain", "picture", "ground first", "place first"):
+        case "picture":
+            return " ".join(filter(None, (f"a picture of {thing}", where, ground)))
+        case "ground first" if ground:
+            return " ".join(filter(None, (ground, f"there is {thing}", where)))
+        case "place first" if where:
+            return " ".join(filter(None, (where, thing, ground)))
+    return ", ".join(filter(None, (thing, where, ground)))
+
+
 class Shapes:
     """One object of 6 shapes x 4 textures on a plain ground; satisfies `Source`.
 
     split: train, val, probe or judge: disjoint, each 2**40 pictures long.
-    image_size: pixels a side, a multiple of 8. seed: which world.
-    Raises ValueError for an unknown split or a size that the 8x8 grid does not divide.
+    image_size: pixels a side, a multiple of 8. seed: which world. captions: whether `read` gives them.
+    combinations: all; or "seen", without the held-out combinations of texture, shape and colour (`HELD_OUT`);
+    or "unseen", those alone. Picture i is then the first that fits of the ordinary ones i, i + k, i + 2k, ...
+    Raises ValueError for an unknown split or combinations, or a size that the 8x8 grid does not divide.
     """
 
     name = "shapes"
 
-    def __init__(self, split: str = "train", image_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: str = "train",
+        image_size: int = 64,
+        seed: int = 0,
+        captions: bool = False,
+        combinations: str = "all",
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"shapes has no split {split!r}; choose one of {', '.join(SPLITS)}")
         if image_size < GRID or image_size % GRID:
             raise ValueError(f"shapes needs an image_size that is a multiple of {GRID}, got {image_size}")
+        if combinations not in COMBINATIONS:
+            raise ValueError(
+                f"shapes has no combinations {combinations!r}; choose one of {', '.join(COMBINATIONS)}"
+            )
         self.classes = list(CLASSES)
+        self.with_captions = captions
+        self.combinations = combinations
         self.split = split
         self.image_size = image_size
         self.seed = seed
@@ -117,16 +187,18 @@ class Shapes:
     def read(
         self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
     ) -> dict[str, torch.Tensor]:
-        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}. rngs is ignored: the world is endless."""
+        """{"image": uint8 (B,3,H,W), "label": int64 (B,)}, with captions also {"caption": B strings}. rngs is
+        ignored: the world is endless."""
         images, labels = [], []
         for chunk in _chunks(indices):
             generators, factors = self._draw(chunk)
             images.append(_render(factors, generators, self.image_size)[0])
             labels.append(factors["label"])
-        return {
+        batch = {
             "image": torch.from_numpy(_concatenate(images)),
             "label": torch.from_numpy(_concatenate(labels)),
         }
+        return batch | ({"caption": self.captions(indices)} if self.with_captions else {})
 
     def truth(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Everything there is to know about the pictures, which are the same bytes as `read` gives.
@@ -156,25 +228,64 @@ class Shapes:
 
     def caption(self, index: int) -> str:
         """Such as "a small red striped star, top left, on a dark blue background"."""
-        _, factors = self._draw([index])
-        id_of = {
-            key: int(factors[key][0])
-            for key in ("size", "color", "texture", "shape", "position", "background")
-        }
+        names = self._names([index])[0]
         return (
-            f"a {SIZES[id_of['size']]} {COLORS[id_of['color']]} {TEXTURES[id_of['texture']]} "
-            f"{SHAPES[id_of['shape']]}, {POSITIONS[id_of['position']]}, "
-            f"on a {BACKGROUNDS[id_of['background']]} background"
+            f"a {names['size']} {names['color']} {names['texture']} {names['shape']}, {names['position']}, "
+            f"on a {names['background']} background"
         )
 
-    def _draw(self, indices: Sequence[int]) -> tuple[list[np.random.Generator], dict[str, np.ndarray]]:
-        """Each picture's generator, left where the pixel noise starts, and the factors as arrays over B."""
-        offset = SPLITS.index(self.split) * SPLIT_LENGTH
+    def captions(self, indices: Sequence[int]) -> list[str]:
+        """What each picture shows, told in its own way: one of several phrasings, attributes in varying order
+        and some left out. A pure function of (seed, index)."""
+        told = []
+        for number, names in zip(self._numbers(indices), self._names(indices), strict=True):
+            rng = np.random.default_rng((_CAPTION_DICE, self.seed, self._key(number)))
+            kept = rng.random(len(names)) >= [_LEFT_OUT * (0.3 if key == "shape" else 1) for key in names]
+            told.append(
+                describe({key: names[key] for key, keep in zip(names, kept, strict=True) if keep}, rng)
+            )
+        return told
+
+    def _names(self, indices: Sequence[int]) -> list[dict[str, str]]:
+        """The attributes of each picture by name."""
+        _, factors = self._draw(indices)
+        known = {
+            "size": SIZES,
+            "color": COLORS,
+            "texture": TEXTURES,
+            "shape": SHAPES,
+            "position": POSITIONS,
+            "background": BACKGROUNDS,
+        }
+        return [{key: names[factors[key][i]] for key, names in known.items()} for i in range(len(indices))]
+
+    def _key(self, number: int) -> int:
+        return SPLITS.index(self.split) * SPLIT_LENGTH + int(number)
+
+    def _numbers(self, indices: Sequence[int]) -> list[int]:
+        """Which pictures of the ordinary world these are."""
         for index in indices:
             if not 0 <= index < SPLIT_LENGTH:
                 raise IndexError(f"shapes has pictures 0 to {SPLIT_LENGTH - 1}, asked for {index}")
+        if self.combinations == "all":
+            return [int(i) for i in indices]
+        return [self._first_that_fits(int(i)) for i in indices]
+
+    def _first_that_fits(self, number: int) -> int:
+        wanted = self.combinations == "unseen"
+        while True:
+            # The first two factors, drawn as `_draw` does.
+            draws = np.random.Generator(np.random.Philox(key=[self.seed, self._key(number)])).random(2)
+            label, color = int(draws[0] * len(CLASSES)), int(draws[1] * len(COLORS))
+            if is_held_out(label % len(TEXTURES), label // len(TEXTURES), color) == wanted:
+                return number
+            number = (number + _STRIDE) % SPLIT_LENGTH
+
+    def _draw(self, indices: Sequence[int]) -> tuple[list[np.random.Generator], dict[str, np.ndarray]]:
+        """Each picture's generator, left where the pixel noise starts, and the factors as arrays over B."""
         generators = [
-            np.random.Generator(np.random.Philox(key=[self.seed, offset + int(i)])) for i in indices
+            np.random.Generator(np.random.Philox(key=[self.seed, self._key(number)]))
+            for number in self._numbers(indices)
         ]
         u = dict(zip(_FACTORS, np.array([g.random(len(_FACTORS)) for g in generators]).T, strict=True))
 

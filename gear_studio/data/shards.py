@@ -1,4 +1,4 @@
-"""Shards: pictures and their class numbers in WebDataset tar files, read in any order.
+"""Shards: pictures and their class numbers or captions in WebDataset tar files, read in any order.
 
 Notable: an index, not a pipeline. WebDataset streams its tars: which pictures a batch holds then depends on
 the number of workers and processes, and a run that was killed cannot go on in the middle of an epoch without
@@ -29,12 +29,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from braceexpand import braceexpand
 
-from gear_studio.data.folder import SPLITS, SUFFIXES, Pictures, check_split, digest, held_out
+from gear_studio.data.folder import SPLITS, SUFFIXES, Pictures, check_split, digest, held_out, passed_over
 from gear_studio.pretrained import atomic
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
 WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet
-_FORMAT = 1  # of the stored index
+_FORMAT = 2  # of the stored index
+_NONE = -1  # in an index: no label, or no caption
 
 
 class Shards(Pictures):
@@ -45,29 +46,46 @@ class Shards(Pictures):
     "val", that is the split; else val is a twentieth of the samples: their shard and key hash lowest.
     Labels: KEY.cls, a whole number, or the "label" of KEY.json. Their names are the lines of a classnames.txt
     in the shards' folder or the one above it, else the numbers.
+    captions: samples with a KEY.txt, those without passed over; then no labels are needed, and there are no
+    classes (all labels are 0).
     Raises ValueError, naming the shard and key, for what is missing, empty, damaged or has no label.
     """
 
     name = "shards"
 
-    def __init__(self, folder: str | Path, split: str = "train", image_size: int = 64) -> None:
+    def __init__(
+        self, folder: str | Path, split: str = "train", image_size: int = 64, captions: bool = False
+    ) -> None:
         check_split(self.name, split)
         self.folder = Path(folder).expanduser()
         self.image_size = image_size
+        self.with_captions = captions
         self.skipped: set[str] = set()
         self._shards = find(self.folder)
         tables = list(indexed(self._shards))
+        if not captions:
+            for shard, table in zip(self._shards, tables, strict=True):
+                _check_labels(shard, table)
         counts = [len(table["label"]) for table in tables]
         self._shard = np.repeat(np.arange(len(tables), dtype=np.int32), counts)
-        self._offset, self._size, self._labels, self._keys = (
+        self._offset, self._size, self._labels, self._keys, self._text, self._text_size = (
             np.concatenate([table[column] for table in tables])
-            for column in ("offset", "size", "label", "key")
+            for column in ("offset", "size", "label", "key", "text_offset", "text_size")
         )
-        self.classes = self._class_names()
         chosen = self._members(split)
+        if captions:
+            self.classes, self._labels = [], np.zeros_like(self._labels)
+            told = chosen[self._text[chosen] != _NONE]
+            if len(told) < len(chosen):
+                passed_over(self.folder, len(chosen) - len(told), len(chosen))
+            if not len(told):
+                raise ValueError(f"{self.folder}: no sample for {split} has a caption; expected KEY.txt")
+            chosen = told
+        else:
+            self.classes = self._class_names()
         if not len(chosen):
             raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
-        for column in ("_shard", "_offset", "_size", "_labels", "_keys"):
+        for column in ("_shard", "_offset", "_size", "_labels", "_keys", "_text", "_text_size"):
             setattr(self, column, getattr(self, column)[chosen])
         self._fetched: OrderedDict[int, None] = OrderedDict()
         self._decode(0)
@@ -98,6 +116,11 @@ class Shards(Pictures):
 
     def _label(self, index: int) -> int:
         return int(self._labels[index])
+
+    def _caption_bytes(self, index: int) -> bytes:
+        with open(self._shards[self._shard[index]], "rb", buffering=0) as file:
+            file.seek(int(self._text[index]))
+            return file.read(int(self._text_size[index]))
 
     def _bytes(self, index: int) -> bytes:
         with open(self._shards[self._shard[index]], "rb", buffering=0) as file:
@@ -165,7 +188,8 @@ def find(folder: Path) -> list[Path]:
 def indexed(shards: list[Path]) -> Iterator[dict[str, np.ndarray]]:
     """The index of each shard: the stored one, or one built now, side by side, and stored.
 
-    {"offset": int64, "size": int64, "label": int32, "key": bytes}, an entry a sample.
+    {"offset": int64, "size": int64, "label": int32, "key": bytes, "text_offset": int64, "text_size": int32},
+    an entry a sample; label and text_offset are -1 where it has none.
     """
     tables = {shard: _stored(shard) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
@@ -187,6 +211,7 @@ def index(shard: Path) -> dict[str, np.ndarray]:
     stamp = _stamp(shard)  # of before: a shard written to meanwhile will be read again
     pictures: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
+    texts: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(shard, "r:") as tar, open(shard, "rb", buffering=0) as file:
             for member in tar:
@@ -197,6 +222,8 @@ def index(shard: Path) -> dict[str, np.ndarray]:
                     continue
                 if f".{kind}" in SUFFIXES:
                     pictures.setdefault(key, (member.offset_data, member.size))
+                elif kind == "txt":
+                    texts[key] = member.offset_data, member.size
                 elif kind == "cls" or (kind == "json" and key not in labels):
                     file.seek(member.offset_data)
                     label = _label(file.read(member.size), kind, f"{shard}: {member.name}")
@@ -208,21 +235,26 @@ def index(shard: Path) -> dict[str, np.ndarray]:
         ) from error
     if not pictures:
         raise ValueError(f"{shard} is empty: it holds no pictures ({', '.join(SUFFIXES)})")
-    if unlabelled := [key for key in pictures if key not in labels]:
-        raise ValueError(
-            f"{shard}: {len(unlabelled)} of {len(pictures)} samples have no label, "
-            f"the first is {unlabelled[0]}; "
-            f'expected {unlabelled[0]}.cls with its class number, or .json with a "label"'
-        )
     table = {
         "offset": np.array([offset for offset, _ in pictures.values()], np.int64),
         "size": np.array([size for _, size in pictures.values()], np.int64),
-        "label": np.array([labels[key] for key in pictures], np.int32),
+        "label": np.array([labels.get(key, _NONE) for key in pictures], np.int32),
+        "text_offset": np.array([texts.get(key, (_NONE, 0))[0] for key in pictures], np.int64),
+        "text_size": np.array([texts.get(key, (_NONE, 0))[1] for key in pictures], np.int32),
         "key": np.array([os.fsencode(key) for key in pictures]),
     }
     with atomic(_store(shard)) as temporary, open(temporary, "wb") as file:
         np.savez(file, stamp=(_FORMAT, *stamp), **table)
     return table
+
+
+def _check_labels(shard: Path, table: dict[str, np.ndarray]) -> None:
+    if len(unlabelled := table["key"][table["label"] == _NONE]):
+        first = os.fsdecode(unlabelled[0])
+        raise ValueError(
+            f"{shard}: {len(unlabelled)} of {len(table['key'])} samples have no label, the first is {first}; "
+            f'expected {first}.cls with its class number, or .json with a "label"'
+        )
 
 
 def _label(content: bytes, kind: str, where: str) -> int | None:

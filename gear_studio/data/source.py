@@ -14,8 +14,9 @@ import torch
 class Source(Protocol):
     """A numbered collection of labelled square RGB pictures.
 
-    Two more methods where they make sense: `order(rng)`, the shuffle of an epoch that suits the way it is
-    stored, and `fingerprint()`, a digest that changes when any of its pictures does (for `tokens`).
+    Three more methods where they make sense: `order(rng)`, the shuffle of an epoch that suits the way it is
+    stored; `fingerprint()`, a digest that changes when any of its pictures does (for `tokens`); and
+    `captions(indices)`, what `read` gives as "caption" where the source was asked for captions.
     """
 
     name: str

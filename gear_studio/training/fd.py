@@ -23,6 +23,7 @@ from gear_studio.analysis.fidelity import chosen, shares
 from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
 from gear_studio.generator import Generator
 from gear_studio.pictures import to_uint8
+from gear_studio.prompts import Asked
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
 
@@ -31,10 +32,12 @@ AT_ONCE = 250  # pictures
 
 class SampledDistance:
     """held_out: where `samples` real pictures are taken from, fewer where it has fewer. Several processes
-    share the work; each must call it."""
+    share the work; each must call it. asked: what the samples are asked for."""
 
-    def __init__(self, held_out: data.Source, teacher: Teacher, samples: int, accelerator: Accelerator):
-        self.teacher, self.accelerator = teacher, accelerator
+    def __init__(
+        self, held_out: data.Source, asked: Asked, teacher: Teacher, samples: int, accelerator: Accelerator
+    ):
+        self.asked, self.teacher, self.accelerator = asked, teacher, accelerator
         self.count = min(samples, len(held_out))
         numbers = chosen(len(held_out), self.count)[0]
         self.real = self._statistics(
@@ -56,12 +59,12 @@ class SampledDistance:
 
     @torch.no_grad()
     def __call__(self, generator: Generator, tokenizer: Tokenizer) -> float:
-        """FD of the generator's samples; every class as often as the next."""
+        """FD of the generator's samples."""
 
         def drawn() -> Iterable[Tensor]:
             for part in self._parts():
-                labels = torch.arange(part.start, part.stop) % generator.config.classes
-                indices = sampling.sample(generator, labels, cfg_scale=1.0, seed=0, first=part.start)
+                given = self.asked.numbered(part)
+                indices = sampling.sample(generator, given, cfg_scale=1.0, seed=0, first=part.start)
                 yield to_uint8(tokenizer.decode(indices))
 
         return frechet_distance(self._statistics(drawn()), self.real)

@@ -23,14 +23,17 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gear_studio import data, sampling
+from gear_studio import data, sampling, text
+from gear_studio.analysis.fidelity import chosen
 from gear_studio.data import tokens
 from gear_studio.discriminator import Discriminator
+from gear_studio.generator import GeneratorConfig
 from gear_studio.pictures import write_grid
 from gear_studio.pretrained import atomic, read_json, write_json
+from gear_studio.prompts import Asked, Captions, Labels
 from gear_studio.runs import Run
 from gear_studio.teachers import load_teachers
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import ARMS, WITHOUT_GENERATOR, Recipe
@@ -133,12 +136,14 @@ def prepare_folder(folder: Path, config: dict) -> None:
     """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what
     differs."""
     # A setting that came later has its default in older runs: they were trained as it now says.
-    defaults = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
-    config, defaults = json.loads(json.dumps([config, defaults]))
+    defaults, parts = known_defaults(Recipe), {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}
+    nested = {name: known_defaults(kind) for name, kind in parts.items()}
+    config, defaults, nested = json.loads(json.dumps([config, defaults, nested]))
     if (folder / "config.json").exists():
         held = read_json(folder / "config.json", "a run")
         flat = {**config, **config["recipe"]}
         flat_held = {**held, **defaults, **held.get("recipe", {})}
+        flat_held |= {name: nested[name] | flat_held[name] for name in nested.keys() & flat_held.keys()}
         different = sorted(
             k for k in flat.keys() | flat_held.keys() if flat.get(k) != flat_held.get(k) and k != "recipe"
         )
@@ -151,6 +156,11 @@ def prepare_folder(folder: Path, config: dict) -> None:
             )
     else:
         write_json(folder / "config.json", config)
+
+
+def known_defaults(config: type) -> dict:
+    """The fields of a dataclass that have a default, and it."""
+    return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
 
 
 def resume_metrics(path: Path, step: int) -> None:
@@ -193,6 +203,10 @@ def train(
         raise ValueError(
             f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
         )
+    if recipe.token_views and recipe.text_encoder:
+        raise ValueError(
+            f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
+        )
     if recipe.token_views and stage != "generator":
         raise ValueError(
             f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
@@ -227,15 +241,30 @@ def train(
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
         raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
-    train_source = data.load(source, "train", tokenizer.config.image_size, folder)
-    held_out = data.load(source, "val", tokenizer.config.image_size, folder)
+    captioned = bool(recipe.text_encoder)
+    train_source, held_out = (
+        data.load(
+            source,
+            split,
+            tokenizer.config.image_size,
+            folder,
+            captions=captioned,
+            combinations="seen" if recipe.held_out_combinations else "all",
+        )
+        for split in ("train", "val")
+    )
+    encoder = None
+    if captioned and generates:
+        encoder = text.load(recipe.text_encoder, recipe.generator.caption_length or text.LENGTH)
     teacher, *more_teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(
         recipe.generator,
-        classes=len(train_source.classes),
+        classes=0 if encoder else len(train_source.classes),
         codes=tokenizer.config.codes,
         grid=tokenizer.grid,
+        caption_dim=encoder.dim if encoder else 0,
+        caption_length=encoder.length if encoder else 0,
     )
     recipe = dataclasses.replace(recipe, tokenizer=tokenizer.config, generator=generator)
     config = {
@@ -257,8 +286,21 @@ def train(
     warm = start_from and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
     training = Stage(
-        stage, arm, recipe, teacher, accelerator, tokenizer, discriminator, more_teachers, execution
+        stage,
+        arm,
+        recipe,
+        teacher,
+        accelerator,
+        tokenizer,
+        discriminator,
+        more_teachers,
+        execution,
+        null=encoder([""])[0] if encoder else None,
     )
+    asked: Asked = Labels(len(train_source.classes))
+    if encoder:
+        numbers = chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+        asked = Captions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
@@ -269,10 +311,10 @@ def train(
         resume_metrics(metrics, start)
         write_record(out, accelerator, execution, elapsed, finished=False)
 
-    validation = held_out_batches(held_out, recipe, accelerator)
+    validation = held_out_batches(held_out, asked, recipe, accelerator)
     distance = None
     if recipe.fd_every:
-        distance = SampledDistance(held_out, training.teacher, recipe.fd_samples, accelerator)
+        distance = SampledDistance(held_out, asked, training.teacher, recipe.fd_samples, accelerator)
     if recipe.token_views:
         # With the tokenizer's run, for every generator that is trained on it.
         kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
@@ -299,9 +341,14 @@ def train(
     last_good = f"{checkpoints.paths()[-1]}" if checkpoints.paths() else "none yet"
     for step, batch in enumerate(batches, start=start + 1):
         seed_step(seed, step, accelerator.process_index)
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        batch["asked"] = asked.of(batch)
+        batch = {
+            name: value.to(accelerator.device, non_blocking=True)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }
         images = data.to_float(batch["image"]) if "image" in batch else None
-        meter.add(step, training.step(step, images, batch["label"], batch.get("tokens")))
+        meter.add(step, training.step(step, images, batch["asked"], batch.get("tokens")))
         if step % recipe.log_every and step < recipe.steps:
             continue
         row, bad = meter.read()
@@ -331,7 +378,7 @@ def train(
         if checkpoint:  # what is sharded, every process helps to gather
             parts, state = training.parts(), training.state_dict()
             if main:
-                pictures(training, parts, validation[0], out, stage)
+                pictures(training, parts, validation[0][0], asked, out, stage)
                 checkpoints.save(step, {**state, "seconds": elapsed + time.monotonic() - began})
                 last_good = checkpoints.paths()[-1]
             del parts, state
@@ -364,14 +411,15 @@ def write_record(
 
 
 def held_out_batches(
-    held_out: data.Source, recipe: Recipe, accelerator: Accelerator
+    held_out: data.Source, asked: Asked, recipe: Recipe, accelerator: Accelerator
 ) -> list[tuple[Tensor, Tensor]]:
-    """The validation images, the same for every run on this source, uint8 on the device in batches of 64."""
+    """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
+    what they show."""
     count = min(recipe.validation_images, len(held_out))
     batches = []
     for start in range(0, count, 64):
         batch = held_out.read(range(start, min(start + 64, count)))
-        batches.append((batch["image"].to(accelerator.device), batch["label"].to(accelerator.device)))
+        batches.append((batch["image"].to(accelerator.device), asked.of(batch).to(accelerator.device)))
     return batches
 
 
@@ -390,15 +438,13 @@ def validate(
 
 @torch.no_grad()
 def pictures(
-    training: Stage, parts: dict[str, nn.Module], batch: tuple[Tensor, Tensor], out: Path, stage: str
+    training: Stage, parts: dict[str, nn.Module], held_out: Tensor, asked: Asked, out: Path, stage: str
 ) -> None:
     """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance
     1.5."""
     if "tokenizer" in parts:
-        images = data.to_float(batch[0][:8])
+        images = data.to_float(held_out[:8])
         write_grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")
     if stage == "generator":
-        classes = training.recipe.generator.classes
-        labels = torch.arange(32) % classes
-        indices = sampling.sample(parts["generator"], labels, seed=0)
+        indices = sampling.sample(parts["generator"], asked.numbered(range(32)), seed=0)
         write_grid(training.tokenizer.decode(indices), out / "samples.png")

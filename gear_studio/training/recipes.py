@@ -2,13 +2,14 @@
 
 The small recipe trains on `shapes`; its stages and budgets are a table below. Its budget `quick` also has
 smaller models of smaller pictures, so that a training is minutes on one CPU core and a study over seeds an
-evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq`, are at the end; `gear-studio recipe
-NAME` prints them.
+evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end;
+`gear-studio recipe NAME` prints them.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 
 from gear_studio.generator import GeneratorConfig, paper_config
+from gear_studio.text import LENGTH, Words
 from gear_studio.tokenizer import PRESETS, TokenizerConfig
 
 STAGES = ("warmup", "joint", "generator")
@@ -30,6 +31,8 @@ class Recipe:
     batch_size: int
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    text_encoder: str = ""  # of the captions the generator is conditioned on (see `text`); "": class labels
+    held_out_combinations: bool = False  # of `shapes`: some are never seen in training (see `data.shapes`)
     projector_hidden: int = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
     teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
@@ -128,8 +131,21 @@ def small_tokenizer(budget: str, quantizer: str = "vq") -> str:
     return ("mini" if budget == "quick" else "small") + ("" if quantizer == "vq" else f"-{quantizer}")
 
 
+def captioned(recipe: Recipe) -> Recipe:
+    """The same, with its generator conditioned on captions, those of the small world unless it says which."""
+    if recipe.text_encoder:
+        return recipe
+    generator = replace(recipe.generator, caption_dim=Words.dim, caption_length=LENGTH)
+    return replace(recipe, text_encoder=Words.name, generator=generator)
+
+
 IMAGENET_SIZES, QUANTIZERS = ("b", "l", "xl"), ("vq", "lfq", "ibq")
-NAMES = ("small", *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS))
+NAMES = (
+    "small",
+    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS),
+    "gpic-1b",
+)
+GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper reports it
 PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}
 
 
@@ -145,6 +161,12 @@ def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
         raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget != "shipped":
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
+    if name == "gpic-1b":
+        recipe = named("imagenet-xl-vq", stage)
+        sizes = {"caption_dim": 2048, "caption_length": 300}
+        generator = replace(paper_config("1B", classes=0), **sizes)
+        steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
+        return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
     # Values that are Recipe's defaults are repeated: this is the paper's table.
     return Recipe(
@@ -178,7 +200,8 @@ TRAINED = {
 }
 _NOTES = {
     "batch_size": "over all processes and pieces",
-    "generator.label_drop": "to the null class, for guidance",
+    "generator.label_drop": "to the null class or the empty caption, for guidance",
+    "text_encoder": "frozen; its last hidden states",
     "tokenizer_lr": "constant; also of the discriminator",
     "generator_lr": "constant; also of the projector",
     "clip": "norm of a module's gradient",

@@ -124,7 +124,7 @@ class Stage:
     A tokenizer that is not among them is frozen. discriminator: the one to start from, where the recipe has a
     GAN term; None starts afresh. teacher: alignment target and, unless the recipe names another, perceptual
     network. more_teachers: targets only; L_align is the mean over all. execution: how its steps are
-    computed."""
+    computed. null: of captions, the encoding of the empty string; see `CaptionCondition`."""
 
     def __init__(
         self,
@@ -137,8 +137,10 @@ class Stage:
         discriminator: Discriminator | None = None,
         more_teachers: Sequence[Teacher] = (),
         execution: Execution = WHOLE,
+        null: Tensor | None = None,
     ):
         self.recipe, self.arm, self.accelerator, self.execution = recipe, arm, accelerator, execution
+        self.null = null
         self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
         self.teacher = self.teachers[0]
         self.lpips: LPIPS | None = None
@@ -214,13 +216,17 @@ class Stage:
     def new_generator(self) -> AlignedGenerator:
         config = self.recipe.generator
         projectors = self.new_projectors(config.dim)  # drawn first: a seed has always given these weights
-        return AlignedGenerator(Generator(config), projectors)
+        generator = Generator(config)
+        if self.null is not None:
+            generator.condition.null.copy_(self.null)
+        return AlignedGenerator(generator, projectors)
 
     def step(
         self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: (B,), this process's share of the
-        batch. Returns its losses as scalars on the device.
+        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: what the generator is conditioned on,
+        class labels (B,) or encoded captions; this process's share of the batch. Returns its losses as
+        scalars on the device.
 
         indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
         aligned."""

@@ -1,0 +1,170 @@
+"""Text encoders: captions -> frozen features, one a word, that `CaptionCondition` takes.
+
+An encoded caption is (T, 1 + dim): channel 0 is 1 where there is a word and 0 at padding, on the right; the
+others are the word's features. Two kinds:
+
+- `Words`, for the small world. Not trained, and needs no file: a word's features are signs read off a hash of
+  its letters, and beside them its place in the caption. Any word has features, so there is no vocabulary to
+  fall out of: one that was never trained on is a direction the generator has not met. The generator's own
+  text blocks learn what words mean together; a trained encoder is a choice that can be measured against it,
+  by giving it this interface.
+- `LanguageModel`, for real captions: the last hidden states of any encoder or decoder of the Hugging Face
+  Hub, Qwen3-1.7B in the paper.
+"""
+
+import hashlib
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LENGTH = 20  # words of a caption of the small world: the longest has 18
+
+
+class TextEncoder(Protocol):
+    """name: as `load` takes it. dim: features a word. length: T, positions of a caption."""
+
+    name: str
+    dim: int
+    length: int
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Captions (B) -> (B, T, 1 + dim) on the CPU, in the encoder's precision. What is longer than T is
+        cut, with one warning."""
+        ...
+
+    def words(self, caption: str) -> list[str]:
+        """What each position that is not padding stands for."""
+        ...
+
+
+def load(name: str, length: int) -> TextEncoder:
+    """The text encoder called `name`: "words", or a model of the Hugging Face Hub or a folder with one.
+
+    Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
+    return Words(length) if name == "words" else LanguageModel(name, length)
+
+
+class _Cutting:
+    """Says once that captions are cut."""
+
+    length: int
+    _said = False
+
+    def cut(self, words: list, caption: str) -> list:
+        if len(words) > self.length and not self._said:
+            self._said = True
+            shown = caption if len(caption) <= 60 else caption[:57] + "..."
+            warnings.warn(
+                f"a caption of {len(words)} words is cut to {self.length}, as all longer ones will be: "
+                f"{shown!r}",
+                stacklevel=3,
+            )
+        return words[: self.length]
+
+
+class Words(_Cutting):
+    """96 signs of a word's hash, then its place as 16 sines and 16 cosines. Case and punctuation count for
+    nothing. Padding has the signs of the empty word and the place of none, all zeros."""
+
+    name, signs, places = "words", 96, 32
+    dim = signs + places
+
+    def __init__(self, length: int = LENGTH):
+        self.length = length
+        rates = 0.5 ** (torch.arange(self.places // 2) / 4)  # radians a word: from 1 down to 1/13
+        angles = torch.arange(length)[:, None] * rates
+        self._places = torch.cat([angles.sin(), angles.cos()], 1)
+        self._known: dict[str, Tensor] = {}
+
+    def words(self, caption: str) -> list[str]:
+        return self.cut(re.findall(r"\w+", caption.lower()), caption)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        encoded = torch.zeros(len(captions), self.length, 1 + self.dim)
+        encoded[..., 1 : 1 + self.signs] = self._of("")
+        for row, caption in zip(encoded, captions, strict=True):
+            words = self.words(caption)
+            for place, word in enumerate(words):
+                row[place, 1 : 1 + self.signs] = self._of(word)
+            row[: len(words), 0] = 1
+            row[: len(words), 1 + self.signs :] = self._places[: len(words)]
+        return encoded
+
+    def _of(self, word: str) -> Tensor:
+        if word not in self._known:
+            if len(self._known) > 10_000:
+                self._known.clear()
+            bits = hashlib.shake_256(word.encode()).digest(self.signs // 8)
+            self._known[word] = torch.tensor([b >> i & 1 for b in bits for i in range(8)]).float() * 2 - 1
+        return self._known[word]
+
+
+class LanguageModel(_Cutting):
+    """Last hidden states of a frozen model, padded on the right to T tokens; of a model that encodes and
+    decodes, the encoder's; of one that also sees, the language model's.
+
+    Padding keeps the features that the model has of it (see `CaptionCondition`). The last captions are kept,
+    so that prompts sampled again and again are encoded once. In bfloat16 on a GPU.
+
+    Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
+
+    KEPT = 256
+
+    def __init__(self, name: str, length: int, device: str | torch.device | None = None):
+        try:
+            from transformers import AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise ImportError(
+                f"text encoder {name!r} needs transformers; install it with "
+                "`uv pip install -c constraints.txt -e '.[text]'` (or pip)"
+            ) from error
+        self.name, self.length = name, length
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
+            model = AutoModel.from_pretrained(name, dtype=dtype)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"text encoder {name!r} is neither a folder nor to be had from the Hub "
+                f"({str(error).strip().splitlines()[0]}). Without a connection, download it elsewhere "
+                f"(`hf download {name} --local-dir FOLDER`) and name that folder"
+            ) from error
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        model = getattr(model, "language_model", model)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.dim = model.config.hidden_size
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def words(self, caption: str) -> list[str]:
+        return [self.tokenizer.decode([number]).strip() for number in self._ids(caption)]
+
+    def _ids(self, caption: str) -> list[int]:
+        return self.cut(self.tokenizer(caption)["input_ids"], caption)
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        new = list(dict.fromkeys(c for c in captions if c not in self._kept))
+        for caption in new:
+            self._ids(caption)  # says it where one is too long
+        found = {}
+        if new:
+            given = self.tokenizer(
+                new, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            ).to(self.device)
+            states = self.model(**given).last_hidden_state
+            encoded = torch.cat([given["attention_mask"][..., None].to(states.dtype), states], -1)
+            found = dict(zip(new, encoded.cpu(), strict=True))
+        found |= {c: self._kept[c] for c in captions if c in self._kept}
+        self._kept |= {c: found[c] for c in new}
+        while len(self._kept) > self.KEPT:
+            self._kept.popitem(last=False)
+        return torch.stack([found[caption] for caption in captions])
