@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gear_studio import data
-from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.judge import AttributeJudge, Judge
 from gear_studio.analysis.probes import (
     knn_probe,
     linear_probe,
@@ -216,14 +216,17 @@ def test_saved_and_loaded_judge_is_the_same_and_small(tmp_path):
     Teacher.random(0).save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match="expected a 'judge'"):
         Judge.from_pretrained(tmp_path / "t")
-    with pytest.raises(FileNotFoundError, match="train_judge"):
+    with pytest.raises(FileNotFoundError, match="supervise judge --out FOLDER"):
         Judge.from_pretrained(tmp_path / "nowhere")
 
 
 # Training
 
 
-@pytest.mark.parametrize(("train", "load"), [("train_teacher", Teacher), ("train_judge", Judge)])
+@pytest.mark.parametrize(
+    ("train", "load"),
+    [("train_teacher", Teacher), ("train_judge", Judge), ("train_attribute_judge", AttributeJudge)],
+)
 def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, train, load):
     run = getattr(training, train)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
