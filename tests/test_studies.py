@@ -57,7 +57,7 @@ def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same()
     assert {path.name for path in ZOO.glob("*")} - {"teacher", "judge", "studies"} <= trainings.keys()
     used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
     assert sum("warmup" in names for names in used) == len(used)
-    assert sum("generator-gear" in names for names in used) == len(used) - 1  # the tap's own is the recipe's
+    assert sum("generator-gear" in names for names in used) == len(used) - 2  # all but tap and text
     different = {t.name for t in chain(studies.GEAR, ("gan_weight=0.1",))}
     assert not different & trainings.keys()
 
@@ -114,6 +114,8 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, c
     assert recipe("gear-generator.tap=4").generator.tap == 4
     assert recipe("generator-gear-generator.tap=4+generator.tap=4").generator.tap == 4
     assert recipe("warmup-ibq").tokenizer.quantizer == "ibq"
+    told = recipe("generator-gear+text_encoder=words-held_out_combinations=True")
+    assert told.text_encoder == "words" and told.held_out_combinations
     assert recipe("generator-baseline+teacher=pixels").teacher == "pixels"
     guided = recipe("gear-teacher=random-perceptual=tiny")
     assert (guided.teacher, guided.perceptual) == ("random", "tiny")
