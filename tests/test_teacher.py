@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gear_studio import data
-from gear_studio.analysis.judge import AttributeJudge, Judge
+from gear_studio.analysis.judge import ATTRIBUTES, AttributeJudge, Judge
 from gear_studio.analysis.probes import (
     knn_probe,
     linear_probe,
@@ -203,6 +203,17 @@ def test_the_shipped_judge_names_held_out_pictures_clean_and_softened():
         clean = (logits.argmax(1) == truth["label"]).float().mean()
         soft = (judge(training.blur(images)).argmax(1) == truth["label"]).float().mean()
     assert clean > 0.98 and soft > 0.98
+
+
+def test_the_shipped_judge_of_attributes_tells_them_apart():
+    judge = AttributeJudge.from_pretrained("shipped")
+    truth = data.load("shapes", split="val").truth(range(240))
+    said = judge.says(data.to_float(truth["image"]))
+    assert set(said) == set(ATTRIBUTES)
+    right = {name: (said[name] == truth[name]).float().mean().item() for name in said}
+    assert min(right.values()) > 0.95, right
+    small = judge.says(data.to_float(data.load("shapes", "val", 32).read(range(240))["image"]))
+    assert (small["shape"] == truth["shape"]).float().mean() > 0.95
 
 
 def test_saved_and_loaded_judge_is_the_same_and_small(tmp_path):
