@@ -53,10 +53,8 @@ def teacher_table() -> str:
     probes = table(["linear probe on held-out patches (%)", *tasks], rows)
     attributes = read_json(ZOO / "attribute-judge" / "evaluation.json", "the shipped judge of attributes")
     each = ", ".join(f"{name} {100 * attributes[name]:.1f} %" for name in (*ATTRIBUTES, "all"))
-    return (
-        f"{probes}\n\nThe judge names the class of {100 * judge['accuracy']:.2f} % of held-out images. The judge "
-        f"of attributes, for captions, is right in: {each}."
-    )
+    accuracy = f"The judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
+    return f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
 
 
 def tokenizer_table(runs: dict[str, Run]) -> str:

@@ -54,7 +54,12 @@ def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same()
                 assert trainings.setdefault(training.name, training) == training
                 assert training.arm in ARMS[training.stage] and "/" not in training.name
     assert {"warmup", "gear", "continued", "generator-gear", "generator-baseline"} <= trainings.keys()
-    assert {path.name for path in ZOO.glob("*")} - {"teacher", "judge", "studies"} <= trainings.keys()
+    assert {path.name for path in ZOO.glob("*")} - {
+        "teacher",
+        "judge",
+        "attribute-judge",
+        "studies",
+    } <= trainings.keys()
     used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
     assert sum("warmup" in names for names in used) == len(used)
     assert sum("generator-gear" in names for names in used) == len(used) - 2  # all but tap and text
