@@ -19,8 +19,8 @@ IMAGES, PATCHES = 512, 4096
 
 def likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> dict:
     """{"patch" or "image": {place: {"cka", "cknna"}}, "protocol"}, debiased CKA and CKNNA (k = 10) with the
-    teacher's last features. Places: tokenizer.z, tokenizer.c_q (CKA alone: equal rows have no nearest
-    neighbours) and, where there is a Generator, generator.BLOCK for each of its blocks.
+    teacher's last features, each where it can be taken: equal rows have no nearest neighbours, and rows that
+    do not vary no CKA. Places: tokenizer.z, tokenizer.c_q and, where there is a Generator, generator.BLOCK for each of its blocks.
 
     modules: a Tokenizer, a Teacher of one patch a token and perhaps the Generator of those tokens, in eval
     mode on the device of `images` (B, 3, H, W), float in [-1, 1]. source: what the images are."""
@@ -32,9 +32,15 @@ def likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> 
     result: dict = {"protocol": f"{found.protocol}; patch level: {PATCHES} drawn (seed 0)"}
     for level, count in (("patch", min(PATCHES, found["teacher"][..., 0].numel())), ("image", None)):
         rows = found.rows(level, count)
-        result[level] = {
-            place: {"cka": cka(rows[place], rows["teacher"])}
-            | ({} if place == "tokenizer.c_q" else {"cknna": cknna(rows[place], rows["teacher"])})
-            for place in places
-        }
+        result[level] = {place: _measured(rows[place], rows["teacher"]) for place in places}
     return result
+
+
+def _measured(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    found = {}
+    for name, measure in (("cka", cka), ("cknna", cknna)):
+        try:
+            found[name] = measure(ours, theirs)
+        except ValueError:  # of a collapsed codebook, or of few pictures
+            continue
+    return found
