@@ -179,15 +179,16 @@ def recipe(
 
 
 def supervise(
-    model: Positional[Literal["teacher", "judge"]],
+    model: Positional[Literal["teacher", "judge", "attribute-judge"]],
     steps: int | None = None,
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Train the tiny teacher or the judge on the world's truth, or continue it; then measure it.
+    """Train the tiny teacher or a judge on the world's truth, or continue it; then measure it.
 
     Args:
-        model: teacher (frozen patch features) or judge (names the class of a picture).
+        model: teacher (frozen patch features), judge (names the class of a picture) or attribute-judge (its
+        shape, texture, colour and place one by one).
         steps: Default: as shipped.
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
@@ -195,9 +196,13 @@ def supervise(
     from gear_studio.training import teacher
 
     out = out or Path("runs") / model
-    train_model = {"teacher": teacher.train_teacher, "judge": teacher.train_judge}[model]
+    train_model, evaluate_model = {
+        "teacher": (teacher.train_teacher, teacher.evaluate_teacher),
+        "judge": (teacher.train_judge, teacher.evaluate_judge),
+        "attribute-judge": (teacher.train_attribute_judge, teacher.evaluate_attribute_judge),
+    }[model]
     train_model(out, steps or BUDGETS["shipped"][model], seed)
-    {"teacher": teacher.evaluate_teacher, "judge": teacher.evaluate_judge}[model](out)
+    evaluate_model(out)
     print(f"finished: {out}")
 
 

@@ -56,6 +56,19 @@ class Captions:
         return self.encoder(self.source.captions(chosen))
 
 
+class Written:
+    """Captions that are written out, in this order."""
+
+    def __init__(self, encoder: TextEncoder, captions: Sequence[str]):
+        self.encoder, self.captions = encoder, captions
+
+    def of(self, batch: dict) -> Tensor:
+        return self.encoder(batch["caption"])
+
+    def numbered(self, numbers: Sequence[int]) -> Tensor:
+        return self.encoder([self.captions[number % len(self.captions)] for number in numbers])
+
+
 # Words
 
 

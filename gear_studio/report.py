@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
+from gear_studio.analysis.judge import ATTRIBUTES
 from gear_studio.pretrained import read_json
 from gear_studio.reproduce import GENERATORS, TOKENIZERS
 from gear_studio.runs import ZOO, Run
@@ -50,7 +51,10 @@ def teacher_table() -> str:
         for key, label in (("teacher", "tiny teacher"), ("random", "the same ViT, random weights"))
     ]
     probes = table(["linear probe on held-out patches (%)", *tasks], rows)
-    return f"{probes}\n\nThe judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
+    attributes = read_json(ZOO / "attribute-judge" / "evaluation.json", "the shipped judge of attributes")
+    each = ", ".join(f"{name} {100 * attributes[name]:.1f} %" for name in (*ATTRIBUTES, "all"))
+    accuracy = f"The judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
+    return f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
 
 
 def tokenizer_table(runs: dict[str, Run]) -> str:

@@ -1,6 +1,6 @@
 """Retrain everything that ships: the zoo as jobs (see `jobs`).
 
-Teacher and judge are retrained and measured too, but the Runs keep aligning with, and being measured by, the
+Teacher and judges are retrained and measured too, but the Runs keep aligning with, and being measured by, the
 shipped ones: distances in the feature spaces of two teachers do not compare.
 """
 
@@ -28,7 +28,8 @@ def jobs(out: Path, budget: str, seed: int) -> list[Job]:
             model, ["supervise", model, "--steps", steps, "--seed", str(seed), "--out", str(out / model)]
         )
 
-    todo = [train("warmup", "warmup", "warmup"), supervise("teacher"), supervise("judge")]
+    todo = [train("warmup", "warmup", "warmup")]
+    todo += [supervise(model) for model in ("teacher", "judge", "attribute-judge")]
     todo += [train("gear", "joint", "gear", "warmup"), train("continued", "joint", "continued", "warmup")]
     for name, parent in GENERATORS.items():
         todo.append(train(name, "generator", name.removeprefix("generator-"), parent))

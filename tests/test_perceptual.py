@@ -108,7 +108,7 @@ def test_as_the_perceptual_term_of_a_stage(lpips, vgg_file, monkeypatch):
     torch.testing.assert_close(found["perceptual"].detach(), lpips(reconstruction, images).mean())
     terms = found["l1"] + found["quantizer"] + 0.05 * found["code_entropy"] + 0.7 * found["perceptual"]
     torch.testing.assert_close(found["tokenizer"], terms)
-    assert asked == [(2,)]  # the teacher is only the target of alignment
+    assert not asked  # the teacher is only the target of alignment, and a warm-up aligns nothing
     without = tiny.stage("warmup", "warmup", perceptual_weight=0.0)
     without.step(1, images, labels)
     assert without.lpips is None

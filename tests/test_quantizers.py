@@ -303,7 +303,7 @@ def test_presets_encode_and_decode(name):
         assert latent.shape == (1, config.grid**2, config.code_dim)
         assert tokenizer.decode_codes(latent).shape == images.shape
         assert tokenizer.quantizer.codebook.shape == (config.codes, config.code_dim)
-    assert config.codes == (1024 if name.startswith("small") else 16384)
+    assert config.codes == {"small": 1024, "mini": 512}.get(name.split("-")[0], 16384)
 
 
 def test_a_tokenizer_that_cannot_be_is_refused():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gear_studio import data
-from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.judge import ATTRIBUTES, AttributeJudge, Judge
 from gear_studio.analysis.probes import (
     knn_probe,
     linear_probe,
@@ -205,6 +205,17 @@ def test_the_shipped_judge_names_held_out_pictures_clean_and_softened():
     assert clean > 0.98 and soft > 0.98
 
 
+def test_the_shipped_judge_of_attributes_tells_them_apart():
+    judge = AttributeJudge.from_pretrained("shipped")
+    truth = data.load("shapes", split="val").truth(range(240))
+    said = judge.says(data.to_float(truth["image"]))
+    assert set(said) == set(ATTRIBUTES)
+    right = {name: (said[name] == truth[name]).float().mean().item() for name in said}
+    assert min(right.values()) > 0.95, right
+    small = judge.says(data.to_float(data.load("shapes", "val", 32).read(range(240))["image"]))
+    assert (small["shape"] == truth["shape"]).float().mean() > 0.95
+
+
 def test_saved_and_loaded_judge_is_the_same_and_small(tmp_path):
     judge = Judge(classes=10).eval()
     judge.save_pretrained(tmp_path / "a")
@@ -216,14 +227,17 @@ def test_saved_and_loaded_judge_is_the_same_and_small(tmp_path):
     Teacher.random(0).save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match="expected a 'judge'"):
         Judge.from_pretrained(tmp_path / "t")
-    with pytest.raises(FileNotFoundError, match="train_judge"):
+    with pytest.raises(FileNotFoundError, match="supervise judge --out FOLDER"):
         Judge.from_pretrained(tmp_path / "nowhere")
 
 
 # Training
 
 
-@pytest.mark.parametrize(("train", "load"), [("train_teacher", Teacher), ("train_judge", Judge)])
+@pytest.mark.parametrize(
+    ("train", "load"),
+    [("train_teacher", Teacher), ("train_judge", Judge), ("train_attribute_judge", AttributeJudge)],
+)
 def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, train, load):
     run = getattr(training, train)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio import data, sampling
-from gear_studio.analysis import inception
+from gear_studio.analysis import agreement, inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
-from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.judge import AttributeJudge, Judge
 from gear_studio.analysis.likeness import IMAGES, likeness
 from gear_studio.analysis.reference import Cache, Reference, fingerprint, of_source, open_reference
 from gear_studio.analysis.statistics import (
@@ -39,7 +39,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
-from gear_studio.prompts import Asked, Captions, Labels
+from gear_studio.prompts import Asked, Captions, Labels, Written
 from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
 
@@ -331,12 +331,14 @@ class Evaluation:
         pictures = self.source.read(self.numbers[0][:IMAGES])["image"].to(self.device)
         return likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
 
-    def samples(self, count: int, scale: float, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def samples(
+        self, count: int, scale: float, seed: int, asked: Asked | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's share of `count` samples: number of the first, uint8 pictures, what they were asked
-        for."""
+        for: `asked`, or what the Run's own data gives."""
         generator = self.run.generator.to(self.device)
         for part in shares(count, self.batch_size, self.accelerator):
-            given = self.asked.numbered(part).to(self.device)
+            given = (asked or self.asked).numbered(part).to(self.device)
             indices = sampling.sample(generator, given, cfg_scale=scale, seed=seed, first=part.start)
             yield part.start, to_uint8(self.tokenizer.decode(indices)), given
 
@@ -372,7 +374,31 @@ class Evaluation:
         result["cfg_scale"] = options.cfg_scale
         if self.judge and isinstance(self.asked, Labels):
             result["class_agreement"] = {f"{scale:g}": self.agreement(scale) for scale in AGREEMENT_SCALES}
+        elif self.judge:
+            result["prompts"] = {kind: self.prompted(kind) for kind in agreement.KINDS}
         return result
+
+    def prompted(self, kind: str) -> dict:
+        """How many samples, guided, show what their caption asked for, by attribute; beside it ("shuffled"),
+        how many show what another caption asked for. kind: of `agreement.KINDS`."""
+        captions, wanted = agreement.prompts(kind, AGREEMENT_SAMPLES)
+        judge = AttributeJudge.from_pretrained().to(self.device)
+        right: dict[str, list[dict]] = {"asked": [], "shuffled": []}
+        for seed in range(self.options.seeds):
+            said = {name: torch.zeros(len(captions), dtype=torch.long, device=self.device) for name in wanted}
+            of = self.samples(
+                len(captions), self.options.cfg_scale, 1000 + seed, Written(self.asked.encoder, captions)
+            )
+            for start, pictures, _ in of:
+                for name, ids in judge.says(data.to_float(pictures)).items():
+                    said[name][start : start + len(ids)] = ids
+            said = {name: self.accelerator.reduce(ids, "sum") for name, ids in said.items()}
+            right["asked"].append(agreement.agreement(said, wanted))
+            right["shuffled"].append(agreement.agreement(said, agreement.shuffled(wanted)))
+        return {
+            name: {key: spread([each[key] for each in found]) for key in found[0]}
+            for name, found in right.items()
+        }
 
     def agreement(self, scale: float) -> dict:
         """The share of samples that the judge gives the class asked for, over sampling seeds."""
@@ -401,7 +427,9 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
     pictures: what counting noise alone gives. A generator's Run also: fd, fid, sfid, is, precision and recall
     of samples, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1 (its tokenizer's rfd
     is the floor), and class_agreement, by guidance scale: of 480 samples a seed the share that the judge
-    gives the asked class, beside its accuracy on real pictures and on their reconstructions. Of both, where
+    gives the asked class, beside its accuracy on real pictures and on their reconstructions; of a generator
+    on captions of `shapes` instead prompts, the share that shows the asked shape, texture, colour, position
+    and all of them (`analysis.agreement`). Of both, where
     asked for, likeness to the teacher (`analysis.likeness`), on the Run's own held-out pictures.
 
     Raises ValueError for a reference that lacks what a metric needs, FileNotFoundError for weights that are

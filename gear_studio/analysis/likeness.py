@@ -6,7 +6,7 @@ held-out images; at patch level PATCHES rows are drawn, the same for every Run o
 04_alignment takes the same measures with intervals, under other protocols too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ IMAGES, PATCHES = 512, 4096
 def likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> dict:
     """{"patch" or "image": {place: {"cka", "cknna"}}, "protocol"}, debiased CKA and CKNNA (k = 10) with the
     teacher's last features. Places: tokenizer.z, tokenizer.c_q (CKA alone: equal rows have no nearest
-    neighbours) and, where there is a Generator, generator.BLOCK for each of its blocks.
+    neighbours) and, where there is a Generator, generator.BLOCK for each of its blocks. What cannot be taken
+    is left out: of a collapsed codebook, or of a handful of pictures.
 
     modules: a Tokenizer, a Teacher of one patch a token and perhaps the Generator of those tokens, in eval
     mode on the device of `images` (B, 3, H, W), float in [-1, 1]. source: what the images are."""
@@ -32,9 +33,18 @@ def likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> 
     result: dict = {"protocol": f"{found.protocol}; patch level: {PATCHES} drawn (seed 0)"}
     for level, count in (("patch", min(PATCHES, found["teacher"][..., 0].numel())), ("image", None)):
         rows = found.rows(level, count)
-        result[level] = {
-            place: {"cka": cka(rows[place], rows["teacher"])}
-            | ({} if place == "tokenizer.c_q" else {"cknna": cknna(rows[place], rows["teacher"])})
-            for place in places
-        }
+        result[level] = {}
+        for place in places:
+            measures = {"cka": cka} if place == "tokenizer.c_q" else {"cka": cka, "cknna": cknna}
+            result[level][place] = _measured(measures, rows[place], rows["teacher"])
     return result
+
+
+def _measured(measures: dict[str, Callable], ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    found = {}
+    for name, measure in measures.items():
+        try:
+            found[name] = measure(ours, theirs)
+        except ValueError:  # rows that do not vary, neighbours that cannot be told apart, too few rows
+            continue
+    return found

@@ -100,10 +100,31 @@ _QUICK = {  # what differs from the small recipe, beside the steps; chosen on se
     "checkpoint_every": 250,
     "validation_images": 256,
 }
-BUDGETS = {  # steps of each stage, and of the two models that are trained on the world's truth
-    "shipped": {"warmup": 2500, "joint": 1250, "generator": 6000, "teacher": 3600, "judge": 1600},
-    "quick": {"warmup": 2000, "joint": 1000, "generator": 2000, "teacher": 900, "judge": 300},
-    "smoke": {"warmup": 4, "joint": 4, "generator": 4, "teacher": 2, "judge": 2},
+BUDGETS = {  # steps of each stage, and of the models that are trained on the world's truth
+    "shipped": {
+        "warmup": 2500,
+        "joint": 1250,
+        "generator": 6000,
+        "teacher": 3600,
+        "judge": 1600,
+        "attribute-judge": 1600,
+    },
+    "quick": {
+        "warmup": 2000,
+        "joint": 1000,
+        "generator": 2000,
+        "teacher": 900,
+        "judge": 300,
+        "attribute-judge": 300,
+    },
+    "smoke": {
+        "warmup": 4,
+        "joint": 4,
+        "generator": 4,
+        "teacher": 2,
+        "judge": 2,
+        "attribute-judge": 2,
+    },
 }
 EVALUATION = {  # samples behind every figure, sampling seeds
     "shipped": (5000, 3),

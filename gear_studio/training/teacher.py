@@ -31,7 +31,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gear_studio import data
-from gear_studio.analysis.judge import Judge
+from gear_studio.analysis.judge import AttributeJudge, Judge
 from gear_studio.analysis.probes import probe_patches
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
@@ -126,6 +126,44 @@ def train_judge(
     return Judge.from_pretrained(folder)
 
 
+def train_attribute_judge(
+    folder: str | Path,
+    steps: int = 1600,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 250,
+) -> AttributeJudge:
+    """Train the judge of single attributes into `folder`, or continue the run that is there; returns it in
+    eval mode.
+
+    Raises as `train_teacher` does.
+    """
+    world = data.load("shapes", split="judge")
+
+    def losses(model: AttributeJudge, step: int) -> dict[str, torch.Tensor]:
+        truth = _on(_device(model), world.truth(_batch(seed, step, batch_size)))
+        said = model(augment(truth["image"], seed, step))
+        return {
+            name: F.cross_entropy(logits, truth[name], label_smoothing=0.05) for name, logits in said.items()
+        }
+
+    settings = {"model": "attribute-judge", "steps": steps, "seed": seed, "batch_size": batch_size}
+    _fit(
+        folder,
+        settings,
+        AttributeJudge,
+        losses,
+        lambda model: model.save_pretrained(folder),
+        2e-3,
+        device,
+        log_every,
+        checkpoint_every,
+    )
+    return AttributeJudge.from_pretrained(folder)
+
+
 def evaluate_teacher(folder: str | Path, probe_seeds: int = 3) -> dict:
     """Linear probes of the teacher in `folder` beside random weights; written to folder/evaluation.json.
 
@@ -172,6 +210,25 @@ def evaluate_judge(folder: str | Path, images: int = 4800) -> dict:
         "worst_class": world.classes[worst],
         "worst_class_accuracy": round(by_class[worst], 4),
     }
+    write_json(Path(folder) / "evaluation.json", result)
+    return result
+
+
+def evaluate_attribute_judge(folder: str | Path, images: int = 4800) -> dict:
+    """Accuracy of the judge of attributes in `folder` on held-out truth, split "val", attribute by attribute
+    and all at once; written to folder/evaluation.json. Values in [0, 1], also of softened pictures."""
+    judge, world = AttributeJudge.from_pretrained(folder), data.load("shapes", split="val")
+    right: dict[str, list[torch.Tensor]] = {}
+    for start in range(0, images, 200):
+        truth = world.truth(range(start, min(start + 200, images)))
+        clean = data.to_float(truth["image"])
+        for suffix, shown in (("", clean), ("_blurred", blur(clean))):
+            found = {name: said == truth[name] for name, said in judge.says(shown).items()}
+            found["all"] = torch.stack(list(found.values())).all(0)
+            for name, hits in found.items():
+                right.setdefault(name + suffix, []).append(hits)
+    result = {"measure": f"accuracy on {images} images of the world's val split"}
+    result |= {name: round(torch.cat(hits).float().mean().item(), 4) for name, hits in right.items()}
     write_json(Path(folder) / "evaluation.json", result)
     return result
 
@@ -354,4 +411,6 @@ def _on(device: torch.device, batch: dict) -> dict:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"teacher": train_teacher, "judge": train_judge})
+    tyro.extras.subcommand_cli_from_dict(
+        {"teacher": train_teacher, "judge": train_judge, "attribute-judge": train_attribute_judge}
+    )

@@ -1,0 +1,42 @@
+"""Whether samples show what their captions ask for: prompts that say it, and a score that counts it."""
+
+import torch
+
+from gear_studio.analysis import agreement
+from gear_studio.analysis.judge import ATTRIBUTES
+from gear_studio.data.shapes import HELD_OUT
+
+
+def test_prompts_say_all_four_attributes_and_are_always_the_same():
+    captions, asked = agreement.prompts("seen", 40)
+    assert (captions, {name: ids.tolist() for name, ids in asked.items()}) == (
+        agreement.prompts("seen", 40)[0],
+        {name: ids.tolist() for name, ids in agreement.prompts("seen", 40)[1].items()},
+    )
+    assert len({caption.split()[0] for caption in captions}) > 1  # told in several ways
+    for i, caption in enumerate(captions):
+        for name, ids in asked.items():
+            word = agreement.NAMES[name][int(ids[i])]
+            assert word in caption or (word == "center" and "middle" in caption), (caption, name, word)
+
+
+def test_unseen_prompts_are_of_held_out_combinations_and_seen_ones_are_not():
+    for kind in agreement.KINDS:
+        _, asked = agreement.prompts(kind, 60)
+        found = [
+            tuple(agreement.NAMES[name][int(asked[name][i])] for name in ("texture", "shape", "color"))
+            for i in range(60)
+        ]
+        assert all((each in HELD_OUT) == (kind == "unseen") for each in found)
+
+
+def test_agreement_by_hand():
+    asked = {name: torch.tensor([0, 1, 2, 3]) for name in ATTRIBUTES}
+    said = {name: ids.clone() for name, ids in asked.items()}
+    assert set(agreement.agreement(said, asked).values()) == {1.0}
+    said["shape"][0], said["color"][0], said["color"][1] = 3, 3, 3
+    found = agreement.agreement(said, asked)
+    assert (found["shape"], found["color"], found["texture"], found["all"]) == (0.75, 0.5, 1.0, 0.5)
+    moved = agreement.shuffled(asked)
+    assert all(torch.equal(ids, moved["shape"]) for ids in moved.values())
+    assert sorted(moved["shape"].tolist()) == [0, 1, 2, 3] and moved["shape"].tolist() != [0, 1, 2, 3]
