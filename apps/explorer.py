@@ -16,6 +16,7 @@ import alignment_tab
 import codebook_tab
 import gradio as gr
 import picker
+import prompt_tab
 import sample_tab
 import torch
 import tyro
@@ -45,12 +46,14 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
-            "Sample from the models, take their codebooks apart, see what they look at.</p></header>"
+            "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
         picture = gr.State(Picture())
         with gr.Tabs():
             with gr.Tab("Sample", id="sample"):
                 visit = sample_tab.build(demo, studio)
+            with gr.Tab("Prompt", id="prompt") as prompt:
+                prompt_tab.build(prompt, studio)
             with gr.Tab("Codebook", id="codebook"):
                 codebook, show_codebook = codebook_tab.build(studio, picture)
             with gr.Tab("Alignment", id="alignment"):

@@ -1,11 +1,10 @@
 """Sample: two generators draw the same class from the same random numbers, row by row."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import torch
-from studio import Studio, polite
+from studio import Studio, dice, map_scales, polite, progress, sheet, together, whole
 
 from gear_studio import plots, sampling
 
@@ -25,14 +24,7 @@ def build(demo: gr.Blocks, studio: Studio):
             label = gr.Dropdown(
                 [ANY, *classes], value=classes[min(13, len(classes) - 1)], label="Class", elem_id="class"
             )
-            count = gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id="count")
-            guidance = gr.Slider(1, 5, 1.5, step=0.1, label="Guidance s", info="u + s (c − u); 1 is none")
-            temperature = gr.Slider(
-                0, 2, 1, step=0.05, label="Temperature", info="0 takes the likeliest code"
-            )
-            top_k = gr.Slider(0, codes, 0, step=1, label="Top-k", info="codes kept; 0 keeps all")
-            top_p = gr.Slider(0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+            count, guidance, temperature, top_k, top_p, seed = dice(codes)
             go = gr.Button("Sample", variant="primary", elem_id="sample")
             again = gr.Button("Next seed", elem_id="next-seed")
         with gr.Column(scale=4):
@@ -41,29 +33,11 @@ def build(demo: gr.Blocks, studio: Studio):
                 for side, chosen in (("left", left), ("right", right)):
                     with gr.Column(min_width=320):
                         run = gr.Dropdown(names, value=chosen, label="Run", elem_id=f"{side}-run")
-                        about = gr.HTML(_about(studio, chosen), padding=False)
-                        sheet = gr.Image(
-                            show_label=False,
-                            interactive=False,
-                            format="png",
-                            buttons=["download", "fullscreen"],
-                            elem_id=f"{side}-sheet",
-                            elem_classes="sheet",
-                            alt_text="Sampled pictures with their maps",
-                        )
-                        run.change(
-                            lambda name: _about(studio, name), run, about,
-                            show_progress="hidden", api_visibility="private",
-                        )  # fmt: skip
-                        sides.append((run, sheet))
+                        about = gr.HTML(studio.about(chosen), padding=False)
+                        sides.append((run, sheet(f"{side}-sheet")))
+                        run.change(studio.about, run, about, show_progress="hidden", api_visibility="private")
             status = gr.HTML(elem_id="sample-status", padding=False)
-            with gr.Row():
-                limit = torch.tensor(float(codes)).log().item()
-                gr.HTML(
-                    plots.legend("left map: log p of the chosen code, nats", -limit, 0, "magma"),
-                    padding=False,
-                )
-                gr.HTML(plots.legend("right map: entropy H of the next code, nats", 0, limit), padding=False)
+            map_scales(codes)
             gr.Markdown(
                 "Both runs use the same random number for the same token of the same picture, so what "
                 "differs is what they learnt; each paints with the tokenizer it was trained on. The maps "
@@ -99,21 +73,9 @@ def build(demo: gr.Blocks, studio: Studio):
     return visit
 
 
-def _about(studio: Studio, name: str) -> str:
-    run = studio.runs[name]
-    config = studio.generator(name).config
-    tokenizer = run.config["parent"] if not run.has("tokenizer") else run.name
-    return (
-        f'<div class="note">arm {run.config["arm"]}, on tokenizer {tokenizer}; {config.blocks} blocks x '
-        f"{config.dim}, {run.config['recipe']['steps']:,} steps</div>"
-    )
-
-
 def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
     """Yields (left sheet, right sheet, status) after every row of tokens."""
-    if seed is None:
-        raise ValueError("The seed is empty; give a whole number, 0 or above.")
-    streams = []
+    seed, streams = whole(seed), []
     for name in names:
         classes, generator = studio.runs[name].config["classes"], studio.generator(name)
         if label != ANY and label not in classes:
@@ -122,16 +84,10 @@ def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed
         condition = torch.full((count,), number)
         # Guidance compares with the null condition: without a class there is nothing to guide towards.
         scale = 1.0 if label == ANY else guidance
-        streams.append(
-            sampling.stream(generator, condition, scale, temperature, int(top_k), top_p, int(seed))
-        )
-    with ThreadPoolExecutor(len(names)) as pool:  # each side on a core of its own
-        sides = [_sheets(studio, name, stream) for name, stream in zip(names, streams, strict=True)]
-        while None not in (rows := list(pool.map(next, sides, [None] * len(sides)))):
-            (*_, (done, tokens)) = (place for _, place in rows)
-            state = "done" if done == tokens else "decoding"
-            status = f'<div class="note" data-done="{done}">{state}: token {done} of {tokens}</div>'
-            yield (*(sheet for sheet, _ in rows), status)
+        streams.append(sampling.stream(generator, condition, scale, temperature, int(top_k), top_p, seed))
+    for rows in together([_sheets(studio, *side) for side in zip(names, streams, strict=True)]):
+        (*_, (done, tokens)) = (place for _, place in rows)
+        yield (*(sheet for sheet, _ in rows), progress(done, tokens))
 
 
 @torch.no_grad()

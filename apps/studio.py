@@ -4,9 +4,10 @@ Models are read on first use and kept. Layouts of codebooks take many seconds: o
 makes them, and the tabs show what they have until it is done.
 """
 
+import math
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -17,7 +18,7 @@ import gradio as gr
 import torch
 from torch import Tensor, nn
 
-from gear_studio import data, runs
+from gear_studio import data, plots, runs
 from gear_studio.analysis import codes
 from gear_studio.data.upload import read_upload
 from gear_studio.generator import Generator
@@ -52,12 +53,12 @@ class Studio:
                 )
             self.runs |= {name if name not in self.runs else f"{folder}/{name}": more[name] for name in more}
         self.tokenizers = [name for name, run in self.runs.items() if run.has("tokenizer")]
-        # The tabs ask by class.
-        self.generators = [
-            name
-            for name, run in self.runs.items()
-            if run.has("projector") and not run.config["recipe"].get("text_encoder")
-        ]
+        # Asked by class, which most tabs do, or in words.
+        self.generators, self.captioned = [], []
+        for name, run in self.runs.items():
+            if run.has("projector"):
+                words = run.config["recipe"].get("text_encoder")
+                (self.captioned if words else self.generators).append(name)
         if not self.tokenizers or not self.generators:
             raise ValueError(
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
@@ -93,6 +94,15 @@ class Studio:
 
     def teacher(self, name: str) -> Teacher:
         return self._part(name, "teacher")
+
+    def about(self, name: str) -> str:
+        """A line about a generator's Run, as HTML."""
+        run, config = self.runs[name], self.generator(name).config
+        tokenizer = run.config["parent"] if not run.has("tokenizer") else run.name
+        return (
+            f'<div class="note">arm {run.config["arm"]}, on tokenizer {tokenizer}; {config.blocks} blocks x '
+            f"{config.dim}, {run.config['recipe']['steps']:,} steps</div>"
+        )
 
     def survey(self, name: str) -> codes.Survey:
         """What the tokenizer of Run `name` does with 512 held-out pictures of the world; computed once."""
@@ -153,8 +163,61 @@ def polite() -> Iterator[None]:
     """Turn an error that the user can act on into a message in the page, without a traceback in the log."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise gr.Error(str(error), duration=12, print_exception=False) from error
+
+
+def together(sides: list[Iterator]) -> Iterator[list]:
+    """What the iterators yield, side by side, each on a core of its own, until one ends."""
+    with ThreadPoolExecutor(len(sides)) as pool:
+        while None not in (rows := list(pool.map(next, sides, [None] * len(sides)))):
+            yield rows
+
+
+def dice(codes: int, tab: str = "") -> list:
+    """How to sample: pictures, guidance, temperature, top-k, top-p and seed. tab: prefix of their ids."""
+    return [
+        gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{tab}count"),
+        gr.Slider(1, 5, 1.5, step=0.1, label="Guidance s", info="u + s (c − u); 1 is none"),
+        gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="0 takes the likeliest code"),
+        gr.Slider(0, codes, 0, step=1, label="Top-k", info="codes kept; 0 keeps all"),
+        gr.Slider(0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept"),
+        gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{tab}seed"),
+    ]
+
+
+def whole(seed: int | None) -> int:
+    if seed is None:
+        raise ValueError("The seed is empty; give a whole number, 0 or above.")
+    return int(seed)
+
+
+def progress(done: int, tokens: int) -> str:
+    state = "done" if done == tokens else "decoding"
+    return f'<div class="note" data-done="{done}">{state}: token {done} of {tokens}</div>'
+
+
+def map_scales(codes: int) -> None:
+    """The colour scales of the maps in `plots.sample_sheet`."""
+    limit = math.log(codes)
+    with gr.Row():
+        left = plots.legend("left map: log p of the chosen code, nats", -limit, 0, "magma")
+        gr.HTML(left, padding=False)
+        gr.HTML(plots.legend("right map: entropy H of the next code, nats", 0, limit), padding=False)
+
+
+def sheet(name: str, alt: str = "Sampled pictures with their maps", **settings) -> gr.Image:
+    """A picture of many, of any size. name: its id in the page."""
+    return gr.Image(
+        show_label=False,
+        interactive=False,
+        format="png",
+        buttons=["download", "fullscreen"],
+        elem_id=name,
+        elem_classes="sheet",
+        alt_text=alt,
+        **settings,
+    )
 
 
 def clicked_token(event: gr.SelectData, grid: int) -> int:

@@ -152,13 +152,17 @@ class Attention(nn.Module):
         self.qkv_text = nn.Linear(config.dim, 3 * config.dim, bias=False) if text else None
         self.out_text = nn.Linear(config.dim, config.dim, bias=False) if text else None
 
-    def forward(
-        self, x: Tensor, angles: Tensor, cache: Cache | None, block: int, mask: Tensor | None, words: int
-    ) -> Tensor:
+    def projected(self, x: Tensor, angles: Tensor, words: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated, and values of normed x (B, T, d); each (B, heads, T, head_dim)."""
         qkv = by_stream(self.qkv_text, self.qkv, x, words)
         # Unbound, not sliced: the backward pass of a slice would fill a tensor of all three with zeros.
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        q, k = rotate(q, angles), rotate(k, angles)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def forward(
+        self, x: Tensor, angles: Tensor, cache: Cache | None, block: int, mask: Tensor | None, words: int
+    ) -> Tensor:
+        q, k, v = self.projected(x, angles, words)
         if cache is not None:
             k, v = cache.extend(block, k, v)
         # A single new position may look at everything cached; longer inputs start at position 0 and are
@@ -193,6 +197,10 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
+    def normed(self, x: Tensor, words: int) -> Tensor:
+        """What the attention is given."""
+        return by_stream(self.attention_norm_text, self.attention_norm, x, words)
+
     def forward(
         self,
         x: Tensor,
@@ -203,8 +211,7 @@ class Block(nn.Module):
         words: int = 0,
     ) -> Tensor:
         """words: how many positions of x, from the first, are the condition's. mask: `attention_mask`."""
-        normed = by_stream(self.attention_norm_text, self.attention_norm, x, words)
-        x = x + self.dropout(self.attention(normed, angles, cache, block, mask, words))
+        x = x + self.dropout(self.attention(self.normed(x, words), angles, cache, block, mask, words))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 

@@ -746,6 +746,23 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
     return sheet
 
 
+def attention_sheet(images: Tensor, maps: Tensor, high: float) -> Image.Image:
+    """Pictures, each with its map of attention on its right, in as many columns as `sample_sheet` has.
+
+    images: (B, 3, H, W) in [-1, 1]. maps: (B, N), coloured from 0 to `high`."""
+    count, tokens = maps.shape
+    grid, columns, gap = math.isqrt(tokens), math.ceil(math.sqrt(count)), 12
+    side = {1: 256, 2: 192, 3: 144}.get(columns, 120)
+    width, rows = 2 * side + 4, math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (side + gap) - gap), "white")
+    colors = colored(maps, 0, high, "cividis").reshape(count, grid, grid, 3)
+    for i, (pixels, shares) in enumerate(zip(to_rgb(images), colors, strict=True)):
+        left, top = i % columns * (width + gap), i // columns * (side + gap)
+        sheet.paste(enlarge(pixels, side), (left, top))
+        sheet.paste(enlarge(shares, side), (left + side + 4, top))
+    return sheet
+
+
 def legend(text: str, low: float, high: float, cmap: str = "viridis", digits: int = 1) -> str:
     """A colour scale as HTML, with its ends and middle labelled. text: the quantity and its unit."""
     stops = map(matplotlib.colors.to_hex, matplotlib.colormaps[cmap](np.linspace(0, 1, 9)))

@@ -4,18 +4,20 @@
 samples: every class in turn, or the captions of held-out pictures, in order.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gear_studio.data import Source
+from gear_studio.data import Source, shapes
 from gear_studio.pictures import to_uint8, write_grid, write_png
-from gear_studio.text import TextEncoder
+from gear_studio.text import TextEncoder, split
 
 
 class Asked(Protocol):
@@ -65,6 +67,27 @@ class Written:
 
     def numbered(self, numbers: Sequence[int]) -> Tensor:
         return self.encoder([self.captions[number % len(self.captions)] for number in numbers])
+
+
+# Words
+
+
+@functools.cache
+def vocabulary() -> frozenset[str]:
+    """Every word that a caption of the embedded world may have."""
+    rng = np.random.default_rng(0)
+    told = (
+        shapes.describe({key: value}, rng)
+        for key, values in shapes.ATTRIBUTES.items()
+        for value in values
+        for _ in range(50)  # so often that no phrasing is left out
+    )
+    return frozenset(word for caption in told for word in split(caption))
+
+
+def unknown_words(caption: str) -> list[str]:
+    """The words of a caption that no caption of the embedded world has, each once."""
+    return [word for word in dict.fromkeys(split(caption)) if word not in vocabulary()]
 
 
 # Prompt files

@@ -7,7 +7,7 @@ same numbers.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,11 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def uniforms(seed: int, batch: int, length: int, first: int = 0) -> Tensor:
-    """(batch, length) in [0, 1): row i is picture number first + i and depends on (seed, first + i) only."""
+def uniforms(seed: int, batch: int, length: int, first: int | Sequence[int] = 0) -> Tensor:
+    """(batch, length) in [0, 1): row i is picture number first + i, or first[i] of a sequence, and depends on
+    the seed and that number only."""
     rows = []
-    for i in range(first, first + batch):
+    for i in range(first, first + batch) if isinstance(first, int) else first:
         source = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
         rows.append(torch.rand(length, generator=source))
     return torch.stack(rows)
@@ -59,9 +60,11 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
+
+    first may also be a number for each picture: those of equal number are drawn from the same random numbers.
 
     The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k /
     top-p: how

@@ -41,6 +41,10 @@ class TextEncoder(Protocol):
         """What each position that is not padding stands for."""
         ...
 
+    def beyond(self, caption: str) -> int:
+        """How many words (a language model's: tokens) of a caption are cut off."""
+        ...
+
 
 def load(name: str, length: int) -> TextEncoder:
     """The text encoder called `name`: "words", or a model of the Hugging Face Hub or a folder with one.
@@ -49,11 +53,22 @@ def load(name: str, length: int) -> TextEncoder:
     return Words(length) if name == "words" else LanguageModel(name, length)
 
 
+def split(caption: str) -> list[str]:
+    """The words of a caption, in small letters and without punctuation."""
+    return re.findall(r"\w+", caption.lower())
+
+
 class _Cutting:
     """Says once that captions are cut."""
 
     length: int
     _said = False
+
+    def _all(self, caption: str) -> list:
+        raise NotImplementedError
+
+    def beyond(self, caption: str) -> int:
+        return max(0, len(self._all(caption)) - self.length)
 
     def cut(self, words: list, caption: str) -> list:
         if len(words) > self.length and not self._said:
@@ -82,7 +97,10 @@ class Words(_Cutting):
         self._known: dict[str, Tensor] = {}
 
     def words(self, caption: str) -> list[str]:
-        return self.cut(re.findall(r"\w+", caption.lower()), caption)
+        return self.cut(self._all(caption), caption)
+
+    def _all(self, caption: str) -> list[str]:
+        return split(caption)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         encoded = torch.zeros(len(captions), self.length, 1 + self.dim)
@@ -148,7 +166,10 @@ class LanguageModel(_Cutting):
         return [self.tokenizer.decode([number]).strip() for number in self._ids(caption)]
 
     def _ids(self, caption: str) -> list[int]:
-        return self.cut(self.tokenizer(caption)["input_ids"], caption)
+        return self.cut(self._all(caption), caption)
+
+    def _all(self, caption: str) -> list[int]:
+        return self.tokenizer(caption)["input_ids"]
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:

@@ -15,10 +15,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -46,13 +48,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The explorer, started as a user starts it."""
-    port, log = free_port(), tmp_path_factory.mktemp("explorer") / "log.txt"
+@contextmanager
+def serving(temporary: Path, folder: str | Path | None) -> Iterator[str]:
+    """The explorer, started as a user starts it; yields its address."""
+    port, log = free_port(), temporary / "log.txt"
     command = [sys.executable, str(APPS / "explorer.py"), "--port", str(port)]
-    if folder := os.environ.get("GEAR_EXPLORER_RUNS"):
-        command += ["--runs", folder]
+    if folder:
+        command += ["--runs", str(folder)]
     here = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(log.parent / "files")}
     with log.open("w") as file:
         app = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=here)
@@ -75,6 +77,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """On the shipped runs."""
+    with serving(tmp_path_factory.mktemp("explorer"), os.environ.get("GEAR_EXPLORER_RUNS")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -89,8 +98,8 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
+@contextmanager
+def visiting(browser: Browser, address: str) -> Iterator[Page]:
     """The explorer freshly opened. Complaints of the page and requests to other hosts fail the test."""
     opened = browser.new_page(viewport={"width": 1400, "height": 1000})
     opened.set_default_timeout(PATIENCE)
@@ -103,6 +112,12 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     opened.close()
     assert complaints == []
     assert {host for host in hosts if host.startswith(("http", "ws"))} == {address}
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with visiting(browser, address) as opened:
+        yield opened
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:
@@ -310,6 +325,66 @@ def test_eight_users_at_once_all_get_answers(address: str):
         pictures = list(pool.map(user, range(8)))
     assert len({picture.tobytes() for picture in pictures}) == 8
     assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
+
+
+def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("prompt")
+    with (
+        serving(temporary, tiny.caption_runs(temporary)) as address,
+        visiting(browser, address) as page,
+    ):
+        open_tab(page, "Prompt", "#prompt-sheet-0")  # draws once by itself
+        done, text = page.locator("#prompt-status [data-done='64']"), page.locator("#prompt-text textarea")
+        done.wait_for()
+        expect(text).to_have_value("a red striped star, top left")
+        page.locator("#prompt-size input").click()
+        page.get_by_role("option", name="large").click()
+        expect(text).to_have_value("a large red striped star, top left")
+        expect(page.locator("#prompt-notes")).to_be_empty()
+
+        page.evaluate(
+            """() => { window.seen = [];
+            const find = (selector) => document.querySelector(selector);
+            new MutationObserver(() => window.seen.push(
+                [find('#prompt-status [data-done]')?.dataset.done, find('#prompt-sheet-0 img')?.src]
+            )).observe(document.body, {childList: true, subtree: true, attributes: true}); }"""
+        )
+        text.fill("a red zebra")
+        page.locator("#prompt-go").click()
+        page.wait_for_function("window.seen.some(s => s[0] && s[0] != '64')")
+        page.wait_for_function("window.seen.at(-1)[0] == '64'")
+        seen = page.evaluate("window.seen")
+        assert len({done for done, _ in seen if done}) >= 4 and len({src for _, src in seen if src}) >= 4
+        expect(page.locator("#prompt-notes")).to_contain_text(
+            "‘zebra’ is not a word of this world's captions"
+        )
+
+        page.locator("#prompt-words").get_by_text("zebra", exact=True).click()
+        zebra = page.locator("#prompt-map-0 img")
+        zebra.wait_for()
+        shown = pixels(page, "#prompt-map-0")
+        assert shown[:, -100:].std() > 0
+        page.locator("#prompt-words").get_by_text("red", exact=True).click()
+        shown = changed(page, "#prompt-map-0", shown)
+        page.locator("#prompt-block input[type=number]").fill("1")
+        page.locator("#prompt-block input[type=number]").press("Tab")
+        changed(page, "#prompt-map-0", shown)
+
+        page.locator("#prompt-control input").check()
+        page.locator("#prompt-go").click()
+        page.locator("#prompt-control-0 img").wait_for()
+        done.wait_for()
+        title = page.locator("#prompt-control-title-0")
+        expect(title).to_contain_text("the same random numbers, asked for “a ")
+
+
+def test_without_a_generator_of_captions_the_way_to_one_is_shown(page: Page):
+    if os.environ.get("GEAR_EXPLORER_RUNS"):
+        pytest.skip("other runs than the shipped ones may have one")
+    page.get_by_role("tab", name="Prompt").click()
+    expect(page.locator("#prompt-none")).to_contain_text("--arm gear --condition caption")
 
 
 def test_the_layout_of_the_codes_arrives(page: Page):

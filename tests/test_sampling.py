@@ -166,3 +166,8 @@ def test_impossible_settings_are_refused_by_name(gen, bad):
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         sampling.sample(gen, LABELS, **bad)
+
+
+def test_pictures_of_the_same_number_share_their_random_numbers():
+    one, other, again = sampling.uniforms(seed=3, batch=3, length=5, first=[2, 0, 2])
+    assert torch.equal(one, again) and torch.equal(torch.stack([other, one]), sampling.uniforms(3, 3, 5)[::2])

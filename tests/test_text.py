@@ -66,11 +66,19 @@ def test_longer_captions_are_cut_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(encoder(["a b c x y z"]), found)
+    assert [encoder.beyond(caption) for caption in ("", "a b c", "a b c, d e")] == [0, 0, 2]
 
 
 def test_the_longest_caption_of_the_world_leaves_padding():
     longest = max(len(Words().words(c)) for c in shapes.Shapes().captions(range(3000)))
     assert 15 <= longest < text.LENGTH
+
+
+def test_the_words_of_the_world_and_no_others_are_known():
+    told = {w for caption in shapes.Shapes().captions(range(3000)) for w in text.split(caption)}
+    assert prompts.vocabulary() == told
+    assert prompts.unknown_words("A zebra, a RED zebra on a violin") == ["zebra", "violin"]
+    assert prompts.unknown_words("") == []
 
 
 # Language models
@@ -141,6 +149,7 @@ def test_a_language_model_says_once_that_it_cuts(qwen):
     with pytest.warns(UserWarning, match="a caption of 3 words is cut to 2"):
         found = encoder(["a red ring"])
     assert torch.equal(found[..., 0], torch.ones(1, 2))
+    assert encoder.beyond("a red ring") == 1
 
 
 def test_without_a_connection_or_the_package_the_way_out_is_named(tmp_path, monkeypatch):

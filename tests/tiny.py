@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from gear_studio import cli
 from gear_studio.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.generator import Generator, GeneratorConfig
+from gear_studio.runs import ZOO
 from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.training import stages
@@ -102,6 +105,15 @@ def stage(name: str, arm: str, seed: int = 0, execution: Execution = WHOLE, **ch
     if "aligned" in made.modules:
         wake(made.modules["aligned"].generator)
     return made
+
+
+def caption_runs(folder: Path) -> Path:
+    """Runs with a generator asked in words, made as the explorer says how but at the smoke budget."""
+    runs = folder / "runs"
+    shutil.copytree(ZOO / "gear", runs / "shapes-joint-gear-s0")
+    out = runs / "shapes-caption-generator-gear-s0"
+    cli.train("shapes", "generator", "gear", condition="caption", budget="smoke", out=out)
+    return runs
 
 
 def batch(seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,6 +56,14 @@ _BACKGROUND_RGB = {
 COLORS = tuple(_COLOR_RGB)
 BACKGROUNDS = tuple(_BACKGROUND_RGB)
 CLASSES = tuple(f"{texture} {shape}" for shape in SHAPES for texture in TEXTURES)  # id = shape * 4 + texture
+ATTRIBUTES = {
+    "size": SIZES,
+    "color": COLORS,
+    "texture": TEXTURES,
+    "shape": SHAPES,
+    "position": POSITIONS,
+    "background": BACKGROUNDS,
+}
 GRID = 8  # token cells a side
 COMBINATIONS = ("all", "seen", "unseen")
 
@@ -249,15 +257,9 @@ class Shapes:
     def _names(self, indices: Sequence[int]) -> list[dict[str, str]]:
         """The attributes of each picture by name."""
         _, factors = self._draw(indices)
-        known = {
-            "size": SIZES,
-            "color": COLORS,
-            "texture": TEXTURES,
-            "shape": SHAPES,
-            "position": POSITIONS,
-            "background": BACKGROUNDS,
-        }
-        return [{key: names[factors[key][i]] for key, names in known.items()} for i in range(len(indices))]
+        return [
+            {key: names[factors[key][i]] for key, names in ATTRIBUTES.items()} for i in range(len(indices))
+        ]
 
     def _key(self, number: int) -> int:
         return SPLITS.index(self.split) * SPLIT_LENGTH + int(number)
