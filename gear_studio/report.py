@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
+from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
 from gear_studio.analysis.judge import ATTRIBUTES
 from gear_studio.pretrained import read_json
 from gear_studio.reproduce import GENERATORS, TOKENIZERS
@@ -29,7 +30,7 @@ def with_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
 def tables(folder: Path) -> str:
     """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups."""
     runs = {name: Run.from_pretrained(folder / name) for name in (*TOKENIZERS, *GENERATORS)}
-    parts = ["### Teacher and judge", teacher_table(), "### Tokenizers", tokenizer_table(runs)]
+    parts = ["### Teacher and judge", teacher_table(folder), "### Tokenizers", tokenizer_table(runs)]
     parts += ["### Generators, each from scratch on the frozen tokenizer", generator_table(runs)]
     parts.append(agreement_table(runs))
     parts += ["### Steps to the control's final value", speed_table(runs)]
@@ -39,9 +40,14 @@ def tables(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def teacher_table() -> str:
-    teacher = read_json(ZOO / "teacher" / "evaluation.json", "the shipped teacher")
-    judge = read_json(ZOO / "judge" / "evaluation.json", "the shipped judge")
+def teacher_table(folder: Path) -> str:
+    """Of the teacher and judges that were retrained in `folder`, else of the shipped ones."""
+    own = (folder / "teacher" / "evaluation.json").is_file()
+
+    def measured(model: str) -> dict:
+        return read_json((folder if own else ZOO) / model / "evaluation.json", f"the evaluation of {model}")
+
+    teacher, judge, attributes = map(measured, ("teacher", "judge", "attribute-judge"))
     tasks = ("foreground", "texture", "shape")
     rows = [
         [
@@ -51,10 +57,12 @@ def teacher_table() -> str:
         for key, label in (("teacher", "tiny teacher"), ("random", "the same ViT, random weights"))
     ]
     probes = table(["linear probe on held-out patches (%)", *tasks], rows)
-    attributes = read_json(ZOO / "attribute-judge" / "evaluation.json", "the shipped judge of attributes")
     each = ", ".join(f"{name} {100 * attributes[name]:.1f} %" for name in (*ATTRIBUTES, "all"))
     accuracy = f"The judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
-    return f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
+    text = f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
+    if own and folder != ZOO:
+        text += " The runs below are aligned with, and measured by, the teacher and judges that ship."
+    return text
 
 
 def tokenizer_table(runs: dict[str, Run]) -> str:
@@ -115,7 +123,10 @@ def agreement_table(runs: dict[str, Run]) -> str:
     found = {name: runs[name].evaluation["class_agreement"] for name in GENERATORS}
     scales = list(next(iter(found.values())))
     rows = [[f"`{name}`", *(with_spread(found[name][s], 1, 100) for s in scales)] for name in GENERATORS]
-    note = "± is the standard deviation over three sampling seeds, here of 480 samples each."
+    note = f"{AGREEMENT_SAMPLES} samples a seed."
+    seeds = len(found["generator-gear"][scales[0]]["values"])
+    if seeds > 1:
+        note = f"± is the standard deviation over {seeds} sampling seeds, here of {note}"
     header = ["samples that show the asked class (%)", *(f"guidance {scale}" for scale in scales)]
     return f"{table(header, rows)}\n\n{note}"
 

@@ -1,0 +1,32 @@
+"""The tables say whose figures they hold."""
+
+import json
+
+from gear_studio import report
+from gear_studio.runs import ZOO
+
+
+def test_a_retrained_teacher_is_shown_with_its_own_figures(tmp_path):
+    for model in ("teacher", "judge", "attribute-judge"):
+        measured = json.loads((ZOO / model / "evaluation.json").read_text())
+        if model == "teacher":
+            measured["teacher"]["shape"] = {"mean": 0.5, "spread": 0.02}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "evaluation.json").write_text(json.dumps(measured))
+    own, shipped = report.teacher_table(tmp_path), report.teacher_table(ZOO)
+    assert "50.0 ± 2.0 |" in own and "50.0 ± 2.0" not in shipped
+    assert "measured by, the teacher and judges that ship" in own and "that ship" not in shipped
+    assert report.teacher_table(tmp_path / "runs of a generator alone") == shipped
+
+
+def test_a_spread_is_promised_only_where_seeds_are_several():
+    class Measured:
+        def __init__(self, values):
+            spread = {"mean": 0.25, "std": 0.01 if len(values) > 1 else None, "values": values}
+            self.evaluation = {"class_agreement": {"1": spread}}
+
+    one, three = (
+        report.agreement_table(dict.fromkeys(report.GENERATORS, Measured([0.25] * count))) for count in (1, 3)
+    )
+    assert "±" not in one and "480 samples a seed" in one
+    assert "25.0 ± 1.0" in three and "over 3 sampling seeds" in three
