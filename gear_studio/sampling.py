@@ -66,9 +66,8 @@ def stream(
 
     first may also be a number for each picture: those of equal number are drawn from the same random numbers.
 
-    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k /
-    top-p: how
-    sure the model was, not how the dice were loaded."""
+    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k and
+    top-p: how sure the model was, not how the dice were loaded."""
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
     if not 0 < top_p <= 1:
@@ -124,10 +123,8 @@ def sample(
     """Sample token indices (B, N) for `condition`: labels (B,), or encoded captions (B, T, 1 + caption_dim).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
-    and
-    top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1, s =
-    1.5
-    or 1.0). first: the number of the first picture, so that a slice of a long series gets the pictures that
-    the whole series would have there."""
+    and top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1,
+    s = 1.5 or 1.0). first: the number of the first picture, so that a slice of a long series gets the
+    pictures that the whole series would have there."""
     *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
     return last.indices
