@@ -111,10 +111,14 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
         for curve in curves if len(curves) > 1 else []:
             axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.5)
         steps = sorted(set.intersection(*map(set, curves)))
-        mean = [np.mean([curve[step] for curve in curves]) for step in steps]
-        name = f"{label} (mean of {len(curves)} seeds)" if len(curves) > 1 else label
-        axes.plot(steps, mean, color=color, linewidth=2.4, label=name)
+        median = [np.median([curve[step] for curve in curves]) for step in steps]
+        name = f"{label} (median of {len(curves)} seeds)" if len(curves) > 1 else label
+        axes.plot(steps, median, color=color, linewidth=2.4, label=name)
     axes.set(xlabel="training step", ylabel=ylabel)
+    if key == "val_fd":  # falls by tens, and ends in single figures that are to be told apart
+        axes.set_yscale("log")
+        for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            ticks(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @styled

@@ -53,6 +53,7 @@ def test_an_arm_that_never_gets_there_counts_as_least():
     never, fast = line(0.005), line(0.05)
     most = speed_up_over_seeds([line(0.01)] * 3, [never, fast, fast])
     assert most.pairs == pytest.approx((0, 5, 5)) and most.value == pytest.approx(5) and most.low == 0
+    assert str(most) == "5.00x [not reached, 5.00], 3 seeds"
     tie = speed_up_over_seeds([line(0.01)] * 2, [never, fast])
     assert tie.value == 0  # not 2.5, half of an unknown
     assert str(tie) == "not reached (1 of 2 seeds)" and tie.reached == 1

@@ -50,7 +50,8 @@ class SpeedUp:
     def __str__(self) -> str:
         if not self.value:
             return f"not reached ({self.reached} of {len(self.pairs)} seeds)"
-        return f"{self.value:.2f}x [{self.low:.2f}, {self.high:.2f}], {len(self.pairs)} seeds"
+        low = f"{self.low:.2f}" if self.low else "not reached"
+        return f"{self.value:.2f}x [{low}, {self.high:.2f}], {len(self.pairs)} seeds"
 
 
 def speed_up_over_seeds(
