@@ -73,12 +73,12 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Figure:
     """A validation metric against training steps. runs: label -> the Runs of its seeds.
 
-    Each seed is a thin line, their mean a bold one, over the steps all seeds have measured. Raises KeyError
+    Each seed is a thin line, their median a bold one, over the steps all seeds have measured. Raises KeyError
     when a Run has no metric `key`."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     _against_steps(axes, runs, key, ylabel)
-    axes.legend()
+    axes.legend(title=_lines(runs))
     return figure
 
 
@@ -99,8 +99,15 @@ def curves(runs: Mapping[str, Sequence[Run]], keys: Mapping[str, str]) -> Figure
     for axes in figure.axes:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     fitting = max(1, min(len(named), 4 * len(keys) // 3))
-    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=fitting)
+    place = {"loc": "outside upper center", "ncols": fitting, "title": _lines(runs)}
+    figure.legend(named.values(), named.keys(), **place)
     return figure
+
+
+def _lines(runs: Mapping[str, Sequence[Run]]) -> str | None:
+    """What bold and thin lines are; None where every arm has one Run."""
+    most = max(map(len, runs.values()), default=0)
+    return f"bold: median of {most} seeds; thin: each seed" if most > 1 else None
 
 
 def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> None:
@@ -112,8 +119,7 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
             axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.5)
         steps = sorted(set.intersection(*map(set, curves)))
         median = [np.median([curve[step] for curve in curves]) for step in steps]
-        name = f"{label} (median of {len(curves)} seeds)" if len(curves) > 1 else label
-        axes.plot(steps, median, color=color, linewidth=2.4, label=name)
+        axes.plot(steps, median, color=color, linewidth=2.4, label=label)
     axes.set(xlabel="training step", ylabel=ylabel)
     if key == "val_fd":  # falls by tens, and ends in single figures that are to be told apart
         axes.set_yscale("log")
