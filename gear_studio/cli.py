@@ -20,7 +20,7 @@ Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
 RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", *ARMS["generator"]]
-Metric = Literal["fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness"]
+Metric = Literal["fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness"]
 
 
 def run_name(label: str, stage: str, arm: str, seed: int) -> str:
@@ -212,9 +212,12 @@ def evaluate(
     seeds: int = 3,
     cfg_scale: float = 1.5,
     metrics: tuple[Metric, ...] = ("fd",),
+    prompts: Path | None = None,
     reference: Path | None = None,
     folder: Path | None = None,
     teacher: str | None = None,
+    clip: str | None = None,
+    dinov2_weights: Path | None = None,
     inception_weights: Path | None = None,
     lpips_weights: Path | None = None,
     save_samples: Path | None = None,
@@ -229,13 +232,19 @@ def evaluate(
         samples: Images behind every figure, the same for every run that is compared.
         seeds: Sampling seeds, for the spread.
         cfg_scale: Guidance scale of the guided figures.
-        metrics: fd (Frechet distance in the teacher's features; works offline), fid, sfid, is (Inception
-        Score), pr (precision and recall), of reconstructions ssim and lpips, and likeness (CKA and CKNNA of
-        tokenizer and generator with the teacher).
+        metrics: fd (Frechet distance in the teacher's features; works offline), fd-dinov2 (in DINOv2's, as
+        published), fid, sfid, is (Inception Score), pr (precision and recall), of a generator on captions
+        clipscore, of reconstructions ssim and lpips, and likeness (CKA and CKNNA of tokenizer and generator
+        with the teacher).
+        prompts: What samples are asked for, in turn, instead of the captions of held-out images: a file or
+        folder as `sample --prompts` takes. Distances are then best taken to a --reference.
         reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
         arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
         folder: Where the pictures of a run on source `folder` or `shards` lie.
         teacher: Whose features fd is taken in. Default: the run's own teacher.
+        clip: The CLIP of clipscore: a name on the Hugging Face Hub or a folder. Default:
+        openai/clip-vit-large-patch14.
+        dinov2_weights: The file of DINOv2 ViT-L/14, where it cannot be downloaded.
         inception_weights: The file of FID's Inception network, where it cannot be downloaded.
         lpips_weights: The file of VGG-16, where it cannot be downloaded.
         save_samples: Also write the first seed's samples: a folder of PNGs, or X.npz for the ADM evaluator;
@@ -256,9 +265,12 @@ def evaluate(
         seeds=seeds,
         cfg_scale=cfg_scale,
         metrics=metrics,
+        prompts=prompts,
         reference=reference,
         folder=folder,
         teacher=teacher,
+        clip=clip,
+        dinov2_weights=dinov2_weights,
         inception_weights=inception_weights,
         lpips_weights=lpips_weights,
         save_samples=save_samples,

@@ -1,7 +1,8 @@
 """What a generator is asked for, by training and by measurements; and the prompt files of benchmarks.
 
 `Labels` and `Captions` have one interface: `of` a batch of pictures, what these show; and `numbered`, for
-samples: every class in turn, or the captions of held-out pictures, in order.
+samples: every class in turn, or the captions of held-out pictures, in order. Captions are also `told`, as
+text.
 """
 
 import functools
@@ -52,8 +53,10 @@ class Captions:
         return self.encoder(batch["caption"])
 
     def numbered(self, numbers: Sequence[int]) -> Tensor:
-        chosen = [self.chosen[number % len(self.chosen)] for number in numbers]
-        return self.encoder(self.source.captions(chosen))
+        return self.encoder(self.told(numbers))
+
+    def told(self, numbers: Sequence[int]) -> list[str]:
+        return self.source.captions([self.chosen[number % len(self.chosen)] for number in numbers])
 
 
 class Written:
@@ -66,7 +69,10 @@ class Written:
         return self.encoder(batch["caption"])
 
     def numbered(self, numbers: Sequence[int]) -> Tensor:
-        return self.encoder([self.captions[number % len(self.captions)] for number in numbers])
+        return self.encoder(self.told(numbers))
+
+    def told(self, numbers: Sequence[int]) -> list[str]:
+        return [self.captions[number % len(self.captions)] for number in numbers]
 
 
 # Words

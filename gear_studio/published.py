@@ -1,9 +1,12 @@
-"""Weights that others publish as one file: from the user's disk, or downloaded once.
+"""Models that others publish, as one file of weights or as transformers loads them: from the user's disk, or
+downloaded once.
 
 Notable: files are read with `weights_only=True`, which refuses code; and where nothing can be downloaded, the
-message says which file to fetch from where, and where to put it.
+message says what to fetch from where, and where to put it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,3 +40,26 @@ def state_dict(url: str, file: str | Path | None, what: str, option: str) -> dic
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict; {what} takes the weights published at {url}")
     return state
+
+
+@contextmanager
+def of_the_hub(name: str, what: str, option: str) -> Iterator[None]:
+    """Around importing transformers and loading `name` with it, a model of the Hugging Face Hub or a folder.
+
+    what, option: for the messages, such as "CLIP" and "--clip FOLDER". Raises ImportError without
+    transformers, FileNotFoundError where the model cannot be had."""
+    try:
+        yield
+    except ImportError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(
+            f"{what} {name!r} needs transformers; install it with "
+            "`uv pip install -c constraints.txt -e '.[text]'` (or pip)"
+        ) from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{what} {name!r} is neither a folder nor to be had from the Hub "
+            f"({str(error).strip().splitlines()[0]}). Without a connection, download it elsewhere "
+            f"(`hf download {name} --local-dir FOLDER`) and name that folder: {option}"
+        ) from error

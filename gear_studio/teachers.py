@@ -29,6 +29,7 @@ from gear_studio.pretrained import atomic, load_weights, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}
+OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
 UNTRAINED = ("random", "pixels")  # controls: the tiny one with random weights, and no network at all
 PUBLISHED = {  # short names; any other timm name works as well
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -148,12 +149,12 @@ def timm_encoder(name: str, **pretrained) -> nn.Module:
     return encoder
 
 
-def published_encoder(name: str, weights: str | Path | None) -> nn.Module:
+def published_encoder(name: str, weights: str | Path | None, option: str = OPTION) -> nn.Module:
     """The timm encoder of a published teacher: its weights from the file `weights`, or downloaded (cached).
 
     weights: safetensors or a torch file, as published (also by the model's authors, where timm reads that).
-    Raises FileNotFoundError when it is not there or nothing can be downloaded, ValueError when it does not
-    fit."""
+    option: what names such a file, for the messages. Raises FileNotFoundError when it is not there or nothing
+    can be downloaded, ValueError when it does not fit."""
     model = timm_name(name)
     if weights is None:
         try:
@@ -162,15 +163,15 @@ def published_encoder(name: str, weights: str | Path | None) -> nn.Module:
             raise
         except Exception as error:  # the hub, its client and the disk have many ways to fail
             raise FileNotFoundError(
-                f"the weights of teacher {name!r} could not be downloaded from the Hugging Face repository "
+                f"the weights of {name!r} could not be downloaded from the Hugging Face repository "
                 f"timm/{model} ({type(error).__name__}: {first_line(error)}); with a connection, try again. "
                 f"Without one, run 'hf download timm/{model}' on another machine and bring its "
-                "model.safetensors here (--teacher-weights FILE), or its cache folder (HF_HUB_CACHE)"
+                f"model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
             ) from error
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"the weights of teacher {name!r} should be in the file {weights}, which is not there; put it "
-            "there, or name another: --teacher-weights, or teacher_weights in a run's config.json"
+            f"the weights of {name!r} should be in the file {weights}, which is not there; put it there, or "
+            f"name another: {option}"
         )
     from timm.models import load_state_dict
 

@@ -22,6 +22,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gear_studio import published
+
+OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
 LENGTH = 20  # words of a caption of the small world: the longest has 18
 
 
@@ -134,25 +137,14 @@ class LanguageModel(_Cutting):
     KEPT = 256
 
     def __init__(self, name: str, length: int, device: str | torch.device | None = None):
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise ImportError(
-                f"text encoder {name!r} needs transformers; install it with "
-                "`uv pip install -c constraints.txt -e '.[text]'` (or pip)"
-            ) from error
         self.name, self.length = name, length
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        try:
+        with published.of_the_hub(name, "text encoder", OPTION):
+            from transformers import AutoModel, AutoTokenizer
+
             self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
             model = AutoModel.from_pretrained(name, dtype=dtype)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"text encoder {name!r} is neither a folder nor to be had from the Hub "
-                f"({str(error).strip().splitlines()[0]}). Without a connection, download it elsewhere "
-                f"(`hf download {name} --local-dir FOLDER`) and name that folder"
-            ) from error
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         model = getattr(model, "language_model", model)

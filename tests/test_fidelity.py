@@ -1,23 +1,25 @@
 """Distances, scores and their sums against independent arithmetic, and the evaluation of a whole Run."""
 
 import json
-import os
 import pickle
-import socket
 import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import scipy.linalg
+import timm
 import tiny
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import fidelity, inception, reference
+from gear_studio.analysis import dinov2, fidelity, inception, reference
 from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
 from gear_studio.analysis.statistics import (
     Moments,
@@ -184,6 +186,104 @@ def test_weights_of_another_network_are_refused(tmp_path):
         inception.Inception(tmp_path / "linear.pth")
 
 
+# DINOv2
+
+
+@pytest.fixture(scope="module")
+def dinov2_file(tmp_path_factory):
+    """As timm publishes it, with random weights, and timm that builds it with one block of 32 channels."""
+    create = timm.create_model
+
+    def cut(name: str, **options):
+        return create(name, **{"depth": 1, "embed_dim": 32, "num_heads": 2} | options)
+
+    torch.manual_seed(0)
+    state = cut("vit_large_patch14_dinov2").state_dict()
+    for value in state.values():  # as drawn, layer scales of 1e-5 hide the block
+        value.add_(0.1 * torch.randn_like(value))
+    path = tmp_path_factory.mktemp("dinov2") / "model.safetensors"
+    save_file(state, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", cut)
+        yield path
+
+
+def seen_by(net: dinov2.DINOv2, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network is given of pictures, and what it answers."""
+    given = []
+    hook = net.net.patch_embed.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    answer = net(pictures)
+    hook.remove()
+    return given[0], answer
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (300, 250), (224, 224)])
+def test_dinov2_is_given_what_pillow_makes_of_8_bit_pictures(dinov2_file, shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    found, _ = seen_by(dinov2.DINOv2(dinov2_file), torch.from_numpy(picture).permute(2, 0, 1)[None])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    levels = (found[0].permute(1, 2, 0).numpy() * std + mean) * 255
+    expected = np.asarray(Image.fromarray(picture).resize((224, 224), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
+    assert np.abs(levels - expected).max() < 2.01 and np.abs(levels - expected).mean() < 0.02
+
+
+def cubic(count: int, size: int, scale: float) -> torch.Tensor:
+    """Cubic convolution (Keys, a = -0.75) from `size` points to `count`, at a scale that is told: (count,
+    size)."""
+    weights = torch.zeros(count, size, dtype=torch.float64)
+    for i in range(count):
+        at = (i + 0.5) / scale - 0.5
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            t = abs(at - j)
+            near, far = 1.25 * t**3 - 2.25 * t**2 + 1, -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            weights[i, min(max(j, 0), size - 1)] += near if t <= 1 else far
+    return weights
+
+
+def test_fd_dinov2_is_taken_in_the_class_token_by_dinov2_s_own_positions(dinov2_file):
+    """Against a forward written out in float64."""
+    p = {key: value.double() for key, value in load_file(dinov2_file).items()}
+    net = dinov2.DINOv2(dinov2_file)
+    given, found = seen_by(net, to_uint8(tiny.batch(size=3)[0]))
+    assert found.shape == (3, 32) and net.dim == 32 and not net.net.training
+    resize = cubic(16, 37, 16.1 / 37)
+    patches = torch.einsum("ai,bj,ijd->abd", resize, resize, p["pos_embed"][0, 1:].view(37, 37, 32))
+    positions = torch.cat([p["pos_embed"][0, :1], patches.flatten(0, 1)])
+    x = F.conv2d(given.double(), p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=14)
+    x = torch.cat([p["cls_token"].expand(3, -1, -1), x.flatten(2).mT], 1) + positions
+
+    def layer(kind, x: torch.Tensor, name: str) -> torch.Tensor:
+        return kind(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (32,), weight, bias, eps=1e-6)
+
+    y = layer(F.linear, layer(norm, x, "blocks.0.norm1"), "blocks.0.attn.qkv")
+    y = F.scaled_dot_product_attention(*y.view(3, 257, 3, 2, 16).permute(2, 0, 3, 1, 4))
+    y = layer(F.linear, y.transpose(1, 2).flatten(2), "blocks.0.attn.proj")
+    x = x + y * p["blocks.0.ls1.gamma"]
+    y = F.gelu(layer(F.linear, layer(norm, x, "blocks.0.norm2"), "blocks.0.mlp.fc1"))
+    x = x + layer(F.linear, y, "blocks.0.mlp.fc2") * p["blocks.0.ls2.gamma"]
+    expected = layer(norm, x[:, 0], "norm")
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+
+
+def test_dinov2_s_weights_are_asked_for_by_name(dinov2_file, monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="'dinov2-l' .*nowhere.pth.*--dinov2-weights FILE"):
+        dinov2.DINOv2(tmp_path / "nowhere.pth")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(ValueError, match=r"linear\.pth does not hold the weights of vit_large"):
+        dinov2.DINOv2(tmp_path / "linear.pth")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(FileNotFoundError) as caught:
+        dinov2.DINOv2()
+    for part in ("timm/vit_large_patch14_dinov2.lvd142m", "hf download", "--dinov2-weights FILE"):
+        assert part in str(caught.value)
+
+
 # Evaluating a Run
 
 
@@ -203,10 +303,23 @@ class SmallInception(nn.Module):
         return {name: layer(small) for name, layer in self.layers.items()}
 
 
+class SmallDINOv2(nn.Module):
+    dim = 7
+
+    def __init__(self, weights: object = None):
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer = nn.Linear(3 * 64, self.dim)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.layer(F.adaptive_avg_pool2d(pictures.float() / 64 - 2, 8).flatten(1))
+
+
 SMALL = {"fid": 6, "sfid": 5, "is": 8}
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dinov2, "DINOv2", SmallDINOv2)
     patch.setattr(inception, "Inception", SmallInception)
     patch.setattr(inception, "CLASSES", SMALL["is"])
     for name in inception.DIMS:
@@ -242,7 +355,7 @@ def run_folder(tmp_path_factory, teacher_folder) -> Path:
     return folder
 
 
-FEATURES = ("fd", "fid", "sfid", "is", "pr")
+FEATURES = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr")
 COUNT = 24
 
 
@@ -263,7 +376,7 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
     source = data.load("digits", "val", 32)
     numbers = chosen(len(source), COUNT)
     real, others = (source.read(part)["image"] for part in numbers)
-    net = small_inception()
+    net, other = small_inception(), SmallDINOv2()
     with torch.no_grad():
 
         def patches(pictures: torch.Tensor) -> Statistics:
@@ -275,6 +388,8 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
             assert found[f"fd{name}"]["values"] == pytest.approx(fd, rel=1e-3)
             assert found[f"fd{name}"]["mean"] == pytest.approx(np.mean(fd), rel=1e-3)
             assert found[f"fd{name}"]["std"] == pytest.approx(np.std(fd, ddof=1), rel=1e-2)
+            fd = [frechet_distance(statistics_of(other(p)), statistics_of(other(real))) for p in pictures]
+            assert found[f"fd_dinov2{name}"]["values"] == pytest.approx(fd, rel=1e-6)
             for metric in ("fid", "sfid"):
                 expected = [
                     frechet_distance(statistics_of(net(p)[metric]), statistics_of(net(real)[metric]))
@@ -291,6 +406,9 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
             frechet_distance(patches(reconstructed), patches(real)), rel=1e-4
         )
         assert found["real_fd"] == pytest.approx(frechet_distance(patches(others), patches(real)), rel=1e-4)
+        for name, pictures in (("rfd_dinov2", reconstructed), ("real_fd_dinov2", others)):
+            expected = frechet_distance(statistics_of(other(pictures)), statistics_of(other(real)))
+            assert found[name] == pytest.approx(expected, rel=1e-4)
     error = (reconstructed.double() - real.double()).square().flatten(1).mean(1)
     assert found["psnr"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-4)
     assert found["samples"] == found["generated"] == COUNT and found["cfg_scale"] == 1.5
@@ -402,7 +520,7 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     by_array = evaluate(run, options(tmp_path / "cache", reference=array, **chosen))
     assert by_folder["reference"] == str(photos) and by_array["reference"] == str(array)
     own = evaluate(run, options(tmp_path / "cache", **chosen))
-    for name in ("fd", "fid", "sfid", "precision", "recall"):
+    for name in ("fd", "fd_dinov2", "fid", "sfid", "precision", "recall"):
         assert by_folder[name]["mean"] == pytest.approx(by_array[name]["mean"])
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
 
@@ -418,7 +536,7 @@ def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, 
     for metric, published in (("fid", a), ("sfid", b)):
         expected = frechet_distance(statistics_of(features[metric]), published)
         assert found[metric]["values"] == [pytest.approx(expected, rel=1e-6)]
-    for metric in ("fd", "pr"):
+    for metric in ("fd", "fd-dinov2", "pr"):
         with pytest.raises(ValueError, match=rf"r\.npz has no pictures.*{metric} cannot be measured"):
             evaluate(run, options(tmp_path / "c", reference=path, metrics=(metric,), seeds=1))
 
@@ -513,42 +631,20 @@ def test_a_finite_source_is_drawn_from_and_its_others_are_not_the_same():
 # Several processes, the command line
 
 
-def evaluate_together(rank: int, port: int, folder: Path, out: Path) -> None:
-    """One of two processes, told of the other as `accelerate launch` tells it."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
+def evaluate_together(rank: int, folder: Path, out: Path) -> None:
+    """One of two processes."""
     shrink(pytest.MonkeyPatch())
     # Caches of their own, as on two machines, of which one already knows the reference.
     given = options(out / f"cache-{rank % 2}", batch_size=5, save_samples=out / "by-two.npz")
     result = evaluate(Run.from_pretrained(folder), given)
     if rank == 0:
         write_json(out / "by-two.json", result)
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_measure_what_one_measures(run_folder, small_inception, tmp_path):
     run = Run.from_pretrained(run_folder)
     one = evaluate(run, options(tmp_path / "cache-0", batch_size=5, save_samples=tmp_path / "by-one.npz"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [
-        tiny.processes.Process(target=evaluate_together, args=(rank, port, run_folder, tmp_path))
-        for rank in (0, 1)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(300)
-        process.kill()
-    assert [process.exitcode for process in both] == [0, 0]
+    tiny.in_two(evaluate_together, run_folder, tmp_path)
     two = json.loads((tmp_path / "by-two.json").read_text())
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -573,10 +669,12 @@ def gear_studio(monkeypatch, *words: object) -> object:
 
 def test_the_command_measures_and_writes_samples(run_folder, small_inception, photos, monkeypatch, tmp_path):
     words = ["evaluate", run_folder, "--samples", COUNT, "--seeds", 1, "--cache", tmp_path / "cache"]
-    more = ["--metrics", "fd", "is", "--reference", photos, "--save-samples", tmp_path / "samples"]
+    more = ["--metrics", "fd", "is", "fd-dinov2", "--dinov2-weights", "x.safetensors"]
+    more += ["--reference", photos, "--save-samples", tmp_path / "samples"]
     assert gear_studio(monkeypatch, *words, *more) == 0
     written = Run.from_pretrained(run_folder).evaluation
     assert {"rfd", "fd", "fd_guided", "is", "is_guided", "teacher_note"} <= written.keys()
+    assert {"rfd_dinov2", "fd_dinov2", "fd_dinov2_guided", "real_fd_dinov2"} <= written.keys()
     assert written["reference"] == str(photos) and not {"fid", "precision"} & written.keys()
     files = sorted((tmp_path / "samples-cfg1.5").iterdir())
     assert [file.name for file in files] == [f"{i:06d}.png" for i in range(COUNT)]
@@ -590,5 +688,5 @@ def test_the_command_measures_and_writes_samples(run_folder, small_inception, ph
 
 def test_the_command_and_the_module_name_the_same_metrics():
     assert cli.Metric.__args__ == METRICS
-    with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fid"):
+    with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fd-dinov2, fid"):
         Options(metrics=("fd", "kid"))

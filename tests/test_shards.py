@@ -14,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from gear_studio import data
+from gear_studio.analysis.reference import of_source
 from gear_studio.data import shards
 from gear_studio.data.folder import fit
 from gear_studio.data.shards import Shards
@@ -66,6 +67,12 @@ def six(tmp_path) -> Path:
     for s in range(6):
         write(tmp_path / "six" / f"{s:03}.tar", range(s * PER_SHARD, (s + 1) * PER_SHARD))
     return tmp_path / "six"
+
+
+def test_statistics_of_the_pictures_of_one_pattern_are_not_taken_for_another_s(six):
+    halves = [data.load("shards", folder=f"{six}/{{{part}}}.tar") for part in ("000..002", "003..005")]
+    one, other = (of_source(half, range(9)).fingerprint for half in halves)
+    assert one != other and one == of_source(halves[0], range(9)).fingerprint
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -179,7 +179,11 @@ def test_samples_are_asked_for_every_class_or_every_caption_in_turn():
     encoder = Words()
     asked = prompts.Captions(encoder, world, [7, 3])
     assert torch.equal(asked.numbered(range(1, 4)), encoder([world.captions([i])[0] for i in (3, 7, 3)]))
+    assert asked.told(range(1, 4)) == [world.captions([i])[0] for i in (3, 7, 3)]
     assert torch.equal(asked.of(world.read([5])), encoder(world.captions([5])))
+    written = prompts.Written(encoder, ["a ring", "a star"])
+    assert written.told([1, 2]) == ["a star", "a ring"]
+    assert torch.equal(written.numbered([1, 2]), encoder(["a star", "a ring"]))
     labels = prompts.Labels(3)
     assert labels.numbered(range(2, 5)).tolist() == [2, 0, 1]
     assert torch.equal(labels.of(world.read([5])), world.read([5])["label"])

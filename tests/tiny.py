@@ -6,7 +6,9 @@ import functools
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,3 +170,32 @@ def run_apart(target: Callable, *arguments) -> int:
         process.kill()
         raise TimeoutError(f"{target.__name__} did not end within 300 s")
     return process.exitcode
+
+
+def in_two(target: Callable, *arguments) -> None:
+    """Call `target(rank, *arguments)` in two processes, each told of the other as `accelerate launch` tells
+    it. Both have to end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [processes.Process(target=_one_of_two, args=(rank, port, target, arguments)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+def _one_of_two(rank: int, port: int, target: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    target(rank, *arguments)
+    torch.distributed.destroy_process_group()

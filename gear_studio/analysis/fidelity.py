@@ -3,9 +3,10 @@ samples show the asked class.
 
 Notable here:
 - The offline default is FD, the Frechet distance in the teacher's feature space. It is never called FID: that
-  is the distance in one Inception network's features (`fid`), whose weights are fetched once. A distance from
-  few samples is biased and noisy, so every arm gets the same count, and the distance of the reconstructions,
-  the floor a generator cannot pass, stands beside.
+  is the distance in one Inception network's features (`fid`), whose weights are fetched once, as are those of
+  FD-DINOv2 (`fd-dinov2`) and CLIPScore (`clipscore`). A distance from few samples is biased and noisy, so
+  every arm gets the same count, and the distance of the reconstructions, the floor a generator cannot pass,
+  stands beside.
 - All is measured on what a file would hold: pictures are rounded to 8 bits first.
 - Several processes (`accelerate launch -m gear_studio evaluate ...`) share the pictures batch by batch.
   Sample i of a seed draws its randomness from (seed, i), so their number changes nothing.
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
-from gear_studio.analysis import agreement, inception
+from gear_studio.analysis import agreement, clipscore, dinov2, inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.analysis.judge import AttributeJudge, Judge
 from gear_studio.analysis.likeness import IMAGES, likeness
@@ -39,12 +40,13 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
-from gear_studio.prompts import Asked, Captions, Labels, Written
+from gear_studio.prompts import Asked, Captions, Labels, Written, read_prompts
 from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
 
-METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness")
-DISTANCES = ("fd", "fid", "sfid")
+METRICS = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness")
+DISTANCES = ("fd", "fd-dinov2", "fid", "sfid")
+INCEPTION = {"fid", "sfid", "is", "pr"}  # what is measured in its features
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
 AGREEMENT_SAMPLES = 480
 AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
@@ -56,18 +58,24 @@ class Options:
     """What to measure, and against what.
 
     samples: pictures behind every figure. metrics: of METRICS; PSNR and codebook statistics always come.
-    reference: what samples are compared with, a folder of pictures or an .npz; None is the Run's own source.
-    folder: where the pictures of a Run on source `folder` lie. teacher: whose features FD is taken in; None
-    is the Run's own. save_samples: where to put the first seed's samples, see `pictures.Series`; the guidance
-    scale is added to the name. cache: folder of reference statistics. batch_size: pictures at a time."""
+    prompts: of a Run on captions, what samples are asked for in turn (see `prompts.read_prompts`) instead of
+    the held-out captions. reference: what samples are compared with, a folder of pictures or an .npz; None is
+    the Run's own source. folder: where the pictures of a Run on `folder` or `shards` lie. teacher: whose
+    features FD is taken in; None is the Run's own. clip: whose embeddings CLIPScore is taken in; None is
+    `clipscore.MODEL`. save_samples: where to put the first seed's samples, see `pictures.Series`; the
+    guidance scale is added to the name. cache: folder of reference statistics. batch_size: pictures at a
+    time."""
 
     samples: int = 5000
     seeds: int = 3
     cfg_scale: float = 1.5
     metrics: tuple[str, ...] = ("fd",)
+    prompts: Path | None = None
     reference: Path | None = None
     folder: Path | None = None
     teacher: str | None = None
+    clip: str | None = None
+    dinov2_weights: Path | None = None
     inception_weights: Path | None = None
     lpips_weights: Path | None = None
     save_samples: Path | None = None
@@ -122,31 +130,38 @@ class Features:
     """The feature networks that some metrics need: uint8 pictures (B, 3, H, W) on their device -> rows by
     metric.
 
-    FD's features are the teacher's patches averaged. Published FD-DINOv2 (Stein et al. 2023) takes the class
-    token of DINOv2 ViT-L instead; the two do not compare."""
+    FD's features are the teacher's patches averaged. Published FD-DINOv2 (`fd-dinov2`) takes the class token
+    of DINOv2 ViT-L instead; the two do not compare, whatever the teacher."""
 
     def __init__(self, metrics: Sequence[str], teacher: Callable[[], Teacher], options: Options, device):
         self.teacher = teacher().to(device) if "fd" in metrics else None
-        self.inception = None
-        if {"fid", "sfid", "is", "pr"} & set(metrics):
+        self.dinov2 = self.inception = None
+        if "fd-dinov2" in metrics:
+            self.dinov2 = dinov2.DINOv2(options.dinov2_weights).to(device)
+        if INCEPTION & set(metrics):
             self.inception = inception.Inception(options.inception_weights).to(device)
         self.device = device
-        self._fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[nn.Module, str] = {}
 
     def __call__(self, pictures: Tensor, metrics: Sequence[str]) -> dict[str, Tensor]:
         found = {}
         if "fd" in metrics:
             found["fd"] = self.teacher(data.to_float(pictures)).mean(1)
-        if set(metrics) - {"fd"}:
+        if "fd-dinov2" in metrics:
+            found["fd-dinov2"] = self.dinov2(pictures)
+        if INCEPTION & set(metrics):
             found |= self.inception(pictures)
             found["pr"] = found["fid"]
         return {metric: found[metric] for metric in metrics}
 
+    def network(self, metric: str) -> nn.Module:
+        return {"fd": self.teacher, "fd-dinov2": self.dinov2}.get(metric, self.inception)
+
     def fingerprint(self, metric: str) -> str:
-        kind = "teacher" if metric == "fd" else "inception"
-        if kind not in self._fingerprints:
-            self._fingerprints[kind] = fingerprint(getattr(self, kind))
-        return self._fingerprints[kind]
+        network = self.network(metric)
+        if network not in self._fingerprints:
+            self._fingerprints[network] = fingerprint(network)
+        return self._fingerprints[network]
 
     def keeper(self, metric: str, count: int, stride: int) -> Moments | Predictions | Points:
         """What takes the rows of a metric, on a device that has float64."""
@@ -155,7 +170,7 @@ class Features:
             return Predictions(count, inception.CLASSES, device)
         if metric == "pr":
             return Points(count, inception.DIMS["fid"], stride, device)
-        return Moments(self.teacher.dim if metric == "fd" else inception.DIMS[metric], device)
+        return Moments(inception.DIMS.get(metric) or self.network(metric).dim, device)
 
 
 class Evaluation:
@@ -163,6 +178,13 @@ class Evaluation:
 
     def __init__(self, run: Run, options: Options):
         self.run, self.options = run, options
+        encoder = run.text_encoder
+        if encoder is None and (options.prompts or "clipscore" in options.metrics):
+            asked = "is asked by class labels" if run.has("generator") else "has no generator"
+            raise ValueError(
+                f"run {run.name} {asked}; clipscore and --prompts are for runs that are asked by captions, "
+                "leave them out"
+            )
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
@@ -176,10 +198,13 @@ class Evaluation:
             self.device,
         )
         self.distances = [metric for metric in options.metrics if metric in DISTANCES]
+        self.clip = None
+        if "clipscore" in options.metrics:
+            self.clip = clipscore.CLIPScore(options.clip or clipscore.MODEL).to(self.device)
         self.source, self.real = None, []
-        encoder = run.text_encoder
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
-        if run.config["source"] != "folder" or options.folder or not options.reference:
+        files = run.config["source"] in ("folder", "shards")
+        if not files or options.folder or not options.reference:
             seen = run.config["recipe"].get("held_out_combinations", False)
             self.source = data.load(
                 run.config["source"],
@@ -191,14 +216,19 @@ class Evaluation:
             )
             count = min(options.samples, len(self.source))
             self.numbers = chosen(len(self.source), count)
-            self.real = [of_source(self.source, numbers, options.folder) for numbers in self.numbers]
+            self.real = [of_source(self.source, numbers) for numbers in self.numbers]
         self.asked: Asked = Labels(len(run.config["classes"]))
-        if encoder:
+        if options.prompts:
+            self.asked = Written(encoder, [prompt.text for prompt in read_prompts(options.prompts)])
+        elif encoder:
             if self.source is None:
                 raise ValueError(
-                    f"run {run.name} is asked by captions: those of its held-out pictures; name their folder"
+                    f"run {run.name} is asked by captions: those of its held-out pictures; name their "
+                    "folder, or a file of others with --prompts"
                 )
             self.asked = Captions(encoder, self.source, self.numbers[0])
+        if encoder:
+            run.encode([""])  # an imported generator gets its null caption
         self.judge = None
         if run.config["source"] == "shapes":
             self.judge = Judge.from_pretrained().to(self.device)
@@ -265,7 +295,7 @@ class Evaluation:
         figures = {}
         for metric, value in generated.items():
             if metric in DISTANCES:
-                figures[metric] = frechet_distance(value, real[metric])
+                figures[metric.replace("-", "_")] = frechet_distance(value, real[metric])
             elif metric == "is":
                 figures["is"] = value
             else:
@@ -294,6 +324,9 @@ class Evaluation:
                     each["ssim"] = ssim(reconstruction, images)
                 if lpips:
                     each["lpips"] = lpips(reconstruction, images)
+                if self.clip:
+                    each["rclipscore"] = self.clip(pictures, batch["caption"])
+                    each["real_clipscore"] = self.clip(batch["image"].to(self.device), batch["caption"])
                 if self.judge:
                     each["judge real"] = (self.judge(images).argmax(-1) == labels).float()
                     each["judge reconstructed"] = (self.judge(reconstruction).argmax(-1) == labels).float()
@@ -342,10 +375,18 @@ class Evaluation:
             indices = sampling.sample(generator, given, cfg_scale=scale, seed=seed, first=part.start)
             yield part.start, to_uint8(self.tokenizer.decode(indices)), given
 
+    def scored(self, batches: Iterator[tuple[int, Tensor]], scores: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The same batches; each picture's CLIPScore with its caption is put into `scores`, by its number."""
+        for start, pictures in batches:
+            part = range(start, start + len(pictures))
+            scores[part.start : part.stop] = self.clip(pictures, self.asked.told(part))
+            yield start, pictures
+
     def generated(self) -> dict:
         """Figures of samples without and with guidance, each with its spread over seeds."""
         options = self.options
-        metrics = [metric for metric in options.metrics if metric not in ("ssim", "lpips", "likeness")]
+        others = ("clipscore", "ssim", "lpips", "likeness")
+        metrics = [metric for metric in options.metrics if metric not in others]
         compared = [metric for metric in metrics if metric != "is"]
         count = options.samples
         if options.reference:
@@ -365,10 +406,15 @@ class Evaluation:
                     path = path.with_name(f"{path.stem}-cfg{scale}{path.suffix}")
                     series = Series(path, count, self.tokenizer.config.image_size, self.accelerator)
                     batches = saved(batches, series)
+                scores = torch.zeros(count, device=self.device)
+                if self.clip:
+                    batches = self.scored(batches, scores)
                 found = self.summary(metrics, batches, count, f"sampling, guidance {scale}, seed {seed}")
                 if series:
                     series.close()
                 figures.append(self.compared(found, real))
+                if self.clip:
+                    figures[-1]["clipscore"] = self.accelerator.reduce(scores, "sum").mean().item()
             for name in figures[0]:
                 result[name + suffix] = spread([one[name] for one in figures])
         result["cfg_scale"] = options.cfg_scale
@@ -422,24 +468,30 @@ def saved(batches: Iterator[tuple[int, Tensor]], series: Series) -> Iterator[tup
 def evaluate(run: Run, options: Options = Options()) -> dict:
     """Measure a Run, on a GPU if there is one; a plain dict for evaluation.json, whole on the main process.
 
-    A tokenizer's Run: psnr (dB), ssim, lpips, the distances of reconstructions (rfd, rfid, rsfid), codebook
-    statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as many other real
-    pictures: what counting noise alone gives. A generator's Run also: fd, fid, sfid, is, precision and recall
-    of samples, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1 (its tokenizer's rfd
-    is the floor), and class_agreement, by guidance scale: of 480 samples a seed the share that the judge
-    gives the asked class, beside its accuracy on real pictures and on their reconstructions; of a generator
-    on captions of `shapes` instead prompts, the share that shows the asked shape, texture, colour, position
-    and all of them (`analysis.agreement`). Of both, where
-    asked for, likeness to the teacher (`analysis.likeness`), on the Run's own held-out pictures.
+    A tokenizer's Run: psnr (dB), ssim, lpips, the distances of reconstructions (rfd, rfd_dinov2, rfid,
+    rsfid), codebook statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as
+    many other real pictures: what counting noise alone gives. A generator's Run also: fd, fd_dinov2, fid,
+    sfid, is, precision and recall of samples, without guidance and (`_guided`) with it, over sampling seeds
+    0..seeds-1 (its tokenizer's rfd is the floor), and class_agreement, by guidance scale: of 480 samples a
+    seed the share that the judge gives the asked class, beside its accuracy on real pictures and on their
+    reconstructions; of a generator on captions of `shapes` instead prompts, the share that shows the asked
+    shape, texture, colour, position and all of them (`analysis.agreement`). Of any generator on captions,
+    where asked for, clipscore, of samples with what they were asked for; how far its scale goes say
+    real_clipscore and rclipscore, of the held-out pictures and their reconstructions with their own captions.
+    Of all Runs, where asked for, likeness to the teacher (`analysis.likeness`), on its own held-out pictures.
 
-    Raises ValueError for a reference that lacks what a metric needs, FileNotFoundError for weights that are
-    neither here nor to be downloaded."""
+    Raises ValueError for a reference that lacks what a metric needs and for prompts or clipscore of a Run
+    that takes no captions, FileNotFoundError for weights that are neither here nor to be downloaded."""
     evaluation = Evaluation(run, options)
     count = evaluation.real[0].count if evaluation.real else options.samples
     result: dict = {"samples": count}
     if teacher := evaluation.features.teacher:
         name = options.teacher or run.config["recipe"]["teacher"]
         result |= {"teacher": name, "teacher_note": teacher.note}
+    if evaluation.clip:
+        result["clip"] = options.clip or clipscore.MODEL
+    if options.prompts:
+        result["prompts_file"] = str(options.prompts)
     if evaluation.source:
         result |= evaluation.reconstructions()
         if "likeness" in options.metrics:

@@ -24,7 +24,12 @@ from gear_studio.data.source import Source
 from gear_studio.pretrained import atomic
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-KEYS = {"fd": ("mu", "sigma"), "fid": ("mu", "sigma"), "sfid": ("mu_s", "sigma_s")}  # ADM's names
+KEYS = {  # ADM's names
+    "fd": ("mu", "sigma"),
+    "fd-dinov2": ("mu", "sigma"),
+    "fid": ("mu", "sigma"),
+    "sfid": ("mu_s", "sigma_s"),
+}
 FORMAT = "1"  # to be raised when the same pictures come to give other numbers
 
 
@@ -42,13 +47,13 @@ class Reference:
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
-def of_source(source: Source, numbers: Sequence[int], folder: str | Path | None = None) -> Reference:
-    """Pictures `numbers` of a source, evaluation view. folder: where they lie, for a source that reads files.
+def of_source(source: Source, numbers: Sequence[int]) -> Reference:
+    """Pictures `numbers` of a source, evaluation view.
 
-    A source without files is known by its name and a few of its pictures."""
+    A source of files is known by them, another by its name and a few of its pictures."""
     digest = hashlib.sha256(repr((source.name, source.image_size, list(numbers))).encode())
-    if folder is not None:
-        digest.update(_files_digest(_walk(Path(folder))))
+    if hasattr(source, "fingerprint"):
+        digest.update(source.fingerprint().encode())
     else:
         some = [numbers[i * len(numbers) // 8] for i in range(8)]
         digest.update(source.read(some)["image"].numpy().tobytes())
@@ -97,7 +102,7 @@ def _of_npz(path: Path) -> Reference:
         raise ValueError(f"reference {path} is not a complete .npz file ({error}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():
-        if metric == "fd" or not {mean, covariance} <= arrays.keys():
+        if metric not in DIMS or not {mean, covariance} <= arrays.keys():
             continue
         found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
         dim = DIMS[metric]
