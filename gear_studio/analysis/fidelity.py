@@ -193,7 +193,7 @@ class Evaluation:
         self.cache = Cache(options.cache)
         self.features = Features(
             options.metrics,
-            lambda: Teacher.from_pretrained(options.teacher) if options.teacher else run.teacher,
+            self.teacher,
             options,
             self.device,
         )
@@ -352,13 +352,16 @@ class Evaluation:
             result |= {"real_" + name: value for name, value in self.compared(others, real).items()}
         return result
 
+    def teacher(self) -> Teacher:
+        """Whose features are compared, with one patch a token."""
+        name = self.options.teacher
+        return Teacher.from_pretrained(name, self.tokenizer.grid) if name else self.run.teacher
+
     def likeness(self) -> dict:
         """See `analysis.likeness`; the main process measures, the others get an empty dict."""
         if not self.accelerator.is_main_process:
             return {}
-        name, grid = self.options.teacher, self.tokenizer.grid
-        teacher = Teacher.from_pretrained(name, grid) if name else self.run.teacher
-        modules = [self.tokenizer, teacher.to(self.device)]
+        modules = [self.tokenizer, self.teacher().to(self.device)]
         if self.run.has("generator"):
             modules.append(self.run.generator.to(self.device))
         pictures = self.source.read(self.numbers[0][:IMAGES])["image"].to(self.device)
