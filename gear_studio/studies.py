@@ -371,6 +371,7 @@ _STUDIES = (
         note="Captions name all four attributes, guidance is 1.5, and a judge of attributes looks. Unseen: "
         "combinations of texture, shape and colour that training never showed together. The tokenizers are "
         "those of the other studies: what guided `gear` was a generator of classes.",
+        weights=("baseline", "gear"),
     ),
 )
 STUDIES = {study.name: study for study in _STUDIES}

@@ -46,7 +46,7 @@ from gear_studio.teachers import Teacher
 METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness")
 DISTANCES = ("fd", "fid", "sfid")
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
-AGREEMENT_SAMPLES = 480
+AGREEMENT_SAMPLES = agreement.SAMPLES
 AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
 ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 
