@@ -63,5 +63,6 @@ def test_the_ceiling_is_of_the_pictures_that_the_prompts_are_of():
             known = (pixels == truth["image"]).flatten(1).all(1)
             return {name: torch.where(known, ids, ids - 1) for name, ids in asked.items()}
 
-    found = agreement.ceiling(ByHeart(), Tokenizer(tiny.TOKENIZER).eval(), "unseen", 6)
-    assert set(found["real"].values()) == {1.0} and set(found["reconstructed"].values()) == {0.0}
+    tokenizer = Tokenizer(tiny.TOKENIZER).eval()
+    assert set(agreement.ceiling(ByHeart(), "unseen", 6, 32).values()) == {1.0}
+    assert set(agreement.ceiling(ByHeart(), "unseen", 6, 32, tokenizer).values()) == {0.0}

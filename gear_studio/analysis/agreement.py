@@ -50,12 +50,13 @@ def shuffled(asked: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def ceiling(judge: AttributeJudge, tokenizer: Tokenizer, kind: str, count: int) -> dict[str, dict]:
-    """What pictures score that show exactly what `prompts` ask for, those the captions are of: "real", at the
-    tokenizer's image size, and "reconstructed" by it, which no generator on this tokenizer should be expected
-    to pass."""
-    truth = Shapes("val", tokenizer.config.image_size, combinations=kind).truth(range(count))
-    images, asked = data.to_float(truth["image"]), {name: truth[name] for name in ATTRIBUTES}
-    rebuilt = data.to_float(to_uint8(tokenizer.reconstruct(images)))
-    pairs = {"real": images, "reconstructed": rebuilt}
-    return {name: agreement(judge.says(shown), asked) for name, shown in pairs.items()}
+def ceiling(
+    judge: AttributeJudge, kind: str, count: int, image_size: int, tokenizer: Tokenizer | None = None
+) -> dict[str, float]:
+    """What pictures score that show exactly what `prompts` ask for, those that the captions are of; given a
+    tokenizer, its reconstructions of them, which no generator on it should be expected to pass."""
+    truth = Shapes("val", image_size, combinations=kind).truth(range(count))
+    images = data.to_float(truth["image"])
+    if tokenizer:
+        images = data.to_float(to_uint8(tokenizer.reconstruct(images)))
+    return agreement(judge.says(images), {name: truth[name] for name in ATTRIBUTES})
