@@ -22,7 +22,7 @@ from gear_studio import data, plots, runs
 from gear_studio.analysis import codes
 from gear_studio.data.upload import read_upload
 from gear_studio.generator import Generator
-from gear_studio.studies import SHIPPED
+from gear_studio.studies import CAPTIONS, SHIPPED
 from gear_studio.teachers import Teacher, to_size
 from gear_studio.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ class Studio:
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when there are none."""
         self.runs = dict(runs.listed())
-        self.runs |= {f"{name} (studies)": run for name, run in runs.listed(SHIPPED / "runs").items()}
+        self.runs |= {_of_study(name): run for name, run in runs.listed(SHIPPED / "runs").items()}
         if folder is not None:
             more = runs.listed(folder)
             if not more:
@@ -149,6 +149,11 @@ class Studio:
             return f"Your picture **{picture.name}**, its middle square."
         caption = data.load("shapes", "val").caption(picture.index)
         return f"Picture {picture.index} of the held-out world: {caption}."
+
+
+def _of_study(name: str) -> str:
+    """What the lists call a study's Run; a long name would not fit them."""
+    return name.replace("+" + "-".join(CAPTIONS), "+captions") + " (studies)"
 
 
 def _step_back() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -193,11 +193,126 @@ def speed_ups(found: Mapping[str, Mapping[str, SpeedUp]], xlabel: str) -> Figure
 
 
 @styled
+def prompt_scores(
+    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    control: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    chance: Mapping[str, float],
+    ceiling: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """How many samples show what was asked for, a dot a seed and a line at the median, arms side by side.
+
+    panels: title -> arm -> what is asked for -> the share of each seed, in %. control: the same, hollow, of
+    samples held against other captions. chance and ceiling (of each title): levels, in %."""
+    figure = Figure(figsize=(4.9 * len(panels), 4.5), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, arms) in zip(all_axes, panels.items(), strict=True):
+        names = list(chance)
+        for i, arm in enumerate(arms):
+            look = {"color": OKABE_ITO[i], "marker": "osD^v"[i % 5], "linestyle": ""}
+            for j, name in enumerate(names):
+                at = j + 0.26 * (i - (len(arms) - 1) / 2)
+                for scores, face in ((control[title][arm][name], "white"), (arms[arm][name], OKABE_ITO[i])):
+                    beside = at + 0.06 * (np.arange(len(scores)) - (len(scores) - 1) / 2)
+                    size = 4 if face == "white" else 5.5
+                    axes.plot(beside, scores, **look, markerfacecolor=face, markersize=size, label=arm)
+                axes.hlines(np.median(arms[arm][name]), at - 0.11, at + 0.11, color=INK, linewidth=2)
+        for levels, style in ((chance, "--"), (ceiling[title], ":")):
+            for j, name in enumerate(names):
+                axes.hlines(levels[name], j - 0.44, j + 0.44, color=INK, linewidth=1.2, linestyle=style)
+        axes.set_title(title)
+        axes.set_xticks(range(len(names)), names)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylim(-2, 103)
+    all_axes[0].set_ylabel("samples that show it (%)")
+    found = dict(zip(*reversed(all_axes[0].get_legend_handles_labels()), strict=True))
+    plain = {"color": INK, "linestyle": ""}
+    found["median"] = Line2D([], [], color=INK, linewidth=2)
+    found["against other captions"] = Line2D([], [], marker="o", markerfacecolor="white", **plain)
+    found["chance"] = Line2D([], [], color=INK, linewidth=1.2, linestyle="--")
+    found["real pictures"] = Line2D([], [], color=INK, linewidth=1.2, linestyle=":")
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=4, fontsize=10)
+    return figure
+
+
+@styled
+def tellings(images: Tensor, captions: Sequence[Sequence[str]]) -> Figure:
+    """Pictures (n, 3, H, W) in [-1, 1] under each other, beside each its captions, a line each."""
+    figure = Figure(figsize=(8.8, 1.45 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5.4])
+    for (left, right), picture, lines in zip(grid, to_rgb(images), captions, strict=True):
+        left.imshow(picture)
+        right.text(0, 0.5, "\n".join(lines), va="center", linespacing=1.6, fontsize=10)
+        left.axis("off")
+        right.axis("off")
+    return figure
+
+
+@styled
+def encoded_caption(features: Tensor, words: Sequence[str], parts: Mapping[str, int]) -> Figure:
+    """An encoded caption as it stands: a row a position, a column a feature.
+
+    features: (T, dim) in [-1, 1]. words: of the first rows; the others are padding. parts: what features are,
+    in order -> how many."""
+    figure = Figure(figsize=(8.8, 0.6 + 0.18 * len(features)), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(features.numpy(), cmap="cividis", aspect="auto", vmin=-1, vmax=1)
+    axes.set_yticks(range(len(features)), [*words, *["(padding)"] * (len(features) - len(words))])
+    axes.tick_params(length=0, labelsize=9)
+    axes.grid(False)
+    edges = np.cumsum([0, *parts.values()])
+    axes.set_xticks((edges[:-1] + edges[1:] - 1) / 2, list(parts))
+    for edge in edges[1:-1]:
+        axes.axvline(edge - 0.5, color="white", linewidth=3)
+    figure.colorbar(shown, ax=axes, label="value", pad=0.01, ticks=[-1, 0, 1])
+    return figure
+
+
+@styled
+def attention_mask(seen: Tensor, words: Sequence[str], positions: int) -> Figure:
+    """Which positions of [caption, tokens] may look at which.
+
+    seen: bool (L, L), row by row what a position sees. words: of the caption, which has `positions`; the
+    others are padding. The last of them predicts the first token, each token the next."""
+    length, seen = len(seen), seen.numpy()
+    names = [*words, *["padding"] * (positions - len(words))]
+    tokens = [f"token {i}" for i in range(1, length - positions + 2)]
+    row, column = np.ogrid[:length, :length]
+    kinds = {
+        "words at words": (row < len(words), OKABE_ITO[0]),
+        "padding at words and itself": ((row >= len(words)) & (row < positions), "#9aa5b1"),
+        "tokens at words": ((row >= positions) & (column < positions), OKABE_ITO[1]),
+        "tokens at tokens": ((row >= positions) & (column >= positions), OKABE_ITO[2]),
+    }
+    pixels = np.ones((length, length, 3))
+    for where, color in kinds.values():
+        pixels[where & seen] = matplotlib.colors.to_rgb(color)
+    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(pixels)
+    told = [*names[:-1], *(f"{a} → {b}" for a, b in zip([names[-1], *tokens], tokens, strict=False))]
+    axes.set_yticks(range(length), told)
+    axes.set_xticks(range(length), [*names, *tokens[:-1]], rotation=90)
+    axes.tick_params(length=0, labelsize=9)
+    axes.set(ylabel="position that looks → what it predicts", xlabel="position that is looked at")
+    axes.grid(False)
+    for line in np.arange(length + 1) - 0.5:
+        axes.axhline(line, color=PALE, linewidth=0.6)
+        axes.axvline(line, color=PALE, linewidth=0.6)
+    handles = [Patch(color=color, label=name) for name, (_, color) in kinds.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=10)
+    return figure
+
+
+@styled
 def sample_grid(
-    images: Tensor, columns: int, titles: Sequence[str] | None = None, rows_named: Sequence[str] = ()
+    images: Tensor,
+    columns: int,
+    titles: Sequence[str] | None = None,
+    rows_named: Sequence[str] = (),
+    protocol: str = "",
 ) -> Figure:
     """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture, from the first on;
-    rows_named: one at the left of each row."""
+    rows_named: one at the left of each row; protocol: how they came about, under the figure."""
     count = len(images)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.4 * columns, (1.65 if titles else 1.4) * rows), layout="constrained")
@@ -208,9 +323,13 @@ def sample_grid(
             if titles and i < len(titles):
                 axes.set_title(titles[i], fontsize=9, fontweight="normal", loc="center")
         if i % columns == 0 and i // columns < len(rows_named):
-            where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
-            axes.text(-0.06, 0.5, rows_named[i // columns], **where)
-    return figure
+            _name_row(axes, rows_named[i // columns])
+    return _with_protocol(figure, protocol)
+
+
+def _name_row(axes: Axes, name: str) -> None:
+    where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
+    axes.text(-0.06, 0.5, name, **where)
 
 
 @styled
@@ -344,12 +463,14 @@ def map_grid(
     cmap: str = "viridis",
     protocol: str = "",
     patch: int | None = None,
+    rows_named: Sequence[str] = (),
 ) -> Figure:
     """Pictures in rows, beside each the token map that every model makes of it.
 
     images: (B, 3, H, W) in [-1, 1]. maps: model -> colours (B, N, 3) in [0, 1], such as `features.pca_rgb` of
     each picture, or numbers (B, N), such as `features.similarity`, which all share one colour scale: quantity
-    is its label, with its unit, limits its ends (by default those of the numbers). patch: one to frame."""
+    is its label, with its unit, limits its ends (by default those of the numbers). patch: one to frame.
+    rows_named: one at the left of each row."""
     numbers = [values for values in maps.values() if values.ndim == 2]
     if limits is None and numbers:
         limits = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
@@ -378,6 +499,8 @@ def map_grid(
                     axes.add_patch(Rectangle(corner, cell, cell, **frame))
             if row == 0:
                 axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
+        if row < len(rows_named):
+            _name_row(grid[row, 0], rows_named[row])
     if numbers:
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
         figure.colorbar(scale, ax=grid[:, -1].tolist(), label=quantity, fraction=0.1)

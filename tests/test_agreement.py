@@ -1,10 +1,13 @@
 """Whether samples show what their captions ask for: prompts that say it, and a score that counts it."""
 
+import pytest
+import tiny
 import torch
 
 from gear_studio.analysis import agreement
 from gear_studio.analysis.judge import ATTRIBUTES
-from gear_studio.data.shapes import HELD_OUT
+from gear_studio.data.shapes import HELD_OUT, Shapes
+from gear_studio.tokenizer import Tokenizer
 
 
 def test_prompts_say_all_four_attributes_and_are_always_the_same():
@@ -40,3 +43,26 @@ def test_agreement_by_hand():
     moved = agreement.shuffled(asked)
     assert all(torch.equal(ids, moved["shape"]) for ids in moved.values())
     assert sorted(moved["shape"].tolist()) == [0, 1, 2, 3] and moved["shape"].tolist() != [0, 1, 2, 3]
+
+
+def test_chance_is_what_guessing_scores():
+    assert (agreement.CHANCE["shape"], agreement.CHANCE["position"]) == (1 / 6, 1 / 9)
+    assert (
+        agreement.CHANCE["all"] == pytest.approx(1 / (6 * 4 * 8 * 9)) and list(agreement.CHANCE)[-1] == "all"
+    )
+
+
+def test_the_ceiling_is_of_the_pictures_that_the_prompts_are_of():
+    """A judge that knows the pictures by heart: right of them, and of no others."""
+    truth = Shapes("val", 32, combinations="unseen").truth(range(6))
+    _, asked = agreement.prompts("unseen", 6)
+
+    class ByHeart:
+        def says(self, images):
+            pixels = ((images + 1) * 127.5).round().byte()
+            known = (pixels == truth["image"]).flatten(1).all(1)
+            return {name: torch.where(known, ids, ids - 1) for name, ids in asked.items()}
+
+    tokenizer = Tokenizer(tiny.TOKENIZER).eval()
+    assert set(agreement.ceiling(ByHeart(), "unseen", 6, 32).values()) == {1.0}
+    assert set(agreement.ceiling(ByHeart(), "unseen", 6, 32, tokenizer).values()) == {0.0}

@@ -233,6 +233,9 @@ def test_captions_leave_the_pictures_as_they_are_and_repeat():
     assert batch["caption"] == told.captions(indices) == [told.captions([i])[0] for i in indices]
     assert told.captions(range(50)) != Shapes("train", seed=1).captions(range(50))
     assert told.captions(range(50)) != Shapes("val").captions(range(50))
+    tellings = [told.captions([5, 7], telling) for telling in range(4)]
+    assert tellings[0] == told.captions([5, 7]) and len(set(map(tuple, tellings))) == 4
+    assert tellings[2] == told.captions([5, 7], 2) == [told.captions([i], 2)[0] for i in (5, 7)]
 
 
 def test_captions_say_what_is_true_in_many_ways_and_leave_some_out(truth):

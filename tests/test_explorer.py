@@ -25,6 +25,8 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from gear_studio import studies
+
 ROOT = Path(__file__).parents[1]
 APPS = ROOT / "apps"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -380,11 +382,16 @@ def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
         expect(title).to_contain_text("the same random numbers, asked for “a ")
 
 
-def test_without_a_generator_of_captions_the_way_to_one_is_shown(page: Page):
+def test_the_shipped_generators_of_captions_are_side_by_side(page: Page):
     if os.environ.get("GEAR_EXPLORER_RUNS"):
-        pytest.skip("other runs than the shipped ones may have one")
-    page.get_by_role("tab", name="Prompt").click()
-    expect(page.locator("#prompt-none")).to_contain_text("--arm gear --condition caption")
+        pytest.skip("other runs than the shipped ones may be chosen")
+    if not (studies.SHIPPED / "text").is_dir():
+        pytest.skip("no runs of the study text ship yet: gear-studio study text --ship")
+    open_tab(page, "Prompt", "#prompt-sheet-1")
+    for number, arm in enumerate(("baseline", "gear")):
+        name = page.locator(f"#prompt-run-{number} input")
+        expect(name).to_have_value(f"generator-{arm}+captions-s0 (studies)")
+    page.locator("#prompt-status [data-done='64']").wait_for()
 
 
 def test_the_layout_of_the_codes_arrives(page: Page):

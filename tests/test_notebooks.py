@@ -57,7 +57,11 @@ def turn_every_control() -> None:
     for shown in [thing for thing in gc.get_objects() if type(thing) is Interactive]:
         for name, control in shown.controls.items():
             first, pictures = control.value, {shown.picture.value}
-            if hasattr(control, "options"):
+            if isinstance(first, bool):
+                values = [False, True]
+            elif isinstance(first, str) and not hasattr(control, "_options_full"):  # free text
+                values = [*control.options[:2], "a purple zebra", ""]
+            elif hasattr(control, "options"):
                 values = [value for _, value in control._options_full]
             else:
                 values = [control.min, (control.min + control.max) // 2, control.max]

@@ -9,6 +9,7 @@ from PIL import Image
 from gear_studio import plots
 from gear_studio.analysis.codes import top_codes
 from gear_studio.analysis.convergence import SpeedUp
+from gear_studio.generator import attention_mask
 from gear_studio.runs import Run
 
 
@@ -111,3 +112,57 @@ def test_a_run_that_lacks_a_metric_is_left_out_of_its_panel_and_keeps_its_colour
     assert line.get_label() == "b" and line.get_color() == loss.lines[1].get_color()
     (legend,) = figure.legends
     assert [each.get_text() for each in legend.get_texts()] == ["a", "b"]
+
+
+def test_scores_of_prompts_have_a_dot_a_seed_hollow_where_the_caption_is_another():
+    asked = {"seen": {"a": {"shape": [40, 60, 50], "all": [10, 20, 30]}, "b": {"shape": [70], "all": [5]}}}
+    other = {"seen": {"a": {"shape": [16, 18, 17], "all": [1, 0, 2]}, "b": {"shape": [15], "all": [0]}}}
+    chance, best = {"shape": 17, "all": 0.1}, {"seen": {"shape": 99, "all": 97}}
+    (axes,) = plots.prompt_scores(asked, other, chance, best).axes
+    dots = {False: [], True: []}
+    for line in axes.lines:
+        dots[line.get_markerfacecolor() == "white"] += list(line.get_ydata())
+    assert dots[False] == [40, 60, 50, 10, 20, 30, 70, 5] and dots[True] == [16, 18, 17, 1, 0, 2, 15, 0]
+    levels = [segment[0][1] for lines in axes.collections for segment in lines.get_segments()]
+    assert levels == [50, 20, 70, 5, 17, 0.1, 99, 97]
+    assert axes.get_title(loc="left") == "seen"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["shape", "all"]
+    (legend,) = axes.figure.legends
+    told = ["a", "b", "median", "against other captions", "chance", "real pictures"]
+    assert [each.get_text() for each in legend.get_texts()] == told
+
+
+def test_the_mask_shows_who_looks_at_whom():
+    visible = torch.tensor([[True, True, False]])
+    mask = attention_mask(visible, 0, 5)[0, 0]
+    figure = plots.attention_mask(mask, ["red", "ring"], 3)
+    (axes,) = figure.axes
+    seen = (np.asarray(axes.images[0].get_array()) < 1).any(-1)
+    np.testing.assert_array_equal(seen, mask.numpy())
+    assert not seen[4, 2] and seen[2, 2] and seen[4, 1]
+    told = ["red", "ring", "padding → token 1", "token 1 → token 2", "token 2 → token 3"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == told
+    looked_at = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert looked_at == ["red", "ring", "padding", "token 1", "token 2"]
+
+
+def test_a_caption_s_features_and_pictures_with_their_captions():
+    features = torch.rand(4, 6) * 2 - 1
+    axes, _ = plots.encoded_caption(features, ["red", "ring"], {"signs": 4, "place": 2}).axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), features.numpy())
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["red", "ring", "(padding)", "(padding)"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["signs", "place"]
+    assert list(axes.get_xticks()) == [1.5, 4.5]
+
+    captions = [["a ring", "a red thing"], ["a star"]]
+    _, first, _, second = plots.tellings(torch.zeros(2, 3, 8, 8), captions).axes
+    assert (text(first), text(second)) == (["a ring\na red thing"], ["a star"])
+
+
+def test_rows_are_named_and_a_note_stands_below():
+    figure = plots.sample_grid(torch.zeros(4, 3, 8, 8), 2, rows_named=["one", "two"], protocol="asked so")
+    assert [text(axes) for axes in figure.axes] == [["one"], [], ["two"], []]
+    assert figure._supxlabel.get_text() == "asked so"
+    maps = {"red": torch.rand(2, 4)}
+    axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", rows_named=["one", "two"]).axes
+    assert [text(each) for each in axes[:4]] == [["one"], [], ["two"], []]

@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from gear_studio import studies
 from gear_studio.data import shapes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
@@ -91,3 +93,26 @@ def test_lists_write_captions():
     assert prompt_tab._caption(*values.values()) == ""
     values |= {"color": "orange", "shape": "ring", "background": "dark blue"}
     assert prompt_tab._caption(*values.values()) == "an orange ring, on a dark blue background"
+
+
+def built(studio: Studio) -> dict[str, gr.components.Component]:
+    """The tab's components that have a name in the page."""
+    with gr.Blocks() as page, gr.Tab("Prompt") as tab:
+        prompt_tab.build(tab, studio)
+    return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
+
+
+def test_without_a_generator_of_captions_the_way_to_one_is_shown(studio, monkeypatch):
+    monkeypatch.setattr(studio, "captioned", [])
+    assert "--arm gear --condition caption" in built(studio)["prompt-none"].value
+
+
+def test_the_generators_that_ship_stand_side_by_side(studio):
+    if not (studies.SHIPPED / "text").is_dir():
+        pytest.skip("no runs of the study text ship yet: gear-studio study text --ship")
+    shipped = [f"generator-{arm}+captions-s0 (studies)" for arm in ("baseline", "gear")]
+    tab = built(studio)
+    assert [tab[f"prompt-run-{number}"].value for number in range(2)] == shipped
+    assert {value for _, value in tab["prompt-run-0"].choices} >= {NAME, *shipped}
+    last = draw(studio, "a red ring", names=shipped)[-1]
+    assert not np.array_equal(np.asarray(last[0]), np.asarray(last[1]))

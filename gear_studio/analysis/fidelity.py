@@ -48,7 +48,7 @@ METRICS = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "l
 DISTANCES = ("fd", "fd-dinov2", "fid", "sfid")
 INCEPTION = {"fid", "sfid", "is", "pr"}  # what is measured in its features
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
-AGREEMENT_SAMPLES = 480
+AGREEMENT_SAMPLES = agreement.SAMPLES
 AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
 ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 

@@ -242,12 +242,13 @@ class Shapes:
             f"on a {names['background']} background"
         )
 
-    def captions(self, indices: Sequence[int]) -> list[str]:
+    def captions(self, indices: Sequence[int], telling: int = 0) -> list[str]:
         """What each picture shows, told in its own way: one of several phrasings, attributes in varying order
-        and some left out. A pure function of (seed, index)."""
+        and some left out. A pure function of (seed, index, telling); `read` gives telling 0."""
         told = []
         for number, names in zip(self._numbers(indices), self._names(indices), strict=True):
-            rng = np.random.default_rng((_CAPTION_DICE, self.seed, self._key(number)))
+            again = (telling,) if telling else ()
+            rng = np.random.default_rng((_CAPTION_DICE, self.seed, self._key(number), *again))
             kept = rng.random(len(names)) >= [_LEFT_OUT * (0.3 if key == "shape" else 1) for key in names]
             told.append(
                 describe({key: names[key] for key, keep in zip(names, kept, strict=True) if keep}, rng)
