@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
+import httpx
 import numpy as np
 import pytest
 import tiny
@@ -404,6 +406,27 @@ def explorer(monkeypatch: pytest.MonkeyPatch):
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no finished run"):
         explorer.main(explorer.Options(runs=tmp_path))
+
+
+def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypatch: pytest.MonkeyPatch):
+    """Gradio's launch may ask for the page itself and give up after three seconds."""
+
+    def late(url: str, **_):
+        raise httpx.ReadTimeout(f"{url} did not answer in time")
+
+    def visit(demo: gr.Blocks):
+        with urllib.request.urlopen(demo.local_url) as answer:
+            assert answer.status == 200
+        demo.close()
+        visited.append(demo)
+
+    visited = []
+    monkeypatch.setattr(httpx, "head", late)
+    monkeypatch.setattr(gr.Blocks, "block_thread", visit)
+    monkeypatch.setattr(explorer.Studio, "warm_up", lambda *_: None)
+    folder = os.environ.get("GEAR_EXPLORER_RUNS")
+    explorer.main(explorer.Options(runs=folder and Path(folder)))
+    assert visited
 
 
 def test_a_taken_port_is_named(explorer):
