@@ -346,12 +346,12 @@ def test_alignment_follows_patch_and_block(page: Page):
     page.locator("#block input[type=number]").press("Tab")
     changed(page, "#generator-pca", generator)
     expect(page.locator("#generator-title")).to_contain_text("h after block 1")
-    assert len({page.locator(f"#{name}-scale").inner_html() for name in MODELS}) == 1
+    assert len({page.locator(f"#{name}-scale").inner_text() for name in MODELS}) == 1
     np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
 
 
 def test_eight_users_at_once_all_get_answers(address: str):
-    clients = [Client(address, verbose=False) for _ in range(8)]
+    clients = [Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000}) for _ in range(8)]
     together = threading.Barrier(8)
 
     def user(number: int) -> np.ndarray:
