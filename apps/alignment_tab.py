@@ -3,7 +3,7 @@
 import gradio as gr
 import picker
 import torch
-from studio import SIDE, Picture, Studio, clicked_token, panel, polite
+from studio import SIDE, Picture, Studio, clicked_token, heading, panel, polite, released, square
 
 from gear_studio import plots
 from gear_studio.analysis import features
@@ -32,24 +32,23 @@ def build(studio: Studio, picture: gr.State):
             )
     controls.caption.render()
     facts = gr.HTML(elem_id="alignment-facts", padding=False)
-    maps, scales = {}, {}
-    with gr.Row():
-        with gr.Column(min_width=220):
+    maps, heats, titles, scales = [], [], [], []
+    with gr.Row(elem_classes="maps"):
+        with gr.Column():
             original = panel("x", "the picture; click a patch", "alignment-picture")
-        for model, symbol in zip(MODELS, ("f(x)", "z or c_q", "h at block b"), strict=True):
-            with gr.Column(min_width=220):
-                maps[model] = panel(f"{model.capitalize()}: {symbol}", "PCA as RGB", f"{model}-pca")
-    with gr.Row():
-        with gr.Column(min_width=220):
-            cosine = panel("cos(g(h), f(x))", "alignment at the tap, patch by patch", "cosine")
-            cosine_scale = gr.HTML(padding=False)
-        heats = {}
         for model in MODELS:
-            with gr.Column(min_width=220):
-                heats[model] = panel(
-                    f"{model.capitalize()}: similarity", "to the framed patch", f"{model}-similarity"
-                )
-                scales[model] = gr.HTML(padding=False)
+            with gr.Column():
+                titles.append(gr.HTML(elem_id=f"{model}-title", padding=False))
+                maps.append(square(f"{model}-pca", f"{model}, PCA as RGB"))
+    with gr.Row(elem_classes="maps"):
+        with gr.Column():
+            cosine = panel("cos(g(h), f(x))", "alignment at the tap, patch by patch", "cosine")
+            cosine_scale = gr.HTML(elem_id="cosine-scale", padding=False)
+        for model in MODELS:
+            with gr.Column():
+                titles.append(gr.HTML(padding=False))
+                heats.append(square(f"{model}-similarity", f"{model}, similarity to the framed patch"))
+                scales.append(gr.HTML(elem_id=f"{model}-scale", padding=False))
     note = gr.HTML(elem_id="protocol", padding=False)
 
     def show(name: str, chosen: Picture, block: int, stage: str, patch: int) -> tuple:
@@ -67,18 +66,15 @@ def build(studio: Studio, picture: gr.State):
     # While an answer is on its way, only the last of further clicks counts.
     hidden = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
     inputs = [run, picture, block, stage, patch]
-    views = [facts, original, *maps.values(), cosine, cosine_scale]
-    for model in MODELS:
-        views += [heats[model], scales[model]]
-    views.append(note)
+    views = [facts, original, cosine, cosine_scale, *titles, *maps, *heats, *scales, note]
 
     def render(trigger) -> None:
         trigger(show, inputs, views, **hidden)
 
     run.change(blocks, [run, block], block, **hidden).then(show, inputs, views, **hidden)
-    render(block.release)
+    render(released(block))
     render(stage.change)
-    for map_ in (original, cosine, *maps.values(), *heats.values()):
+    for map_ in (original, cosine, *maps, *heats):
         map_.select(click, inputs, [patch, *views], **hidden)
     return controls, render
 
@@ -104,36 +100,34 @@ def _show(studio: Studio, name: str, chosen: Picture, block: int, stage: str, pa
     def framed(picture):
         return plots.mark(picture, patch, grid)
 
-    result = [
-        f'<div class="big" data-cosine="{cosines.mean():.4f}">mean cos(g(h), f(x)) at the tap, block {tap}: '
-        f"<b>{cosines.mean():.3f}</b>; at the framed patch {patch}: <b>{cosines[patch]:.3f}</b></div>",
-        framed(plots.enlarge(plots.to_rgb(image[0]), SIDE)),
-    ]
-    for model in MODELS:
-        colors = (features.pca_rgb(found[model]) * 255).round().byte().cpu().numpy()
-        result.append(framed(plots.grid_map(colors, SIDE)))
-    low = min(0.0, float(cosines.min()))
-    result += [
-        framed(plots.heat_map(cosines, low, 1, "cividis", SIDE)),
-        plots.legend("cosine; 1 is perfect alignment", low, 1, "cividis", digits=2),
-    ]
-    for model in MODELS:
-        values = features.similarity(found[model], patch)
-        low = float(values.quantile(0.05))  # one outlier (often position 0) would leave the rest one colour
-        result += [
-            framed(plots.heat_map(values, low, 1, "viridis", SIDE)),
-            plots.legend("cosine; darkest from this map's 5 % quantile down", low, 1, "viridis", digits=2),
-        ]
+    shown = {"teacher": "f(x)", "tokenizer": stage, "generator": f"h after block {block}"}
+    colors = [(features.pca_rgb(found[model]) * 255).round().byte().cpu().numpy() for model in MODELS]
+    values = [features.similarity(found[model], patch) for model in MODELS]
+    # One outlier (often position 0) would leave the rest one colour.
+    worst, low = float(cosines.quantile(0.02)), float(torch.cat(values).quantile(0.05))
+    alike = plots.legend("cosine, the same scale for all three; darkest: their lowest 5 %", low, 1, digits=2)
     condition = (
         "the null condition (a photo has no class)"
         if number is None
         else f"its own class as condition ({studio.runs[name].config['classes'][number]})"
     )
-    result.append(
+    return (
+        f'<div class="big" data-cosine="{cosines.mean():.4f}">mean cos(g(h), f(x)) at the tap, block {tap}: '
+        f"<b>{cosines.mean():.3f}</b>; at the framed patch {patch}: <b>{cosines[patch]:.3f}</b></div>",
+        framed(plots.enlarge(plots.to_rgb(image[0]), SIDE)),
+        framed(plots.heat_map(cosines, worst, 1, "cividis", SIDE)),
+        plots.legend("cosine; 1 is perfect, darkest: the lowest 2 %", worst, 1, "cividis", digits=2),
+        *(heading(f"{model.capitalize()}: {shown[model]}", "PCA as RGB") for model in MODELS),
+        *(
+            heading(f"{model.capitalize()}: similarity", f"of {shown[model]}, to patch {patch}")
+            for model in MODELS
+        ),
+        *(framed(plots.grid_map(each, SIDE)) for each in colors),
+        *(framed(plots.heat_map(each, low, 1, "viridis", SIDE)) for each in values),
+        *[alike] * len(MODELS),
         '<div class="protocol"><b>Protocol.</b> The generator is teacher-forced on the tokens of x, '
-        f"with {condition}. Its features are the hidden states after block b, before the projector; position "
-        "i, which has seen only the tokens before i, stands for patch i. PCA is fitted to this picture's "
-        f"{grid * grid} patches, each model for itself: compare outlines, not colours.<br><b>Teacher.</b> "
-        f"{teacher.note}</div>"
+        f"with {condition}. Its features are the hidden states after block {block}, before the projector; "
+        "position i, which has seen only the tokens before i, stands for patch i. PCA is fitted to this "
+        f"picture's {grid * grid} patches, each model for itself: compare outlines, not colours."
+        f"<br><b>Teacher.</b> {teacher.note}</div>",
     )
-    return tuple(result)

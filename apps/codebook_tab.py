@@ -5,12 +5,16 @@ import math
 import gradio as gr
 import picker
 import torch
-from studio import SIDE, Picture, Studio, clicked_token, panel, polite, text
+from studio import SIDE, Picture, Studio, clicked_token, heading, panel, polite, released, square, text
 
 from gear_studio import plots
 from gear_studio.analysis import codes
 from gear_studio.analysis.codebook import usage_statistics
 
+FOREIGN = (
+    "This tokenizer has only ever seen the embedded world: another picture comes out as the nearest that it "
+    "can draw."
+)
 UNTOUCHED = {"token": None, "edits": {}}  # of a picture: the token looked at, and position -> code replaced
 
 
@@ -27,34 +31,37 @@ def build(studio: Studio, picture: gr.State):
                 0.01, 1, 0.1, step=0.01, label="Temperature τ", info="of the soft read-out", elem_id="tau"
             )
     controls.caption.render()
-    with gr.Row():
-        with gr.Column(min_width=220):
+    with gr.Row(elem_classes="maps"):
+        with gr.Column():
             original = panel("x", "the picture; click a token", "original")
-        with gr.Column(min_width=220):
+        with gr.Column():
             rebuilt = panel("Dec(q)", "its reconstruction", "reconstruction")
-            quality = gr.HTML(padding=False)
-        with gr.Column(min_width=220):
+            quality = gr.HTML(elem_id="quality", padding=False)
+        with gr.Column():
             indices_map = panel("q = argmax A", "indices, on their codes' mean colours", "indices")
-        with gr.Column(min_width=220):
+        with gr.Column():
             entropy_map = panel("H(softmax(A / τ))", "entropy of the soft assignment", "entropy")
             entropy_scale = gr.HTML(elem_id="entropy-scale", padding=False)
-    with gr.Row():
-        with gr.Column(min_width=220):
+    with gr.Row(elem_classes="maps"):
+        with gr.Column():
             token_text = gr.HTML(elem_id="codebook-token", padding=False)
             table = gr.HTML(elem_id="top-codes", padding=False)
             with gr.Row():
                 choice = gr.Dropdown([], label="Replace by top code", elem_id="new-choice", min_width=120)
                 code = gr.Number(label="or any code", precision=0, elem_id="new-code", min_width=100)
             with gr.Row():
-                replace = gr.Button("Replace", variant="primary", elem_id="replace", min_width=100)
+                replace = gr.Button(
+                    "Replace", variant="primary", interactive=False, elem_id="replace", min_width=100
+                )
                 reset = gr.Button("Undo all", elem_id="reset", min_width=100)
-        with gr.Column(min_width=220):
+        with gr.Column():
             edited = panel("Dec(q′)", "with your codes", "edited")
             edits_text = gr.HTML(elem_id="edits", padding=False)
-        with gr.Column(min_width=220):
-            difference = panel("|Dec(q′) − Dec(q)|", "what changed", "difference")
+        with gr.Column():
+            difference_text = gr.HTML(elem_id="difference-text", padding=False)
+            difference = square("difference", "What the new codes change")
             difference_scale = gr.HTML(padding=False)
-        with gr.Column(min_width=220):
+        with gr.Column():
             gallery_text = gr.HTML(padding=False)
             gallery = gr.Image(
                 show_label=False, interactive=False, format="png", buttons=[], elem_id="gallery",
@@ -72,7 +79,9 @@ def build(studio: Studio, picture: gr.State):
     def show(name: str, chosen: Picture, tau: float, state: dict) -> tuple:
         with polite():
             tokenizer = studio.tokenizer(name)
-            return _show(tokenizer, studio.survey(name), studio.image(chosen, _size(tokenizer)), tau, state)
+            image = studio.image(chosen, _size(tokenizer))
+            remark = FOREIGN if studio.foreign(chosen, name) else ""
+            return _show(tokenizer, studio.survey(name), image, remark, tau, state)
 
     def start(name: str, chosen: Picture, tau: float) -> tuple:
         return UNTOUCHED, *show(name, chosen, tau, UNTOUCHED)
@@ -82,10 +91,6 @@ def build(studio: Studio, picture: gr.State):
         return state, *show(name, chosen, tau, state)
 
     def swap(name: str, chosen: Picture, tau: float, state: dict, code: int | None) -> tuple:
-        if state["token"] is None:
-            raise gr.Error(
-                "Click a token first; then choose the code that replaces it.", print_exception=False
-            )
         codes_there = studio.tokenizer(name).config.codes
         if code is None or not 0 <= code < codes_there:
             given = "Nothing" if code is None else code
@@ -113,12 +118,11 @@ def build(studio: Studio, picture: gr.State):
             note = "of the L2-normalised codes, by cosine distance"
             chart = plots.code_map(points.result(), found.counts, found.colors, "UMAP", current)
         else:
-            note, chart = "being computed, which takes up to a minute after the app has started ...", None
-        heading = f'<div class="title">UMAP</div><div class="note">{note}</div>'
+            note, chart = "still being computed; it appears here by itself", None
         return (
             plots.usage_histogram(found.counts, current),
             facts,
-            heading,
+            heading("UMAP", note),
             chart,
             gr.Timer(active=not points.done()),
         )
@@ -141,8 +145,9 @@ def build(studio: Studio, picture: gr.State):
         table,
         choice,
         code,
+        replace,
     ]
-    views += [edited, edits_text, difference, difference_scale, gallery_text, gallery]
+    views += [edited, edits_text, difference_text, difference, difference_scale, gallery_text, gallery]
     base = [run, picture, tau]
     waiting = gr.Timer(2, active=False)
     drawn = [usage, usage_text, layout_text, layout, waiting]
@@ -155,7 +160,7 @@ def build(studio: Studio, picture: gr.State):
         redraw(trigger(start, base, [editing, *views], **hidden))
 
     render(run.change)
-    tau.release(show, [*base, editing], views, **hidden)
+    released(tau)(show, [*base, editing], views, **hidden)
     for map_ in (original, rebuilt, indices_map, entropy_map, edited, difference):
         redraw(map_.select(click, [*base, editing], [editing, *views], **hidden))
     choice.input(lambda code: code, choice, code, **hidden)
@@ -179,8 +184,8 @@ def _current_code(studio: Studio, name: str, chosen: Picture, state: dict) -> in
 
 
 @torch.no_grad()
-def _show(tokenizer, found: codes.Survey, image: torch.Tensor, tau: float, state: dict) -> tuple:
-    """Everything but the charts, in the order of `views`."""
+def _show(tokenizer, found: codes.Survey, image: torch.Tensor, remark: str, tau: float, state: dict) -> tuple:
+    """Everything but the charts, in the order of `views`. remark: what to say of the reconstruction."""
     grid, token, limit = tokenizer.grid, state["token"], math.log(tokenizer.config.codes)
     assignment = tokenizer.assign(image)
     scores, q = assignment.scores[0], assignment.indices[0]
@@ -200,7 +205,7 @@ def _show(tokenizer, found: codes.Survey, image: torch.Tensor, tau: float, state
     return (
         pictures["x"],
         pictures["before"],
-        f'<div class="note">PSNR {psnr:.1f} dB</div>',
+        f'<div class="note">PSNR {psnr:.1f} dB</div><div class="note">{remark}</div>',
         framed(plots.index_map(q, found.colors, SIDE)),
         framed(plots.heat_map(entropy, 0, limit, "viridis", SIDE)),
         plots.legend(
@@ -209,22 +214,23 @@ def _show(tokenizer, found: codes.Survey, image: torch.Tensor, tau: float, state
         *_token(tokenizer, found, scores, q, edited_q, token, tau),
         pictures["after"],
         f'<div class="note" data-edits="{edits}">{edits} of {len(q)} tokens replaced</div>',
-        framed(plots.enlarge(plots.colored(change, 0, top, "magma"), SIDE)),
-        plots.legend("grey levels of 255, mean over the channels", 0, top, "magma"),
+        heading("|Dec(q′) − Dec(q)|", "what changed" if edits else "no change yet"),
+        framed(plots.enlarge(plots.colored(change, 0, top, "magma"), SIDE)) if edits else None,
+        plots.legend("grey levels of 255, mean over the channels", 0, top, "magma") if edits else "",
         *_gallery(found, None if token is None else int(edited_q[token])),
     )
 
 
 def _token(tokenizer, found, scores, q, edited_q, token: int | None, tau: float) -> tuple:
-    """Heading, table of the top codes, and the choices to replace by."""
+    """Heading, table of the top codes, the choices to replace by, and the button."""
     if token is None:
-        heading = '<div class="title">Token</div><div class="note">Click a token in any picture.</div>'
-        return heading, "", gr.Dropdown(choices=[], value=None), None
+        title = heading("Token", "Click a token in any picture.")
+        return title, "", gr.Dropdown(choices=[], value=None), None, gr.Button(interactive=False)
     candidates = codes.top_codes(scores[token], tau)
     row, column = divmod(token, tokenizer.grid)
     now = int(edited_q[token])
     replaced = f", replaced by {now}" if now != int(q[token]) else ""
-    heading = (
+    title = (
         f'<div class="title" data-token="{token}">Token {token} (row {row + 1}, column {column + 1}): '
         f'code {int(q[token])}{replaced}</div><div class="note">Its likeliest codes, and their weight in the '
         "two read-outs of GEAR</div>"
@@ -244,16 +250,16 @@ def _token(tokenizer, found, scores, q, edited_q, token: int | None, tau: float)
         + f'<tr class="rest"><td colspan="4">all other codes</td>{_weight(rest)}</tr></table>'
     )
     choices = [(str(c.code), c.code) for c in candidates]
-    return heading, table, gr.Dropdown(choices=choices, value=choices[1][1]), choices[1][1]
+    second = choices[1][1]
+    return title, table, gr.Dropdown(choices=choices, value=second), second, gr.Button(interactive=True)
 
 
 def _gallery(found: codes.Survey, code: int | None) -> tuple:
     if code is None:
-        return '<div class="title">Patches</div><div class="note">that share the token\'s code</div>', None
+        return heading("Patches", "that share the token's code"), None
     crops, total = codes.gallery(found, code, count=16)
     note = f"{total} of {found.indices.numel():,} patches in 512 held-out pictures use it"
-    text = f'<div class="title">Patches of code {code}</div><div class="note">{note}</div>'
-    return text, plots.patch_gallery(crops, columns=4) if total else None
+    return heading(f"Patches of code {code}", note), plots.patch_gallery(crops, columns=4) if total else None
 
 
 def _weight(share: float) -> str:

@@ -86,6 +86,7 @@ def main(options: Options) -> None:
             run_history=False,
             enable_monitoring=False,
             prevent_thread_lock=True,
+            _frontend=False,  # no look at the page before it is served: a busy machine fails its 3 s limit
         )
     except OSError as error:
         if options.port is None:

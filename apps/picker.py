@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
-from studio import WORLD_PICTURES, Picture, Studio, polite
+from studio import WORLD_PICTURES, Picture, Studio, polite, released
 
 
 @dataclass
@@ -60,7 +60,7 @@ def connect(studio: Studio, pickers: list[Picker], picture: gr.State, renders: l
     hidden = {"show_progress": "hidden", "api_visibility": "private"}
     for each in pickers:
         for event in (
-            each.index.release(number, each.index, outputs, **hidden),
+            released(each.index)(number, each.index, outputs, **hidden),
             each.another.click(another, None, outputs, **hidden),
             each.upload.upload(photo, each.upload, outputs, **hidden),
         ):

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 
 import gradio as gr
 import torch
-from studio import WORLD_PICTURES, Studio, dice, map_scales, polite, progress, sheet, together, whole
+from studio import (
+    WORLD_PICTURES,
+    Studio,
+    dice,
+    drawn_by,
+    map_scales,
+    polite,
+    progress,
+    released,
+    sheet,
+    together,
+    whole,
+)
 from torch import Tensor
 
 from gear_studio import data, plots, prompts, sampling
@@ -74,12 +86,13 @@ def build(tab: gr.Tab, studio: Studio) -> None:
             go = gr.Button("Draw", variant="primary", elem_id="prompt-go")
             again = gr.Button("Next seed", elem_id="prompt-next-seed")
         with gr.Column(scale=4):
-            runs, sheets, titles, controls, maps, scales = [], [], [], [], [], []
+            runs, captions, sheets, titles, controls, maps, scales = [], [], [], [], [], [], []
             with gr.Row():
                 for number, name in enumerate(chosen):
                     with gr.Column(min_width=320):
                         run = gr.Dropdown(names, value=name, label="Run", elem_id=f"prompt-run-{number}")
                         about = gr.HTML(studio.about(name), padding=False)
+                        captions.append(gr.HTML(padding=False, elem_id=f"prompt-caption-{number}"))
                         sheets.append(sheet(f"prompt-sheet-{number}"))
                         titles.append(gr.HTML(padding=False, elem_id=f"prompt-control-title-{number}"))
                         controls.append(sheet(f"prompt-control-{number}", "The control", visible=False))
@@ -109,7 +122,7 @@ def build(tab: gr.Tab, studio: Studio) -> None:
                 "same random numbers show the other caption and not the prompt."
             )
 
-    views = [*sheets, *titles, *controls, status, notes, drawn, word, *maps, *scales]
+    views = [*sheets, *titles, *controls, status, notes, drawn, word, *maps, *scales, *captions]
     inputs = [text, control, *settings, *runs]
 
     def draw(text, control, count, guidance, temperature, top_k, top_p, seed, *names) -> Iterator[tuple]:
@@ -138,7 +151,7 @@ def build(tab: gr.Tab, studio: Studio) -> None:
     )
     for each in lists:
         each.input(_caption, lists, text, **quiet)
-    for event in (word.input, block.release):
+    for event in (word.input, released(block)):
         event(look, [drawn, word, block], [*maps, *scales], trigger_mode="always_last", **quiet)
 
 
@@ -200,6 +213,7 @@ def _draw(studio, names, text, control, count, guidance, temperature, top_k, top
             gr.Radio(choices, value=None),
             *blank,
             *blank,
+            *(drawn_by(name, f"“{text}”", scale, seed) for name in names),
         )
 
 

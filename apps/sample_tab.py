@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 import torch
-from studio import Studio, dice, map_scales, polite, progress, sheet, together, whole
+from studio import Studio, dice, drawn_by, map_scales, polite, progress, sheet, together, whole
 
 from gear_studio import plots, sampling
 
@@ -34,7 +34,8 @@ def build(demo: gr.Blocks, studio: Studio):
                     with gr.Column(min_width=320):
                         run = gr.Dropdown(names, value=chosen, label="Run", elem_id=f"{side}-run")
                         about = gr.HTML(studio.about(chosen), padding=False)
-                        sides.append((run, sheet(f"{side}-sheet")))
+                        caption = gr.HTML(elem_id=f"{side}-caption", padding=False)
+                        sides.append((run, sheet(f"{side}-sheet"), caption))
                         run.change(studio.about, run, about, show_progress="hidden", api_visibility="private")
             status = gr.HTML(elem_id="sample-status", padding=False)
             map_scales(codes)
@@ -50,11 +51,11 @@ def build(demo: gr.Blocks, studio: Studio):
         with polite():
             yield from _draw(studio, (left, right), label, count, guidance, temperature, top_k, top_p, seed)
 
-    (left_run, left_sheet), (right_run, right_sheet) = sides
+    (left_run, right_run), sheets, captions = zip(*sides, strict=True)
     settings = [left_run, right_run, label, count, guidance, temperature, top_k, top_p, seed]
     results = {
         "inputs": settings,
-        "outputs": [left_sheet, right_sheet, status],
+        "outputs": [*sheets, *captions, status],
         "show_progress": "hidden",
         "concurrency_id": "sample",
     }
@@ -74,7 +75,9 @@ def build(demo: gr.Blocks, studio: Studio):
 
 
 def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
-    """Yields (left sheet, right sheet, status) after every row of tokens."""
+    """Yields (left sheet, right sheet, their captions, status) after every row of tokens."""
+    # Guidance compares with the null condition: without a class there is nothing to guide towards.
+    scale = 1.0 if label == ANY else guidance
     seed, streams = whole(seed), []
     for name in names:
         classes, generator = studio.runs[name].config["classes"], studio.generator(name)
@@ -82,12 +85,11 @@ def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed
             raise ValueError(f"Run {name} does not know the class {label!r}; it knows {', '.join(classes)}.")
         number = generator.condition.null if label == ANY else classes.index(label)
         condition = torch.full((count,), number)
-        # Guidance compares with the null condition: without a class there is nothing to guide towards.
-        scale = 1.0 if label == ANY else guidance
         streams.append(sampling.stream(generator, condition, scale, temperature, int(top_k), top_p, seed))
+    captions = [drawn_by(name, label, scale, seed) for name in names]
     for rows in together([_sheets(studio, *side) for side in zip(names, streams, strict=True)]):
         (*_, (done, tokens)) = (place for _, place in rows)
-        yield (*(sheet for sheet, _ in rows), progress(done, tokens))
+        yield (*(sheet for sheet, _ in rows), *captions, progress(done, tokens))
 
 
 @torch.no_grad()

@@ -4,9 +4,10 @@ Models are read on first use and kept. Layouts of codebooks take many seconds: o
 makes them, and the tabs show what they have until it is done.
 """
 
+import html
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ class Studio:
         size = max(self.runs[name].tokenizer.config.image_size for name in self.tokenizers)
         return Picture(photo=read_upload(path, size), name=Path(path).name)
 
+    def foreign(self, picture: Picture, name: str) -> bool:
+        """Whether the picture is of another kind than all that Run `name` has seen."""
+        return picture.photo is not None and self.runs[name].config["source"] == "shapes"
+
     def caption(self, picture: Picture) -> str:
         if picture.photo is not None:
             return f"Your picture **{picture.name}**, its middle square."
@@ -191,6 +196,11 @@ def dice(codes: int, tab: str = "") -> list:
     ]
 
 
+def released(slider: gr.Slider) -> Callable:
+    """The event of a slider let go or typed in: a step after it, when the page has clamped the number."""
+    return slider.release(None, js="() => {}", show_progress="hidden", api_visibility="private").then
+
+
 def whole(seed: int | None) -> int:
     if seed is None:
         raise ValueError("The seed is empty; give a whole number, 0 or above.")
@@ -200,6 +210,12 @@ def whole(seed: int | None) -> int:
 def progress(done: int, tokens: int) -> str:
     state = "done" if done == tokens else "decoding"
     return f'<div class="note" data-done="{done}">{state}: token {done} of {tokens}</div>'
+
+
+def drawn_by(name: str, asked: str, guidance: float, seed: int) -> str:
+    """What a sheet shows, as HTML: it stays true when other settings are chosen beside it."""
+    told = f"{name}: {asked}, guidance {guidance:g}, seed {seed}"
+    return f'<div class="note">Drawn by {html.escape(told)}</div>'
 
 
 def map_scales(codes: int) -> None:
@@ -231,15 +247,22 @@ def clicked_token(event: gr.SelectData, grid: int) -> int:
     return row * grid + column
 
 
-def text(title: str, note: str, **settings) -> gr.HTML:
-    return gr.HTML(
-        f'<div class="title">{title}</div><div class="note">{note}</div>', padding=False, **settings
-    )
+def heading(title: str, note: str) -> str:
+    return f'<div class="title">{title}</div><div class="note">{note}</div>'
+
+
+def text(title: str, note: str) -> gr.HTML:
+    return gr.HTML(heading(title, note), padding=False)
 
 
 def panel(title: str, note: str, name: str) -> gr.Image:
     """A titled square picture with a line of explanation, to click tokens in. name: its id in the page."""
     text(title, note)
+    return square(name, title)
+
+
+def square(name: str, alt: str) -> gr.Image:
+    """The picture of a panel whose heading changes. name: its id in the page."""
     return gr.Image(
         show_label=False,
         interactive=False,
@@ -247,5 +270,5 @@ def panel(title: str, note: str, name: str) -> gr.Image:
         buttons=[],
         elem_id=name,
         elem_classes="panel",
-        alt_text=title,
+        alt_text=alt,
     )

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
+import httpx
 import numpy as np
 import pytest
 import tiny
@@ -41,6 +43,7 @@ SWITCHES = (
 )
 PATIENCE = 60_000  # ms; machines that run tests are busy ones
 GREY = 128
+MODELS = ("teacher", "tokenizer", "generator")
 expect.set_options(timeout=PATIENCE)
 
 
@@ -205,13 +208,44 @@ def test_the_same_seed_gives_the_same_pictures(page: Page):
     np.testing.assert_array_equal(drawn_anew(page, other), first)
 
 
+def test_a_sheet_says_what_drew_it(page: Page):
+    sampled(page)
+    caption = page.locator("#right-caption")
+    expect(caption).to_have_text("Drawn by generator-gear: striped star, guidance 1.5, seed 0")
+    page.locator("#right-run input").click()
+    page.get_by_role("option", name="generator-continued").click()
+    page.get_by_text("arm continued").wait_for()  # the run chosen is described; the sheet is the old one's
+    expect(caption).to_contain_text("generator-gear: ")
+    page.locator("#sample").click()
+    expect(caption).to_contain_text("generator-continued: ")
+
+
+def test_maps_to_compare_are_of_one_size(page: Page):
+    page.set_viewport_size({"width": 800, "height": 1000})
+    for tab, image in (("Codebook", "#edited"), ("Alignment", "#generator-similarity")):
+        open_tab(page, tab, image)
+        boxes = [shown.bounding_box() for shown in page.locator(".maps .panel img:visible").all()]
+        assert len(boxes) >= 5 and len({round(box["width"]) for box in boxes}) == 1
+
+
+def test_a_number_beyond_the_slider_is_clamped(page: Page):
+    open_tab(page, "Codebook", "#original")
+    for typed, picture in (("5000", 999), ("-3", 0)):
+        page.locator("#codebook-index input[type=number]").fill(typed)
+        page.locator("#codebook-index input[type=number]").press("Tab")
+        expect(page.locator("#codebook-caption")).to_contain_text(f"Picture {picture} of")
+    expect(page.locator(".toast-wrap", has_text="Error")).to_have_count(0)
+
+
 def test_a_token_is_clicked_and_swapped(page: Page):
     open_tab(page, "Codebook", "#indices")
+    expect(page.locator("#replace")).to_be_disabled()
     click_cell(page, "#indices", row=3, column=5)
     expect(page.locator("#codebook-token")).to_contain_text("Token 29 (row 4, column 6)")
     expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
     rebuilt = pixels(page, "#reconstruction")
     np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
+    expect(page.locator("#difference-text")).to_contain_text("no change yet")
     weights = [float(text) for text in page.locator("#top-codes td.weight").all_inner_texts()]
     assert sum(weights) == pytest.approx(1, abs=0.006) and weights[:8] == sorted(weights[:8], reverse=True)
 
@@ -219,6 +253,7 @@ def test_a_token_is_clicked_and_swapped(page: Page):
     expect(page.locator("#edits")).to_contain_text("1 of 64 tokens replaced")
     edited = pixels(page, "#edited")
     assert (edited != rebuilt).any()
+    expect(page.locator("#difference-text")).to_contain_text("what changed")
     assert pixels(page, "#difference").std() > 0 and pixels(page, "#gallery").std() > 0
 
     page.locator("#new-code input").fill("5")
@@ -256,12 +291,14 @@ def test_photos_are_shown_as_they_are_meant(page: Page, tmp_path: Path):
 
     open_tab(page, "Codebook", "#original")
     before, rebuilt = pixels(page, "#original"), pixels(page, "#reconstruction")
+    expect(page.locator("#quality")).not_to_contain_text("only ever seen")
     page.locator("input[type=file]").first.set_input_files(tmp_path / "clear.png")
     expect(page.locator("#codebook-caption")).to_contain_text("clear.png")
     shown = changed(page, "#original", before)
     np.testing.assert_allclose(shown[256, 64], (220, 0, 0), atol=3)
     np.testing.assert_allclose(shown[256, 448], (255, 255, 255), atol=3)
     changed(page, "#reconstruction", rebuilt)
+    expect(page.locator("#quality")).to_contain_text("only ever seen the embedded world")
 
     page.locator("input[type=file]").first.set_input_files(tmp_path / "turned.jpg")
     expect(page.locator("#codebook-caption")).to_contain_text("turned.jpg")
@@ -298,7 +335,7 @@ def test_bad_uploads_get_a_message_and_do_no_harm(page: Page, tmp_path: Path):
 def test_alignment_follows_patch_and_block(page: Page):
     open_tab(page, "Alignment", "#generator-similarity")
     expect(page.locator("#protocol")).to_contain_text("stand-in")  # the teacher's note
-    maps = ("#teacher-similarity", "#tokenizer-similarity", "#generator-similarity")
+    maps = [f"#{name}-similarity" for name in MODELS]
     before = [pixels(page, selector) for selector in maps]
     click_cell(page, "#teacher-pca", row=6, column=1)
     expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 49")
@@ -310,16 +347,18 @@ def test_alignment_follows_patch_and_block(page: Page):
     page.locator("#block input[type=number]").fill("1")
     page.locator("#block input[type=number]").press("Tab")
     changed(page, "#generator-pca", generator)
+    expect(page.locator("#generator-title")).to_contain_text("h after block 1")
+    assert len({page.locator(f"#{name}-scale").inner_text() for name in MODELS}) == 1
     np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
 
 
 def test_eight_users_at_once_all_get_answers(address: str):
-    clients = [Client(address, verbose=False) for _ in range(8)]
+    clients = [Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000}) for _ in range(8)]
     together = threading.Barrier(8)
 
     def user(number: int) -> np.ndarray:
         together.wait()
-        left, _, status = clients[number].predict(count=1, seed=number, api_name="/sample")
+        left, *_, status = clients[number].predict(count=1, seed=number, api_name="/sample")
         assert "token 64 of 64" in status
         return np.asarray(Image.open(left["path"] if isinstance(left, dict) else left).convert("RGB"))
 
@@ -378,6 +417,7 @@ def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
         page.locator("#prompt-go").click()
         page.locator("#prompt-control-0 img").wait_for()
         done.wait_for()
+        expect(page.locator("#prompt-caption-0")).to_contain_text("“a red zebra”, guidance 1.5, seed 0")
         title = page.locator("#prompt-control-title-0")
         expect(title).to_contain_text("the same random numbers, asked for “a ")
 
@@ -411,6 +451,27 @@ def explorer(monkeypatch: pytest.MonkeyPatch):
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no finished run"):
         explorer.main(explorer.Options(runs=tmp_path))
+
+
+def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypatch: pytest.MonkeyPatch):
+    """Gradio's launch may ask for the page itself and give up after three seconds."""
+
+    def late(url: str, **_):
+        raise httpx.ReadTimeout(f"{url} did not answer in time")
+
+    def visit(demo: gr.Blocks):
+        with urllib.request.urlopen(demo.local_url) as answer:
+            assert answer.status == 200
+        demo.close()
+        visited.append(demo)
+
+    visited = []
+    monkeypatch.setattr(httpx, "head", late)
+    monkeypatch.setattr(gr.Blocks, "block_thread", visit)
+    monkeypatch.setattr(explorer.Studio, "warm_up", lambda *_: None)
+    folder = os.environ.get("GEAR_EXPLORER_RUNS")
+    explorer.main(explorer.Options(runs=folder and Path(folder)))
+    assert visited
 
 
 def test_a_taken_port_is_named(explorer):

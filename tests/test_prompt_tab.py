@@ -32,10 +32,12 @@ def draw(studio: Studio, text: str, names=(NAME,), control: bool = False, **chan
 def test_pictures_come_row_by_row_and_words_with_the_last(studio):
     seen = draw(studio, "A red ring!")
     assert len(seen) == 8
-    for row, (sheet, title, control, status, notes, drawn, words, image, scale) in enumerate(seen, start=1):
+    for row, (*views, image, scale, caption) in enumerate(seen, start=1):
+        sheet, title, control, status, notes, drawn, words = views
         assert f"token {8 * row} of 64" in status and notes == "" and "Control" not in title
         assert sheet.size[0] > 256 and control == {"value": None, "visible": False, "__type__": "update"}
         assert (image, scale) == (None, None)
+        assert f"{NAME}: “A red ring!”, guidance 1.5, seed 3" in caption
         assert bool(drawn.sides) == bool(words.choices) == (row == 8)
     assert words.choices == [("a", 0), ("red", 1), ("ring", 2)]
     ((name, indices),) = drawn.sides
