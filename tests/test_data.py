@@ -2,7 +2,9 @@
 
 import colorsys
 import hashlib
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,6 +18,7 @@ from gear_studio import data
 from gear_studio.data import shapes
 from gear_studio.data.folder import Folder, UnreadableImage, fit, open_rgb
 from gear_studio.data.shapes import Shapes
+from gear_studio.data.stream import skipped, skipped_line
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
 CAPTIONS = [
@@ -580,6 +583,46 @@ def test_a_corrupt_file_changes_nothing_about_workers(pets):
     here = list(data.stream(Folder(pets), 8, seed=0, steps=5))
     there = list(data.stream(Folder(pets), 8, seed=0, steps=5, workers=2))
     assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_loading_processes_could_not_read_is_known_to_the_one_that_trains(pets, workers):
+    source = Folder(pets)
+    bad = {names(source)[i] for i in (5, 20)}
+    for path in bad:
+        open(path, "wb").write(b"")
+    for batch in data.stream(source, 8, seed=0, steps=5, workers=workers):  # all 38, and two once more
+        assert batch.keys() == {"image", "label"}
+    assert source.skipped == bad and skipped(source, Counting()) == sorted(bad)
+
+
+def test_what_was_skipped_is_said_in_a_line():
+    assert skipped_line(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
+    assert skipped_line(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
+
+
+def test_a_folder_is_known_by_names_and_sizes_wherever_it_lies(pets, tmp_path):
+    before = Folder(pets).identity()
+    copied = shutil.copytree(pets, tmp_path / "copied", copy_function=shutil.copyfile)  # new times of writing
+    assert Folder(copied).identity() == before != Folder(copied, "val").identity()
+    assert Folder(copied).fingerprint() != Folder(pets).fingerprint()
+    path = names(Folder(copied))[7]
+    paint(copied / path, "red", size=(90, 90))
+    assert Folder(copied).identity() != before
+    os.remove(path)
+    os.symlink(tmp_path / "nowhere", path)  # like a corrupt one no reason to stop
+    broken = Folder(copied).identity()
+    assert broken != before
+    os.remove(path)
+    assert Folder(copied).identity() not in (before, broken)
+
+
+@pytest.mark.filterwarnings("ignore:passed over")
+def test_other_captions_make_other_data(album):
+    before = Folder(album, captions=True).identity()
+    (album / "00.txt").write_text("longer than it was, and in other words")
+    assert Folder(album, captions=True).identity() != before
 
 
 def test_folders_that_cannot_be_used_say_why(tmp_path):

@@ -30,7 +30,7 @@ class Pictures(ABC):
     """What sources of picture files share (`Folder`, `Shards`): reading them by number, whatever their state.
 
     skipped: the files that this process has found unreadable so far, or without a readable caption where
-    captions are asked for (`with_captions`).
+    captions are asked for (`with_captions`); its loading processes' too, once `stream` has given their batch.
     """
 
     name: str
@@ -42,6 +42,11 @@ class Pictures(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A digest of what there is to read, by names, labels and sizes: the same wherever the files lie and
+        whenever they were copied there, unlike a `fingerprint`."""
 
     @abstractmethod
     def _name(self, index: int) -> str:
@@ -146,6 +151,20 @@ class Folder(Pictures):
         """A digest that changes with any file's name, label, size or time of writing, or with the split."""
         stats = [os.stat(self._name(i)) for i in range(len(self))]
         return digest(self._paths, self._labels, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
+
+    def identity(self) -> str:
+        files = [os.path.join(os.fsencode(self.folder), path) for path in self._paths]
+        if self.with_captions:
+            files += [os.path.splitext(file)[0] + b".txt" for file in files]
+        return digest(self._paths, self._labels, [_size(file) for file in files])
+
+
+def _size(path: bytes) -> int:
+    """In bytes; -1 for a file that is not there, which is skipped when its turn comes."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def check_split(source: str, split: str) -> None:
