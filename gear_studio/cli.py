@@ -255,6 +255,7 @@ def evaluate(
     from accelerate import PartialState
 
     from gear_studio.analysis import fidelity
+    from gear_studio.data.stream import skipped_line
     from gear_studio.pretrained import write_json
     from gear_studio.runs import Run
 
@@ -283,6 +284,8 @@ def evaluate(
         if PartialState().is_main_process:
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
+            if unread := result.get("skipped"):
+                print(skipped_line(unread))
 
 
 def sample(

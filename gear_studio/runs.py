@@ -1,7 +1,7 @@
 """Run: a folder on disk with everything one training left behind. The zoo is a set of shipped Runs.
 
-    config.json       what was asked: source, stage, arm, seed, parent, the whole recipe
-    record.json       what happened: command, versions, device, seconds, finished or not
+    config.json       what was asked: source (of files: which), stage, arm, seed, parent, the whole recipe
+    record.json       what happened: command, versions, device, seconds, finished or not, files skipped
     metrics.jsonl     one JSON object a line, every `log_every` steps
     tokenizer/ generator/ projector/     EMA weights (safetensors), each with its own config.json
     *.png             reconstruction and sample grids

@@ -67,7 +67,8 @@ def stream(
     first may also be a number for each picture: those of equal number are drawn from the same random numbers.
 
     The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k and
-    top-p: how sure the model was, not how the dice were loaded."""
+    top-p: how sure the model was, not how the dice were loaded. The generator samples in eval mode, and is
+    left in the mode it was in."""
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
     if not 0 < top_p <= 1:
@@ -75,39 +76,45 @@ def stream(
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}; expected a count of codes, or 0 for all")
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
+    was_training = gen.training
     gen.eval()
-    seed = secrets.randbits(31) if seed is None else seed
-    draws = uniforms(seed, batch, gen.length, first).to(device)
-    condition = condition.to(device)
-    if guided:
-        condition = torch.cat([condition, gen.condition.nulls(batch, device)])
-    cache = gen.new_cache(condition)
-    x = gen.condition(condition)
-    indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
-    log_probs, entropy = (
-        torch.zeros_like(indices, dtype=torch.float),
-        torch.zeros_like(indices, dtype=torch.float),
-    )
-    for i in range(gen.length):
-        logits = gen.decode(x, cache).float()
+    try:
+        seed = secrets.randbits(31) if seed is None else seed
+        draws = uniforms(seed, batch, gen.length, first).to(device)
+        condition = condition.to(device)
         if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + cfg_scale * (conditional - unconditional)
-        if temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            p = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
-            cumulative = p.cumsum(-1)
-            # Scaled by the total, a draw below 1 always lands on a code that has mass.
-            target = draws[:, i : i + 1].double() * cumulative[:, -1:]
-            token = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
-        log_p = logits.log_softmax(-1)
-        indices[:, i] = token
-        log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
-        entropy[:, i] = -(log_p.exp() * log_p).sum(-1)
-        x = gen.token_table[token.repeat(2) if guided else token][:, None]
-        if (i + 1) % gen.config.grid == 0:
-            yield Progress(indices.clone(), log_probs.clone(), entropy.clone(), i + 1)
+            condition = torch.cat([condition, gen.condition.nulls(batch, device)])
+        cache = gen.new_cache(condition)
+        x = gen.condition(condition)
+        indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
+        log_probs, entropy = (
+            torch.zeros_like(indices, dtype=torch.float),
+            torch.zeros_like(indices, dtype=torch.float),
+        )
+        for i in range(gen.length):
+            logits = gen.decode(x, cache).float()
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + cfg_scale * (conditional - unconditional)
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                p = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
+                cumulative = p.cumsum(-1)
+                # Scaled by the total, a draw below 1 always lands on a code that has mass.
+                target = draws[:, i : i + 1].double() * cumulative[:, -1:]
+                token = (
+                    torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
+                )
+            log_p = logits.log_softmax(-1)
+            indices[:, i] = token
+            log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
+            entropy[:, i] = -(log_p.exp() * log_p).sum(-1)
+            x = gen.token_table[token.repeat(2) if guided else token][:, None]
+            if (i + 1) % gen.config.grid == 0:
+                yield Progress(indices.clone(), log_probs.clone(), entropy.clone(), i + 1)
+    finally:  # a consumer who stops early comes here too
+        gen.train(was_training)
 
 
 def sample(

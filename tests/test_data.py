@@ -2,7 +2,9 @@
 
 import colorsys
 import hashlib
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,6 +18,7 @@ from gear_studio import data
 from gear_studio.data import shapes
 from gear_studio.data.folder import Folder, UnreadableImage, fit, open_rgb
 from gear_studio.data.shapes import Shapes
+from gear_studio.data.stream import skipped, skipped_line
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
 CAPTIONS = [
@@ -494,6 +497,45 @@ def test_folder_with_only_train_is_split(pets, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("layout", "chosen"),
+    [
+        (("test",), "test"),
+        (("validation", "test"), "validation"),
+        (("test", "val", "validation"), "val"),
+    ],
+)
+def test_the_folder_held_out_is_the_first_of_val_validation_and_test(tmp_path, layout, chosen):
+    for i, part in enumerate(("train", *layout)):
+        paint(tmp_path / part / "a" / "x.png", (9, i, 0))
+    (tmp_path / "notes").mkdir()  # without pictures
+    train, val = Folder(tmp_path, "train"), Folder(tmp_path, "val")
+    assert train.classes == val.classes == ["a"] and shades(train) == {(9, 0, 0)}
+    assert shades(val) == {(9, 1 + layout.index(chosen), 0)}
+
+
+def test_hidden_folders_are_passed_over(pets, tmp_path):
+    paint(pets / ".ipynb_checkpoints" / "x.png", "red")
+    paint(pets / "cat" / ".thumbnails" / "x.png", "red")
+    assert Folder(pets).classes == ["cat", "dog"] and len(Folder(pets)) == 38
+    outer = tmp_path / "outer"
+    paint(outer / ".ipynb_checkpoints" / "x.png", "red")
+    pets.rename(outer / "train")
+    assert Folder(outer).classes == ["cat", "dog"] and len(Folder(outer)) == 38
+
+
+def test_pictures_beside_the_splits_are_refused_by_name(pets, tmp_path):
+    pets.rename(tmp_path / "train")
+    paint(tmp_path / "extra" / "deep" / "x.png", "red")
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=f"{tmp_path} has extra beside train.*move extra elsewhere"):
+            Folder(tmp_path, split)
+    (tmp_path / "extra").rename(tmp_path / "test")
+    (tmp_path / "train").rename(tmp_path / ".train")
+    with pytest.raises(ValueError, match="has test and no train beside it; name .*/test itself"):
+        Folder(tmp_path)
+
+
 def test_training_view_crops_and_mirrors_and_repeats(tmp_path):
     ramp = np.zeros((64, 128, 3), np.uint8)
     ramp[..., 0] = np.arange(128) * 2
@@ -544,6 +586,46 @@ def test_a_corrupt_file_changes_nothing_about_workers(pets):
     here = list(data.stream(Folder(pets), 8, seed=0, steps=5))
     there = list(data.stream(Folder(pets), 8, seed=0, steps=5, workers=2))
     assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_loading_processes_could_not_read_is_known_to_the_one_that_trains(pets, workers):
+    source = Folder(pets)
+    bad = {names(source)[i] for i in (5, 20)}
+    for path in bad:
+        open(path, "wb").write(b"")
+    for batch in data.stream(source, 8, seed=0, steps=5, workers=workers):  # all 38, and two once more
+        assert batch.keys() == {"image", "label"}
+    assert source.skipped == bad and skipped(source, Counting()) == sorted(bad)
+
+
+def test_what_was_skipped_is_said_in_a_line():
+    assert skipped_line(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
+    assert skipped_line(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
+
+
+def test_a_folder_is_known_by_names_and_sizes_wherever_it_lies(pets, tmp_path):
+    before = Folder(pets).identity()
+    copied = shutil.copytree(pets, tmp_path / "copied", copy_function=shutil.copyfile)  # new times of writing
+    assert Folder(copied).identity() == before != Folder(copied, "val").identity()
+    assert Folder(copied).fingerprint() != Folder(pets).fingerprint()
+    path = names(Folder(copied))[7]
+    paint(copied / path, "red", size=(90, 90))
+    assert Folder(copied).identity() != before
+    os.remove(path)
+    os.symlink(tmp_path / "nowhere", path)  # like a corrupt one no reason to stop
+    broken = Folder(copied).identity()
+    assert broken != before
+    os.remove(path)
+    assert Folder(copied).identity() not in (before, broken)
+
+
+@pytest.mark.filterwarnings("ignore:passed over")
+def test_other_captions_make_other_data(album):
+    before = Folder(album, captions=True).identity()
+    (album / "00.txt").write_text("longer than it was, and in other words")
+    assert Folder(album, captions=True).identity() != before
 
 
 def test_folders_that_cannot_be_used_say_why(tmp_path):
@@ -649,6 +731,28 @@ def test_gray_sixteen_bit_and_cmyk_become_rgb(tmp_path):
     assert open_rgb(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
     red, green, blue = open_rgb(tmp_path / "print.jpg").getpixel((0, 0))
     assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "seen"),
+    [
+        ("float.tif", np.full((8, 8), 0.5, np.float32), 128),
+        ("float255.tif", np.full((8, 8), 128.2, np.float32), 128),
+        ("deep.pgm", np.full((8, 8), 128 * 257, np.uint16), 128),
+        ("deep.tif", np.full((8, 8), 128 * 257, np.uint16), 128),
+        ("below.tif", np.full((8, 8), -0.5, np.float32), "lie in -0.5 to -0.5"),
+        ("above.tif", np.full((8, 8), 700, np.float32), "lie in 700.0 to 700.0"),
+        ("nan.tif", np.full((8, 8), np.nan, np.float32), "lie in nan to nan"),
+        ("int.tif", np.full((8, 8), 128, np.int32), "32-bit integers of unknown range"),
+    ],
+)
+def test_deep_grays_are_scaled_from_their_range_or_refused(tmp_path, name, stored, seen):
+    Image.fromarray(stored).save(tmp_path / name)
+    if isinstance(seen, int):
+        assert open_rgb(tmp_path / name).getpixel((0, 0)) == (seen, seen, seen)
+    else:
+        with pytest.raises(UnreadableImage, match=f"{name}.*{seen}.*save it with 8 or 16 bits"):
+            open_rgb(tmp_path / name)
 
 
 def test_a_large_photo_may_be_decoded_smaller_but_not_too_small(tmp_path):

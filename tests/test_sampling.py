@@ -161,6 +161,21 @@ def test_uniforms_cover_the_unit_interval_evenly():
     assert abs(across) < 0.4  # neighbouring pictures are not copies of each other
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_generator_is_left_in_the_mode_it_was_in(training):
+    gen = tiny.generator().train(training)
+    sampling.sample(gen, LABELS, seed=0)
+    assert gen.training == gen.condition.training == training
+    rows = sampling.stream(gen, LABELS, seed=0)
+    next(rows)
+    assert not gen.training
+    rows.close()
+    assert gen.training == training
+    with pytest.raises(IndexError):
+        sampling.sample(gen, torch.tensor([99]))
+    assert gen.training == training
+
+
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}])
 def test_impossible_settings_are_refused_by_name(gen, bad):
     ((name, value),) = bad.items()

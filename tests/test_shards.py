@@ -242,6 +242,18 @@ def test_a_shard_rewritten_at_the_same_size_is_noticed(six, indexed):
     assert indexed[6:] == ["000.tar"]
 
 
+def test_shards_are_known_by_names_and_contents_wherever_they_lie(six, tmp_path):
+    before = Shards(six).identity()
+    (tmp_path / "copied").mkdir()
+    for path in six.iterdir():
+        (tmp_path / "copied" / path.name).write_bytes(path.read_bytes())
+    assert Shards(tmp_path / "copied").identity() == Shards(f"{six}/{{000..005}}.tar").identity() == before
+    size = (six / "002.tar").stat().st_size
+    write(six / "002.tar", range(100, 112))
+    assert (six / "002.tar").stat().st_size == size  # tars are padded
+    assert Shards(six).identity() != before
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "cut"])
 def test_a_damaged_index_is_built_again(six, indexed, cache, damage):
     before = keys(Shards(six))

@@ -204,6 +204,61 @@ def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, t
 # Resuming
 
 
+def photos(folder: Path, seed: int) -> Path:
+    """Twelve pictures of two classes; the last is broken."""
+    dice = np.random.default_rng(seed)
+    for i in range(12):
+        path = folder / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = dice.integers(32, 64)
+        Image.fromarray(dice.integers(0, 255, (side, 40, 3), np.uint8)).save(path)
+    path.write_bytes(b"broken")
+    return folder
+
+
+def train_on(pictures: Path, out: Path, teacher: Path, steps: int = 4, **options) -> Run:
+    recipe = tiny.recipe(teacher, steps=steps)
+    options |= {"folder": pictures, "out": out, "progress": False}
+    return loop.train("folder", "warmup", "warmup", recipe, **options)
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_a_run_goes_on_with_the_pictures_it_began_with_and_no_others(tmp_path, teacher_folder):
+    out, here, other = tmp_path / "run", photos(tmp_path / "here", 0), photos(tmp_path / "other", 1)
+    train_on(here, out, teacher_folder)
+    config = json.loads((out / "config.json").read_text())
+    assert config["pictures"]["folder"] == str(here)
+    for finished in (True, False):
+        if not finished:
+            unfinish(out)
+        with pytest.raises(ValueError, match=f"that were in {here}; those now in {other} are others"):
+            train_on(other, out, teacher_folder)
+    there = shutil.copytree(here, tmp_path / "there", copy_function=shutil.copyfile)
+    assert train_on(there, out, teacher_folder).finished
+    assert json.loads((out / "config.json").read_text()) == config
+
+    unfinish(out)
+    del config["pictures"]  # a run from before it was written down
+    (out / "config.json").write_text(json.dumps(config))
+    assert train_on(other, out, teacher_folder).finished
+    assert json.loads((out / "config.json").read_text()) == config
+
+
+def test_a_run_on_pictures_that_are_no_files_names_none(whole):
+    assert not [name for name in STAGES if "pictures" in Run.from_pretrained(whole / name).config]
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_files_are_recorded_and_said_at_the_end(tmp_path, teacher_folder, capsys, workers):
+    pictures = photos(tmp_path / "pictures", 0)
+    run = train_on(pictures, tmp_path / "run", teacher_folder, workers=workers)
+    broken = str(pictures / "b" / "11.png")
+    assert run.record["skipped"] == [broken]
+    assert f"1 file could not be read and was skipped: {broken}\n" in capsys.readouterr().out
+    assert Run.from_pretrained(tmp_path / "run").finished
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -255,7 +310,10 @@ def test_a_killed_run_continues_exactly(name, moment, again, whole, teacher_fold
     assert tiny.run_apart(train_and_die, name, again, teacher_folder, moment) == -signal.SIGKILL
     died = Run.from_pretrained(again / name)
     assert not died.finished and not weights(again / name)
+    torn = list((again / name / "checkpoints").glob(".*"))
+    assert len(torn) == (moment == "while writing the second checkpoint")
     train(name, again, teacher_folder)
+    assert not list((again / name / "checkpoints").glob(".*"))
     assert Run.from_pretrained(again / name).finished
     assert_same_run(again / name, whole / name)
 

@@ -38,6 +38,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
+from gear_studio.data.stream import skipped
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
 from gear_studio.prompts import Asked, Captions, Labels, Written, read_prompts
@@ -501,5 +502,7 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
             result["likeness"] = evaluation.likeness()
     if run.has("generator"):
         result |= evaluation.generated()
+    if unread := skipped(evaluation.source):
+        result["skipped"] = unread
     evaluation.accelerator.wait_for_everyone()
     return result

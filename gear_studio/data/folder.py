@@ -12,7 +12,7 @@ import io
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 SPLITS = ("train", "val")
+_HELD_OUT = ("val", "validation", "test")  # folders beside `train`: the first that is there is the split val
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _VAL_SHARE = 20  # one picture in so many is held out where the data bring no split of their own
 
@@ -29,7 +30,7 @@ class Pictures(ABC):
     """What sources of picture files share (`Folder`, `Shards`): reading them by number, whatever their state.
 
     skipped: the files that this process has found unreadable so far, or without a readable caption where
-    captions are asked for (`with_captions`).
+    captions are asked for (`with_captions`); its loading processes' too, once `stream` has given their batch.
     """
 
     name: str
@@ -41,6 +42,11 @@ class Pictures(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A digest of what there is to read, by names, labels and sizes: the same wherever the files lie and
+        whenever they were copied there, unlike a `fingerprint`."""
 
     @abstractmethod
     def _name(self, index: int) -> str:
@@ -100,11 +106,14 @@ class Pictures(ABC):
 class Folder(Pictures):
     """Pictures under `folder/CLASS/` or `folder/{train,val}/CLASS/`, at any depth; satisfies `Source`.
 
-    split: train or val. Where the folder has no such sub-folders, val is a twentieth of the files, the ones
-    whose path inside the folder hashes lowest: the same on every machine.
+    split: train or val. Beside a sub-folder `train`, val is the sub-folder `val`, where there is none
+    `validation`, else `test`. Where there is none of these, val is a twentieth of the files, the ones whose
+    path inside the folder (or inside `train`) hashes lowest: the same on every machine.
+    Hidden files and folders are passed over.
     captions: pictures with a .txt of the same name beside them, those without passed over; then no class
     folders are needed, and there are no classes (all labels are 0).
-    Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures.
+    Raises ValueError, naming the folder, when it is missing or has no class folders or no readable pictures,
+    or pictures beside `train` that belong to no split.
     """
 
     name = "folder"
@@ -142,6 +151,20 @@ class Folder(Pictures):
         """A digest that changes with any file's name, label, size or time of writing, or with the split."""
         stats = [os.stat(self._name(i)) for i in range(len(self))]
         return digest(self._paths, self._labels, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
+
+    def identity(self) -> str:
+        files = [os.path.join(os.fsencode(self.folder), path) for path in self._paths]
+        if self.with_captions:
+            files += [os.path.splitext(file)[0] + b".txt" for file in files]
+        return digest(self._paths, self._labels, [_size(file) for file in files])
+
+
+def _size(path: bytes) -> int:
+    """In bytes; -1 for a file that is not there, which is skipped when its turn comes."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def check_split(source: str, split: str) -> None:
@@ -188,17 +211,35 @@ def open_rgb(
     """
     try:
         with Image.open(file) as picture:
+            kind = picture.format
             if at_least is not None:
                 picture.draft(None, (2 * at_least, 2 * at_least))  # a camera's photo: several times faster
             picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I"):  # 16-bit grays: a plain conversion would clip, not scale
-                picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
+            if picture.mode.startswith(("I", "F")):  # a plain conversion would clip, not scale
+                picture = Image.fromarray((255 * _grays(picture, kind)).round().astype(np.uint8))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert("RGB")
     except Exception as error:  # what a decoder raises on bad bytes is an open list
         raise UnreadableImage(f"{name or file}: {type(error).__name__}: {error}") from error
+
+
+def _grays(picture: Image.Image, kind: str | None) -> np.ndarray:
+    """Grays of more than 8 bits as 0..1; kind: the file's format. Raises ValueError where their range is not
+    known: that of 16 bits is 0..65535, of floats 0..1 or, where one is above 1, 0..255."""
+    grays = np.asarray(picture)
+    if picture.mode == "F":
+        top = 1 if grays.max() <= 1 else 255
+    elif picture.mode == "I" and kind not in ("PNG", "PPM"):  # these two are of 16 bits, read into 32
+        raise ValueError("its grays are 32-bit integers of unknown range; save it with 8 or 16 bits")
+    else:
+        top = 65535
+    if not (grays.min() >= 0 and grays.max() <= top):  # nor where one is NaN
+        raise ValueError(
+            f"its grays lie in {grays.min()} to {grays.max()}, an unknown range; save it with 8 or 16 bits"
+        )
+    return grays / top
 
 
 def fit(picture: Image.Image, image_size: int, rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -236,38 +277,60 @@ def _find(folder: Path, split: str, captions: bool) -> tuple[list[str], list[tup
         expected = f"expected pictures with captions beside them: {folder}/picture.jpg and picture.txt"
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; {expected}")
-    if all((folder / part).is_dir() for part in SPLITS):
-        files = _pictures(folder, "train", captions)
-        classes = sorted({file_class for _, file_class in files if not captions})
+    beside = sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    held = next((name for name in _HELD_OUT if name in beside), None)
+    if "train" in beside:
+        _check_beside_train(folder, set(beside) - {"train", *_HELD_OUT})
+    elif held and not captions:
+        raise ValueError(
+            f"{folder} has {held} and no train beside it; name {folder / held} itself to train on that, or "
+            f"rename {held} where it is a class"
+        )
+    root = "train" if "train" in beside else ""
+    files = _pictures(folder, root, captions)
+    classes = sorted({file_class for _, file_class in files if not captions})
+    if root and held:
         if split == "val":
-            files = _pictures(folder, "val", captions)
+            root, files = held, _pictures(folder, held, captions)
             if strange := sorted({file_class for _, file_class in files if file_class} - set(classes)):
                 raise ValueError(
-                    f"{folder}/val has classes that {folder}/train has not: {', '.join(strange)}"
+                    f"{folder / held} has classes that {folder}/train has not: {', '.join(strange)}"
                 )
     else:
-        only_train = [entry.name for entry in folder.iterdir() if entry.is_dir()] == ["train"]
-        root = "train" if only_train else ""
-        files = _pictures(folder, root, captions)
-        classes = sorted({file_class for _, file_class in files if not captions})
         names = [Path(path).relative_to(root).as_posix() for path, _ in files]
         files = [files[i] for i in held_out(names, split)]
     if not files:
         kind = "with captions" if captions else "in class folders"
-        raise ValueError(f"{folder} has no pictures {kind} to use for {split}; {expected}")
+        raise ValueError(f"{folder / root} has no pictures {kind} to use for {split}; {expected}")
     return classes, files
+
+
+def _check_beside_train(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        if any(pictures for _, _, pictures in _walk(folder / name)):
+            raise ValueError(
+                f"{folder} has {name} beside train, with pictures that belong to no split (train, "
+                f"{', '.join(_HELD_OUT)}); move {name} elsewhere, or rename train where it is a class"
+            )
+
+
+def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
+    """Of each folder at or below root: its path inside root, its files, and which of them are pictures.
+    Nothing hidden is one, or is looked into."""
+    for here, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        pictures = [n for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
+        yield Path(here).relative_to(root).parts, names, pictures
 
 
 def _pictures(folder: Path, root: str, captions: bool) -> list[tuple[str, str]]:
     """Every picture in a sub-folder of folder/root: path inside the folder, and that sub-folder's name. With
-    captions: every picture that has one, at any depth, and no name; those without are counted in a warning.
-
-    Hidden files are not pictures."""
+    captions: every picture that has one, at any depth, and no name; those without are counted in a
+    warning."""
     found, without = [], 0
-    for here, _, names in os.walk(folder / root, followlinks=True):
-        inside, present = Path(here).relative_to(folder / root).parts, set(names)
-        pictures = [n for n in names if not n.startswith(".") and n.lower().endswith(SUFFIXES)]
+    for inside, names, pictures in _walk(folder / root):
         if captions:
+            present = set(names)
             told = [name for name in pictures if os.path.splitext(name)[0] + ".txt" in present]
             without += len(pictures) - len(told)
             found += [(os.path.join(root, *inside, name), "") for name in told]

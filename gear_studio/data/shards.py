@@ -111,6 +111,11 @@ class Shards(Pictures):
         stamps = [(shard.name, *_stamp(shard)) for shard in self._shards]
         return digest(np.array(json.dumps(stamps).encode()), self._shard, self._offset, self._labels)
 
+    def identity(self) -> str:
+        names = json.dumps([shard.name for shard in self._shards]).encode()
+        columns = self._shard, self._keys, self._labels, self._offset, self._size, self._text_size
+        return digest(np.array(names), *columns)
+
     def _name(self, index: int) -> str:
         return f"{self._shards[self._shard[index]]}: {os.fsdecode(self._keys[index])}"
 

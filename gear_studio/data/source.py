@@ -14,9 +14,10 @@ import torch
 class Source(Protocol):
     """A numbered collection of labelled square RGB pictures.
 
-    Three more methods where they make sense: `order(rng)`, the shuffle of an epoch that suits the way it is
-    stored; `fingerprint()`, a digest that changes when any of its pictures does (for `tokens`); and
-    `captions(indices)`, what `read` gives as "caption" where the source was asked for captions.
+    More where it makes sense: `order(rng)`, the shuffle of an epoch that suits the way it is stored;
+    `fingerprint()`, a digest that changes when any of its pictures does (for `tokens`); `captions(indices)`,
+    what `read` gives as "caption" where the source was asked for captions; and of files that lie somewhere
+    `folder`, `identity()` and `skipped`, see `Pictures`.
     """
 
     name: str

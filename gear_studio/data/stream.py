@@ -5,10 +5,11 @@ what it would have read, any number of workers gives the same pictures, and R pr
 that one would read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from gear_studio.data.source import Source
@@ -51,14 +52,51 @@ def stream(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own: seeding workers must not move the training's random state
     )
-    yield from loader
+    yield from noted(loader, source)
 
 
-class _Batches(Dataset):
+class Reader(Dataset):
+    """Reads a source in loading processes. What one of them could not read it tells with the batch, under
+    "skipped"; `noted` adds it to `source.skipped` in the process that trains."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._told: set[str] = set()
+
+    def read(self, indices: Sequence[int], rngs: Sequence[np.random.Generator]) -> dict:
+        batch = self.source.read(indices, rngs)
+        new = getattr(self.source, "skipped", set()) - self._told
+        self._told |= new
+        return batch | {"skipped": new} if new else batch
+
+
+def noted(batches: Iterable[dict], source: Source) -> Iterator[dict]:
+    """The batches of a loader of a `Reader`, without "skipped"."""
+    for batch in batches:
+        if new := batch.pop("skipped", None):
+            source.skipped.update(new)
+        yield batch
+
+
+def skipped(*sources: Source) -> list[str]:
+    """The files of these sources that any process, or a loading process of one, has found unreadable since it
+    was started. All processes must call it."""
+    found = {name for source in sources for name in getattr(source, "skipped", ())}
+    return sorted(set(gather_object(sorted(found))))
+
+
+def skipped_line(names: Sequence[str]) -> str:
+    """What to print about what `skipped` found."""
+    files = f"{len(names)} file{'s' if len(names) > 1 else ''} could not be read and"
+    files += " were" if len(names) > 1 else " was"
+    return f"{files} skipped: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+class _Batches(Reader):
     """Batch s as item s, so that the loader's workers can fetch whole batches out of turn."""
 
     def __init__(self, source: Source, batch_size: int, seed: int, part: slice) -> None:
-        self.source = source
+        super().__init__(source)
         self.batch_size = batch_size
         self.seed = seed
         self.part = part
@@ -68,7 +106,7 @@ class _Batches(Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         positions = [step * self.batch_size + i for i in range(self.batch_size)[self.part]]
         rngs = [np.random.default_rng((self.seed, p)) for p in positions]
-        return self.source.read([self._index(p) for p in positions], rngs)
+        return self.read([self._index(p) for p in positions], rngs)
 
     def _index(self, position: int) -> int:
         length = len(self.source)

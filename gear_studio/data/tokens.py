@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gear_studio.data.source import Source, to_float
+from gear_studio.data.stream import Reader, noted
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ class Encoded:
     def __init__(self, source: Source, folder: Path, pixels: bool) -> None:
         self.name, self.classes, self.image_size = source.name, source.classes, source.image_size
         self.source, self.folder, self.pixels = source, folder, pixels
+        self.skipped: set[str] = getattr(source, "skipped", set())
         self._labels = np.load(folder / "labels.npy")
         self._views = self._tokens().shape[1]
         if hasattr(source, "order"):
@@ -120,20 +122,19 @@ def encode(
     (missing,) = broadcast_object_list([[number for number, path in enumerate(blocks) if not path.is_file()]])
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     ranges = [range(number * _BLOCK, min((number + 1) * _BLOCK, len(batches))) for number in mine]
-    loader = iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=[number for numbers in ranges for number in numbers],
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # as in `stream`
-        )
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=[number for numbers in ranges for number in numbers],
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # as in `stream`
     )
+    loaded = noted(loader, source)
     tokenizer = tokenizer.to(accelerator.device).eval()
     quiet = not (progress and accelerator.is_main_process)
     for number, numbers in zip(tqdm(mine, desc="encoding", unit="block", disable=quiet), ranges, strict=True):
-        encoded = [_encode(tokenizer, next(loader), accelerator) for _ in numbers]
+        encoded = [_encode(tokenizer, next(loaded), accelerator) for _ in numbers]
         tokens, labels = (torch.cat(column).cpu().numpy() for column in zip(*encoded, strict=True))
         with atomic(blocks[number]) as temporary, temporary.open("wb") as file:
             np.savez(
@@ -149,11 +150,12 @@ def encode(
     accelerator.wait_for_everyone()
 
 
-class _Batches(Dataset):
+class _Batches(Reader):
     """All views of a few neighbouring pictures as item s."""
 
     def __init__(self, source: Source, views: int) -> None:
-        self.source, self.views = source, views
+        super().__init__(source)
+        self.views = views
         self.pictures = max(1, _BATCH // views)
 
     def __len__(self) -> int:
@@ -166,7 +168,7 @@ class _Batches(Dataset):
             for index in range(begin, min(begin + self.pictures, len(self.source)))
             for v in range(self.views)
         ]
-        return self.source.read([index for index, _ in pairs], [view(*pair) for pair in pairs])
+        return self.read([index for index, _ in pairs], [view(*pair) for pair in pairs])
 
 
 @torch.no_grad()

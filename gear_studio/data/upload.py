@@ -45,7 +45,10 @@ def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
     try:
         return fit(open_rgb(path, at_least=image_size), image_size)
     except UnreadableImage as error:
-        raise UploadError(f"{path.name} is damaged: it starts like a picture but does not decode.") from error
+        raise UploadError(
+            f"{path.name} is damaged or of a rare kind: it starts like a picture but does not decode. "
+            "Please save it as PNG or JPEG."
+        ) from error
 
 
 def _dimensions(path: Path) -> tuple[int, int]:

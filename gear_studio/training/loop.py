@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import accelerate
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from gear_studio import data, sampling, text
 from gear_studio.analysis.fidelity import chosen
 from gear_studio.data import tokens
+from gear_studio.data.stream import skipped, skipped_line
 from gear_studio.discriminator import Discriminator
 from gear_studio.generator import GeneratorConfig
 from gear_studio.pictures import write_grid
@@ -112,6 +114,11 @@ class Checkpoints:
         for old in self.paths()[:-2]:
             old.unlink()
 
+    def sweep(self) -> None:
+        """Remove what a kill in the middle of a save has left."""
+        for stale in self.folder.glob(".step-*.pt.*"):
+            stale.unlink()
+
     def load(self) -> dict | None:
         """The newest state, or None. Raises ValueError naming a file that is damaged or is no checkpoint of
         ours."""
@@ -161,6 +168,28 @@ def prepare_folder(folder: Path, config: dict) -> None:
 def known_defaults(config: type) -> dict:
     """The fields of a dataclass that have a default, and it."""
     return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+
+
+def pictures_of(folder: Path, source: data.Source) -> dict:
+    """For the config of a run on files, which: {"pictures": {"folder": ..., "sha256": ...}}; else {}.
+
+    A run continued keeps what it says, wherever the same files lie now; one from before runs said so takes
+    any. Raises ValueError where it is on other files."""
+    if not hasattr(source, "identity"):
+        return {}
+    now = {"folder": str(source.folder.absolute()), "sha256": source.identity()}
+    if not (folder / "config.json").exists():
+        return {"pictures": now}
+    then = read_json(folder / "config.json", "a run").get("pictures")
+    if then is None:
+        return {}
+    if then["sha256"] != now["sha256"]:
+        raise ValueError(
+            f"{folder} is a run on the pictures that were in {then['folder']}; those now in {now['folder']} "
+            "are others (by names, labels or sizes, captions included); name the folder of the former, or "
+            "choose another --out"
+        )
+    return {"pictures": then}
 
 
 def resume_metrics(path: Path, step: int) -> None:
@@ -277,6 +306,7 @@ def train(
         "recipe": recipe.asdict(),
     }
     if main:
+        config |= pictures_of(out, train_source)
         config["teacher_sha256"] = [each.fingerprint() for each in (teacher, *more_teachers)]
         prepare_folder(out, config)
     accelerator.wait_for_everyone()
@@ -308,6 +338,7 @@ def train(
         training.load_state_dict(state)
         start, elapsed = state["step"], state["seconds"]
     if main:
+        checkpoints.sweep()
         resume_metrics(metrics, start)
         write_record(out, accelerator, execution, elapsed, finished=False)
 
@@ -384,18 +415,27 @@ def train(
             del parts, state
         window = time.monotonic()
     bar.close()
-    parts = training.parts()
+    parts, unread = training.parts(), skipped(train_source, held_out)
     if main:
         for name, module in parts.items():
             module.save_pretrained(out / name)
-        write_record(out, accelerator, execution, elapsed + time.monotonic() - began, finished=True)
+        seconds = elapsed + time.monotonic() - began
+        write_record(out, accelerator, execution, seconds, finished=True, unread=unread)
+        if unread:
+            print(skipped_line(unread))
     accelerator.wait_for_everyone()
     return Run(out)
 
 
 def write_record(
-    out: Path, accelerator: Accelerator, execution: Execution, seconds: float, finished: bool
+    out: Path,
+    accelerator: Accelerator,
+    execution: Execution,
+    seconds: float,
+    finished: bool,
+    unread: Sequence[str] = (),
 ) -> None:
+    """unread: the files found unreadable since the training was last started, by all processes."""
     write_json(
         out / "record.json",
         {
@@ -406,6 +446,7 @@ def write_record(
             "execution": dataclasses.asdict(execution),
             "seconds": round(seconds, 1),
             "finished": finished,
+            "skipped": list(unread),
         },
     )
 
