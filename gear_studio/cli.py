@@ -105,7 +105,9 @@ def train(
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
         `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
-        parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
+        parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for
+        the warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to
+        start from; its discriminator is new.
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
         teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
         download; with several teachers one for each.

@@ -424,8 +424,10 @@ def test_arms_and_parents_that_do_not_fit_are_refused(whole, tmp_path, teacher_f
         loop.train("digits", "joint", "baseline", recipe, out=tmp_path / "run", parent=whole / "warmup")
     with pytest.raises(ValueError, match="stage joint needs a parent"):
         loop.train("digits", "joint", "gear", recipe, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="stage warmup starts from nothing"):
-        loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "run", parent=whole / "warmup")
+    with pytest.raises(ValueError, match=r"warmup holds another tokenizer .*\(codes is 64, asked for 128\)"):
+        other = tiny.recipe(teacher_folder, tokenizer=tiny.replace(tiny.TOKENIZER, codes=128))
+        loop.train("digits", "warmup", "warmup", other, out=whole / "run", parent=whole / "warmup")
+    assert not (whole / "run").exists()
     with pytest.raises(ValueError, match="unknown data source"):
         loop.train("cats", "warmup", "warmup", recipe, out=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="teacher 'nobody'"):
@@ -459,6 +461,29 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
     )
     learnt = [key for key in before if key.endswith((".weight", ".bias"))]
     assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
+
+
+def test_a_warm_up_starts_from_a_released_tokenizer_and_a_new_discriminator(again, teacher_folder):
+    """The paper's stage 0: public weights hold no discriminator. At rest, all stays what it started from."""
+    start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
+    run = loop.train(
+        "digits", "warmup", "warmup", start, out=again / "rest", parent=again / "joint", progress=False
+    )
+    assert run.parent.name == "joint" and run.has("discriminator")
+    state = loop.Checkpoints(run.folder / "checkpoints").load()
+    released = run.parent.tokenizer.state_dict()
+    for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
+        assert held.keys() == released.keys()
+        assert all(torch.equal(value, released[key]) for key, value in held.items())
+
+
+def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
+    start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
+    run = loop.train(
+        "digits", "warmup", "warmup", start, out=again / "new", parent=again / "warmup", progress=False
+    )
+    theirs, ours = (load_file(f / "discriminator/model.safetensors") for f in (again / "warmup", run.folder))
+    assert not all(torch.equal(value, theirs[key]) for key, value in ours.items() if key.endswith(".weight"))
 
 
 def test_a_parent_that_lies_elsewhere_is_refused(again, teacher_folder, tmp_path):

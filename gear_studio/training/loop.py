@@ -158,6 +158,17 @@ def prepare_folder(folder: Path, config: dict) -> None:
         write_json(folder / "config.json", config)
 
 
+def check_tokenizer(held: TokenizerConfig, asked: TokenizerConfig, parent: str | Path | None) -> None:
+    """Refuse a parent whose tokenizer is not the one a warm-up was asked for, naming what differs."""
+    theirs, ours = (json.loads(json.dumps(dataclasses.asdict(config))) for config in (held, asked))
+    if different := [name for name in ours if theirs[name] != ours[name]]:
+        shown = ", ".join(f"{name} is {theirs[name]!r}, asked for {ours[name]!r}" for name in different[:3])
+        raise ValueError(
+            f"parent {parent} holds another tokenizer than the recipe's ({shown}); choose the --recipe or "
+            "--tokenizer that fits it, or another --parent"
+        )
+
+
 def known_defaults(config: type) -> dict:
     """The fields of a dataclass that have a default, and it."""
     return {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
@@ -192,17 +203,15 @@ def train(
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
     source: shapes, digits, folder or shards (the last two lie in `folder`). parent: the Run whose tokenizer
-    the joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
-    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. execution: how steps
-    are computed; it and the number of processes may change when a run is continued. Raises ValueError for an
-    arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError when a
-    loss is not finite."""
+    the warm-up (None: from scratch) and the joint stage start from, or the generator stage is trained on; it
+    must lie beside `out`. workers: data-loading processes; None: 2 for a GPU, which would wait for the
+    drawing, else 0. execution: how steps are computed; it and the number of processes may change when a run
+    is continued. Raises ValueError for an arm the stage does not know, a folder that holds another run or a
+    damaged checkpoint; DivergedError when a loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
-    if (stage == "warmup") != (parent is None):
-        raise ValueError(
-            f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
-        )
+    if stage != "warmup" and parent is None:
+        raise ValueError(f"stage {stage} needs a parent run with a tokenizer")
     if recipe.token_views and recipe.text_encoder:
         raise ValueError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
@@ -241,6 +250,8 @@ def train(
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
         raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
+    if stage == "warmup":
+        check_tokenizer(tokenizer.config, recipe.tokenizer, parent)
     captioned = bool(recipe.text_encoder)
     train_source, held_out = (
         data.load(
@@ -283,7 +294,7 @@ def train(
     if Run(out).finished:
         return Run(out)
 
-    warm = start_from and start_from.has("discriminator")
+    warm = stage == "joint" and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
     training = Stage(
         stage,
