@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run
+from gear_studio.prompts import Labels
 from gear_studio.training import loop, stages
 from gear_studio.training.recipes import Recipe, small
 
@@ -124,7 +126,8 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
     from gear_studio.objectives import next_token_loss
 
     run = Run.from_pretrained(whole / "joint")
-    batch = data.load("digits", "val", 32).read(range(8))
+    source = data.load("digits", "val", 32)
+    batch = source.read(data.chosen(len(source), 8)[0])
     images = data.to_float(batch["image"])
     with torch.no_grad():
         assignment = run.tokenizer.assign(images)
@@ -136,6 +139,31 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
     assert last["val_psnr"] == pytest.approx((10 * torch.log10(4 / error)).mean().item(), rel=1e-4)
     assert last["val_ntp"] == pytest.approx(next_token_loss(logits, assignment.indices).item(), rel=1e-4)
     assert last["val_alignment"] == pytest.approx(aligned.item(), rel=1e-4)
+
+
+def test_validation_sees_all_classes_of_a_finite_source_and_the_start_of_an_endless_one():
+    class Sorted:
+        """Pictures in the order of their classes, a hundred of each; a picture is its number."""
+
+        def __init__(self, length: int):
+            self.length = length
+
+        def __len__(self) -> int:
+            return self.length
+
+        def read(self, indices):
+            return {"image": torch.tensor(list(indices)), "label": torch.tensor(list(indices)) // 100}
+
+    def seen(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = loop.held_out_batches(
+            Sorted(length), Labels(10), tiny.recipe(validation_images=200), Accelerator(cpu=True)
+        )
+        assert [len(images) for images, _ in found] == [64, 64, 64, 8]
+        return tuple(map(torch.cat, zip(*found, strict=True)))
+
+    images, labels = seen(1000)
+    assert len(set(images.tolist())) == 200 and len(set(labels.tolist())) == 10
+    assert seen(2**40)[0].tolist() == list(range(200))
 
 
 def test_training_learns(tmp_path, teacher_folder):
@@ -161,7 +189,6 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
 
 def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
     from gear_studio import data, sampling
-    from gear_studio.analysis.fidelity import chosen
     from gear_studio.analysis.statistics import Moments, frechet_distance
     from gear_studio.pictures import to_uint8
 
@@ -169,7 +196,7 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     steps, distances = run.series("val_fd")
     assert steps.tolist() == [6, 12] and np.isfinite(distances).all()
     source = data.load("digits", "val", 32)
-    real = source.read(chosen(len(source), 40)[0])["image"]
+    real = source.read(data.chosen(len(source), 40)[0])["image"]
     with torch.no_grad():
         indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
         moments = [Moments(run.teacher.dim) for _ in range(2)]

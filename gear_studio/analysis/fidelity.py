@@ -37,6 +37,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
+from gear_studio.data import chosen
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
 from gear_studio.prompts import Asked, Captions, Labels, Written
@@ -48,7 +49,6 @@ DISTANCES = ("fd", "fid", "sfid")
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
 AGREEMENT_SAMPLES = 480
 AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
-ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,6 @@ def shares(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
     for number, begin in enumerate(range(0, count, size)):
         if number % accelerator.num_processes == accelerator.process_index:
             yield range(begin, min(begin + size, count))
-
-
-def chosen(length: int, count: int) -> list[list[int]]:
-    """Which pictures of a source to look at: `count` of them, and as many others where there are more.
-
-    A source in the order of its classes would give the first few: those of a finite source are drawn."""
-    order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
-    parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
-    return [part for part in parts if len(part) == count]
 
 
 class Features:

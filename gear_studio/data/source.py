@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+ENDLESS = 2**31  # a source at least this long is read from some place straight on; others are drawn from
+
 
 class Source(Protocol):
     """A numbered collection of labelled square RGB pictures.
@@ -34,6 +36,15 @@ class Source(Protocol):
         has one); None asks for the deterministic evaluation view.
         """
         ...
+
+
+def chosen(length: int, count: int) -> list[list[int]]:
+    """Which pictures of a source to look at: `count` of them, and as many others where there are more.
+
+    A source in the order of its classes would give the first few: those of a finite source are drawn."""
+    order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
+    parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
+    return [part for part in parts if len(part) == count]
 
 
 def to_float(image: torch.Tensor) -> torch.Tensor:

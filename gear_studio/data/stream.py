@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gear_studio.data.source import Source
-
-_ENDLESS = 2**31  # a source at least this long is read straight on: no run comes to its end
+from gear_studio.data.source import ENDLESS, Source
 
 
 def stream(
@@ -72,7 +70,7 @@ class _Batches(Dataset):
 
     def _index(self, position: int) -> int:
         length = len(self.source)
-        if length >= _ENDLESS:
+        if length >= ENDLESS:  # no run comes to its end
             begin = int(np.random.default_rng(self.seed).integers(length))
             return (begin + position) % length
         epoch, place = divmod(position, length)

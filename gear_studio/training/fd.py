@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio import data, sampling
-from gear_studio.analysis.fidelity import chosen, shares
+from gear_studio.analysis.fidelity import shares
 from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
 from gear_studio.generator import Generator
 from gear_studio.pictures import to_uint8
@@ -39,7 +39,7 @@ class SampledDistance:
     ):
         self.asked, self.teacher, self.accelerator = asked, teacher, accelerator
         self.count = min(samples, len(held_out))
-        numbers = chosen(len(held_out), self.count)[0]
+        numbers = data.chosen(len(held_out), self.count)[0]
         self.real = self._statistics(
             held_out.read([numbers[i] for i in part])["image"] for part in self._parts()
         )

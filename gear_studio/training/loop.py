@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling, text
-from gear_studio.analysis.fidelity import chosen
 from gear_studio.data import tokens
 from gear_studio.discriminator import Discriminator
 from gear_studio.generator import GeneratorConfig
@@ -310,7 +309,7 @@ def train(
     )
     asked: Asked = Labels(len(train_source.classes))
     if encoder:
-        numbers = chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+        numbers = data.chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
         asked = Captions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
@@ -426,10 +425,10 @@ def held_out_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
     what they show."""
-    count = min(recipe.validation_images, len(held_out))
+    numbers = data.chosen(len(held_out), min(recipe.validation_images, len(held_out)))[0]
     batches = []
-    for start in range(0, count, 64):
-        batch = held_out.read(range(start, min(start + 64, count)))
+    for start in range(0, len(numbers), 64):
+        batch = held_out.read(numbers[start : start + 64])
         batches.append((batch["image"].to(accelerator.device), asked.of(batch).to(accelerator.device)))
     return batches
 
