@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from gear_studio import Run
 from gear_studio.objectives import entropy_loss
 from gear_studio.training import loop
-from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.execution import PATIENCE, WHOLE, Execution
 
 STEPS = 4
 TOKENIZERS = {"vq": tiny.TOKENIZER}
@@ -74,6 +75,8 @@ def train_together(rank: int, port: int, folder: Path, teacher: Path) -> None:
                 train(f"{quantizer}/{stage}", folder, teacher, suffix, execution)
     train("vq/joint", folder, teacher, "-from-one-to-two", TOGETHER["-by-two-sharded"])
     assert torch.distributed.get_backend() == "gloo"
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout == PATIENCE.timeout == timedelta(hours=2)
     torch.save(entropy_gradient(scores().chunk(2)[rank]), folder / f"entropy-{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from gear_studio import Run
 from gear_studio.prompts import Labels
 from gear_studio.training import loop, stages
+from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import Recipe, small
 
 STAGES = {  # name: stage, arm, parent, changes to the recipe
@@ -208,6 +209,23 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert not tiny.metric_differences(others, tiny.metrics(whole / "generator"))
     unmeasured = weights(whole / "generator")
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
+@pytest.mark.parametrize(("size", "most"), [(64, 250), (65, 32)])
+def test_large_pictures_are_measured_few_at_a_time(size, most):
+    class Source:
+        image_size = size
+
+        def __len__(self) -> int:
+            return 300
+
+        def read(self, indices):
+            read.append(len(indices))
+            return {"image": torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)}
+
+    read: list[int] = []
+    SampledDistance(Source(), Labels(10), tiny.teacher(), 300, Accelerator(cpu=True))
+    assert max(read) == most and sum(read) == 300
 
 
 def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder):

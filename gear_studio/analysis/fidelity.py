@@ -37,12 +37,13 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.data import chosen
+from gear_studio.data import at_once, chosen
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
 from gear_studio.prompts import Asked, Captions, Labels, Written
 from gear_studio.runs import Run
 from gear_studio.teachers import Teacher
+from gear_studio.training.execution import PATIENCE
 
 METRICS = ("fd", "fid", "sfid", "is", "pr", "ssim", "lpips", "likeness")
 DISTANCES = ("fd", "fid", "sfid")
@@ -154,11 +155,11 @@ class Evaluation:
 
     def __init__(self, run: Run, options: Options):
         self.run, self.options = run, options
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(kwargs_handlers=[PATIENCE])
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
-        self.batch_size = options.batch_size or (250 if size <= 64 else 32)
+        self.batch_size = options.batch_size or at_once(size)
         self.cache = Cache(options.cache)
         self.features = Features(
             options.metrics,

@@ -6,7 +6,7 @@ from gear_studio.data.digits import Digits
 from gear_studio.data.folder import Folder
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
-from gear_studio.data.source import Source, chosen, to_float
+from gear_studio.data.source import Source, at_once, chosen, to_float
 from gear_studio.data.stream import stream
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Shapes",
     "Shards",
     "Source",
+    "at_once",
     "chosen",
     "load",
     "stream",

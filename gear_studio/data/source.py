@@ -47,6 +47,11 @@ def chosen(length: int, count: int) -> list[list[int]]:
     return [part for part in parts if len(part) == count]
 
 
+def at_once(image_size: int) -> int:
+    """How many pictures to decode or look at together where nothing is trained."""
+    return 250 if image_size <= 64 else 32
+
+
 def to_float(image: torch.Tensor) -> torch.Tensor:
     """uint8 pictures in 0..255 -> float32 in [-1,1], the range models take."""
     return image.float() / 127.5 - 1.0

@@ -10,10 +10,12 @@ the shards it holds; they are gathered only to be written.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
+from accelerate import InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,6 +49,9 @@ class Execution:
 
 
 WHOLE = Execution()
+# How long processes wait for one that does something for all, such as looking at a million files; NCCL's own
+# ten minutes are too few.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=2))
 
 
 def prepare_tokenizer(tokenizer: Tokenizer, execution: Execution) -> None:

@@ -27,8 +27,6 @@ from gear_studio.prompts import Asked
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
 
-AT_ONCE = 250  # pictures
-
 
 class SampledDistance:
     """held_out: where `samples` real pictures are taken from, fewer where it has fewer. Several processes
@@ -38,6 +36,7 @@ class SampledDistance:
         self, held_out: data.Source, asked: Asked, teacher: Teacher, samples: int, accelerator: Accelerator
     ):
         self.asked, self.teacher, self.accelerator = asked, teacher, accelerator
+        self.at_once = data.at_once(held_out.image_size)
         self.count = min(samples, len(held_out))
         numbers = data.chosen(len(held_out), self.count)[0]
         self.real = self._statistics(
@@ -45,7 +44,7 @@ class SampledDistance:
         )
 
     def _parts(self) -> Iterable[range]:
-        return shares(self.count, AT_ONCE, self.accelerator)
+        return shares(self.count, self.at_once, self.accelerator)
 
     @torch.no_grad()
     def _statistics(self, pictures: Iterable[Tensor]) -> Statistics:

@@ -33,7 +33,7 @@ from gear_studio.prompts import Asked, Captions, Labels
 from gear_studio.runs import Run
 from gear_studio.teachers import load_teachers
 from gear_studio.tokenizer import Tokenizer, TokenizerConfig
-from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.execution import PATIENCE, WHOLE, Execution
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import ARMS, WITHOUT_GENERATOR, Recipe
 from gear_studio.training.stages import Stage
@@ -230,7 +230,8 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            PATIENCE,
         ],
     )
     if workers is None:
