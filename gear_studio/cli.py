@@ -117,8 +117,9 @@ def train(
         compile: With torch.compile: faster, after some minutes at the start.
         shard: Spread the generator over the processes (FSDP2).
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-        generator.blocks=4 fd_every=250 (FD of samples while it trains). In the generator stage
-        token_views=10 encodes ten crops of every picture ahead, once a tokenizer.
+        generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate
+        or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes
+        ten crops of every picture ahead, once a tokenizer.
     """
     from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training

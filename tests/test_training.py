@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from gear_studio import Run
+from gear_studio import Run, cli
 from gear_studio.prompts import Labels
 from gear_studio.training import loop, stages
 from gear_studio.training.fd import SampledDistance
@@ -239,11 +239,45 @@ def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder)
 def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, teacher_folder):
     path = again / "joint" / "config.json"
     config = json.loads(path.read_text())
-    del config["recipe"]["fd_every"]
+    for name in ("fd_every", "keep_every"):
+        del config["recipe"][name]
     path.write_text(json.dumps(config))
     assert train("joint", again, teacher_folder).finished
     with pytest.raises(ValueError, match="fd_every is 0, asked for 4"):
         train("joint", again, teacher_folder, fd_every=4)
+
+
+# Snapshots
+
+
+def test_what_is_kept_on_the_way_is_the_run_it_would_have_been(again, whole, teacher_folder):
+    shorter = train("generator", again, teacher_folder, out="shorter", steps=8)
+    kept = train("generator", again, teacher_folder, out="kept", keep_every=4)
+    assert_same_run(kept.folder, whole / "generator")
+    folders = sorted((kept.folder / "snapshots").iterdir())
+    assert [path.name for path in folders] == ["step-000000004", "step-000000008", "step-000000012"]
+    run = Run.from_pretrained(folders[1])
+    assert run.finished and run.config["recipe"] == shorter.config["recipe"] | {"keep_every": 4}
+    assert not tiny.metric_differences(tiny.metrics(run.folder), tiny.metrics(shorter.folder))
+    theirs = weights(shorter.folder)
+    assert all(torch.equal(value, theirs[name]) for name, value in weights(run.folder).items())
+    assert run.tokenizer.config == kept.tokenizer.config and run.parent.name == "joint"
+    for command in (
+        ["sample", str(run.folder), "--out", str(again / "samples.png"), "--count", "2"],
+        ["evaluate", str(run.folder), "--samples", "16", "--seeds", "1"],
+    ):
+        cli.run(command)
+    assert (again / "samples.png").is_file() and Run(run.folder).evaluation["fd"]["mean"] > 0
+    assert not kept.evaluation
+
+
+def test_a_snapshot_of_a_tokenizer_holds_what_the_next_stage_starts_from(again, teacher_folder):
+    kept = train("warmup", again, teacher_folder, out="kept", steps=4, keep_every=4)
+    run = Run.from_pretrained(kept.folder / "snapshots" / "step-000000004")
+    assert run.parent is None and run.has("discriminator")
+    assert weights(run.folder).keys() == weights(kept.folder).keys()
+    with pytest.raises(ValueError, match="keep_every 6 is not a multiple of checkpoint_every 4"):
+        tiny.recipe(keep_every=6)
 
 
 # Resuming

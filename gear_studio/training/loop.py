@@ -13,6 +13,7 @@ Three promises, and how they are kept:
 import dataclasses
 import json
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -390,7 +391,11 @@ def train(
             parts, state = training.parts(), training.state_dict()
             if main:
                 pictures(training, parts, validation[0][0], asked, out, stage)
-                checkpoints.save(step, {**state, "seconds": elapsed + time.monotonic() - began})
+                seconds = elapsed + time.monotonic() - began
+                if recipe.keep_every and step % recipe.keep_every == 0:
+                    kept = snapshot(out, step, parts)
+                    write_record(kept, accelerator, execution, seconds, finished=True)
+                checkpoints.save(step, {**state, "seconds": seconds})
                 last_good = checkpoints.paths()[-1]
             del parts, state
         window = time.monotonic()
@@ -402,6 +407,21 @@ def train(
         write_record(out, accelerator, execution, elapsed + time.monotonic() - began, finished=True)
     accelerator.wait_for_everyone()
     return Run(out)
+
+
+def snapshot(out: Path, step: int, parts: dict[str, nn.Module]) -> Path:
+    """Write what a run is by now as a Run of its own, as if it had been asked for so many steps. Returns its
+    folder, RUN/snapshots/step-..."""
+    folder = out / "snapshots" / f"step-{step:09d}"
+    for name, module in parts.items():
+        module.save_pretrained(folder / name)
+    shutil.copyfile(out / "metrics.jsonl", folder / "metrics.jsonl")
+    config = read_json(out / "config.json", "a run")
+    config["recipe"]["steps"] = step
+    if config["parent"]:  # it lies beside `out`
+        config["parent"] = f"../../{config['parent']}"
+    write_json(folder / "config.json", config)  # last: it makes the folder a Run
+    return folder
 
 
 def write_record(
