@@ -79,6 +79,7 @@ def train(
     recompute: bool = False,
     compile: bool = False,
     shard: bool = False,
+    extend: bool = False,
     set: list[str] | None = None,
 ) -> None:
     """Train one stage, or continue it where it was killed; on several GPUs with `accelerate launch -m
@@ -116,6 +117,8 @@ def train(
         recompute: Do not keep activations inside blocks: less memory, a third more work.
         compile: With torch.compile: faster, after some minutes at the start.
         shard: Spread the generator over the processes (FSDP2).
+        extend: Go on with a run that was asked for fewer steps, finished or not, as if it had been asked for
+        these.
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
         generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate
         or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes
@@ -145,7 +148,9 @@ def train(
             "or name another run with --parent"
         )
     execution = Execution(micro_batch, recompute, compile, shard)
-    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution)
+    run = run_training(
+        source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution, extend=extend
+    )
     print(f"finished: {run.folder}")
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from gear_studio import Run, cli, official, sampling, text
 from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from gear_studio.training import loop
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
 
@@ -448,6 +449,21 @@ def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_
     assert given.shape == (1, 300, 65) and run.generator.condition.null.any()
     assert asked == [("Qwen/Qwen3-1.7B", 300, [""]), ("Qwen/Qwen3-1.7B", 300, ["a red ring"])]
     assert sampling.sample(run.generator, given, seed=0).shape == (1, 64)
+
+
+def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(tmp_path, teacher_folder):
+    """The paper's stage 0. At a learning rate of 0 the tokenizer stays what it started from."""
+    released = tokenizer("vq")
+    official.save(released, tmp_path / "vq.pt")
+    parent = official.import_run(tmp_path / "vq.pt", tmp_path / "vq", image_size=32).folder
+    short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2}
+    recipe = tiny.recipe(teacher_folder, tokenizer=released.config, gan_weight=0.1, tokenizer_lr=0.0, **short)
+    run = loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "s0", parent=parent, progress=False)
+    assert run.parent.name == "vq" and run.has("discriminator")
+    state = loop.Checkpoints(run.folder / "checkpoints").load()
+    for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
+        assert held.keys() == released.state_dict().keys()
+        assert all(torch.equal(value, released.state_dict()[key]) for key, value in held.items())
 
 
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):

@@ -30,11 +30,14 @@ STAGES = {  # name: stage, arm, parent, changes to the recipe
 }
 
 
-def train(name: str, folder: Path, teacher: Path, out: str | None = None, **changes) -> Run:
+def train(
+    name: str, folder: Path, teacher: Path, out: str | None = None, extend: bool = False, **changes
+) -> Run:
     stage, arm, parent, own = STAGES[name]
     recipe = tiny.recipe(teacher, **own | changes)
     parent = folder / parent if parent else None
-    return loop.train("digits", stage, arm, recipe, out=folder / (out or name), parent=parent, progress=False)
+    out = folder / (out or name)
+    return loop.train("digits", stage, arm, recipe, out=out, parent=parent, progress=False, extend=extend)
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +365,55 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
 
 
+@pytest.mark.parametrize("name", ["joint", "generator"])
+def test_a_finished_run_is_extended_as_if_it_had_been_asked_for_more_at_once(
+    name, again, whole, teacher_folder, monkeypatch
+):
+    shutil.rmtree(again / name)
+    short = train(name, again, teacher_folder, steps=4)
+    (short.folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"\(steps is 4, asked for 12\); go on with it by --extend"):
+        train(name, again, teacher_folder)
+    assert Run(short.folder).finished
+    for child in [child for child, (_, _, parent, _) in STAGES.items() if parent == name]:
+        shutil.rmtree(again / child)
+    really_step = stages.Stage.step
+
+    def killed_at_7(self, number, *batch):
+        if number == 7:
+            raise KeyboardInterrupt
+        return really_step(self, number, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages.Stage, "step", killed_at_7)
+        train(name, again, teacher_folder, extend=True)
+    halfway = Run(short.folder)
+    assert not halfway.finished and halfway.config["recipe"]["steps"] == 12
+    train(name, again, teacher_folder)  # by now it is a run like any other
+    assert Run(short.folder).finished
+    assert_same_run(again / name, whole / name)
+    assert [path.name for path in short.folder.glob("evaluation*")] == ["evaluation-step-4.json"]
+
+
+def test_runs_that_cannot_be_extended_are_refused_and_left_alone(again, teacher_folder):
+    for name, changes, named in (
+        ("joint", {"steps": 8}, "steps is 12, asked for 8"),
+        ("joint", {"steps": 16, "tau": 0.2}, "steps is 12, asked for 16, tau is 0.1, asked for 0.2"),
+        ("joint", {"steps": 16}, "cannot go on: generator started from what it is now"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            train(name, again, teacher_folder, extend=True, **changes)
+    train("generator", again, teacher_folder, out="odd", steps=6)
+    with pytest.raises(ValueError, match="asked for 6 steps, no multiple of checkpoint_every 4: longer"):
+        train("generator", again, teacher_folder, out="odd", extend=True)
+    shutil.rmtree(again / "generator" / "checkpoints")
+    with pytest.raises(ValueError, match="cannot go on: its checkpoints were deleted"):
+        train("generator", again, teacher_folder, steps=16, extend=True)
+    for name, steps in (("joint", 12), ("odd", 6), ("generator", 12)):
+        run = Run(again / name)
+        assert run.finished and run.config["recipe"]["steps"] == steps == run.metrics[-1]["step"]
+
+
 def test_a_finished_run_started_again_does_nothing(again, teacher_folder):
     before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
     run = train("generator", again, teacher_folder)
@@ -540,20 +592,6 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
     )
     learnt = [key for key in before if key.endswith((".weight", ".bias"))]
     assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
-
-
-def test_a_warm_up_starts_from_a_released_tokenizer_and_a_new_discriminator(again, teacher_folder):
-    """The paper's stage 0: public weights hold no discriminator. At rest, all stays what it started from."""
-    start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
-    run = loop.train(
-        "digits", "warmup", "warmup", start, out=again / "rest", parent=again / "joint", progress=False
-    )
-    assert run.parent.name == "joint" and run.has("discriminator")
-    state = loop.Checkpoints(run.folder / "checkpoints").load()
-    released = run.parent.tokenizer.state_dict()
-    for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
-        assert held.keys() == released.keys()
-        assert all(torch.equal(value, released[key]) for key, value in held.items())
 
 
 def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):

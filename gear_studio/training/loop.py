@@ -132,9 +132,10 @@ class Checkpoints:
         return state
 
 
-def prepare_folder(folder: Path, config: dict) -> None:
+def prepare_folder(folder: Path, config: dict, extend: bool = False) -> None:
     """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what
-    differs."""
+    differs. extend: one that was asked for fewer steps, and is the same otherwise, is asked for these from
+    now on."""
     # A setting that came later has its default in older runs: they were trained as it now says.
     defaults, parts = known_defaults(Recipe), {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}
     nested = {name: known_defaults(kind) for name, kind in parts.items()}
@@ -147,15 +148,48 @@ def prepare_folder(folder: Path, config: dict) -> None:
         different = sorted(
             k for k in flat.keys() | flat_held.keys() if flat.get(k) != flat_held.get(k) and k != "recipe"
         )
-        if different:
+        longer = different == ["steps"] and flat["steps"] > flat_held["steps"]
+        if longer and extend:
+            reopen(folder, flat_held)
+            write_json(folder / "config.json", config)
+        elif different:
             shown = ", ".join(
                 f"{k} is {flat_held.get(k)!r}, asked for {flat.get(k)!r}" for k in different[:3]
             )
             raise ValueError(
-                f"{folder} already holds another run ({shown}); choose another --out or delete the folder"
+                f"{folder} already holds another run ({shown}); "
+                f"{'go on with it by --extend, ' if longer else ''}choose another --out or delete the folder"
             )
     else:
         write_json(folder / "config.json", config)
+
+
+def reopen(folder: Path, held: dict) -> None:
+    """Make a run, finished or not, one that may go on beyond its last step. held: its config and recipe.
+
+    Raises ValueError where it would not end as if it had been asked for more from the start, and where other
+    runs are built on what it is now."""
+    steps, rhythm = held["steps"], [name for name in ("checkpoint_every", "fd_every") if held[name]]
+    if off := [f"{name} {held[name]}" for name in rhythm if steps % held[name]]:
+        raise ValueError(
+            f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "
+            "have been measured at other steps. Train it anew with another --out"
+        )
+    beside = folder.resolve().parent.glob("*/config.json")
+    if built := [p.parent.name for p in beside if read_json(p, "a run").get("parent") == folder.name]:
+        raise ValueError(
+            f"{folder} cannot go on: {', '.join(sorted(built))} started from what it is now. Train it anew "
+            "with another --out"
+        )
+    run = Run(folder)
+    if run.finished:
+        if not Checkpoints(folder / "checkpoints").paths():
+            raise ValueError(
+                f"{folder} cannot go on: its checkpoints were deleted. Train it anew with another --out"
+            )
+        write_json(folder / "record.json", run.record | {"finished": False})
+    if (folder / "evaluation.json").exists():  # of what it is now, and will not be
+        (folder / "evaluation.json").replace(folder / f"evaluation-step-{steps}.json")
 
 
 def check_tokenizer(held: TokenizerConfig, asked: TokenizerConfig, parent: str | Path | None) -> None:
@@ -199,6 +233,7 @@ def train(
     workers: int | None = None,
     progress: bool = True,
     execution: Execution = WHOLE,
+    extend: bool = False,
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
@@ -206,8 +241,9 @@ def train(
     the warm-up (None: from scratch) and the joint stage start from, or the generator stage is trained on; it
     must lie beside `out`. workers: data-loading processes; None: 2 for a GPU, which would wait for the
     drawing, else 0. execution: how steps are computed; it and the number of processes may change when a run
-    is continued. Raises ValueError for an arm the stage does not know, a folder that holds another run or a
-    damaged checkpoint; DivergedError when a loss is not finite."""
+    is continued. extend: go on with a run that was asked for fewer steps than the recipe's. Raises
+    ValueError for an arm the stage does not know, a folder that holds another run or a damaged checkpoint;
+    DivergedError when a loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
     if stage != "warmup" and parent is None:
@@ -290,7 +326,7 @@ def train(
     }
     if main:
         config["teacher_sha256"] = [each.fingerprint() for each in (teacher, *more_teachers)]
-        prepare_folder(out, config)
+        prepare_folder(out, config, extend)
     accelerator.wait_for_everyone()
     if Run(out).finished:
         return Run(out)
