@@ -79,6 +79,7 @@ def train(
     recompute: bool = False,
     compile: bool = False,
     shard: bool = False,
+    extend: bool = False,
     set: list[str] | None = None,
 ) -> None:
     """Train one stage, or continue it where it was killed; on several GPUs with `accelerate launch -m
@@ -105,7 +106,9 @@ def train(
         folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
         `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
         out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
-        parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm.
+        parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for
+        the warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to
+        start from; its discriminator is new.
         workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
         teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
         download; with several teachers one for each.
@@ -114,9 +117,12 @@ def train(
         recompute: Do not keep activations inside blocks: less memory, a third more work.
         compile: With torch.compile: faster, after some minutes at the start.
         shard: Spread the generator over the processes (FSDP2).
+        extend: Go on with a run that was asked for fewer steps, finished or not, as if it had been asked for
+        these.
         set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-        generator.blocks=4 fd_every=250 (FD of samples while it trains). In the generator stage
-        token_views=10 encodes ten crops of every picture ahead, once a tokenizer.
+        generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate
+        or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes
+        ten crops of every picture ahead, once a tokenizer.
     """
     from gear_studio.training.execution import Execution
     from gear_studio.training.loop import train as run_training
@@ -142,7 +148,9 @@ def train(
             "or name another run with --parent"
         )
     execution = Execution(micro_batch, recompute, compile, shard)
-    run = run_training(source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution)
+    run = run_training(
+        source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution, extend=extend
+    )
     print(f"finished: {run.folder}")
 
 

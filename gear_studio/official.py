@@ -32,6 +32,7 @@ from gear_studio.training.recipes import Recipe
 State = dict[str, Tensor]
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 WRAPPINGS = ("vq_ema", "ema", "vq", "ar", "model", "state_dict")  # in order of preference; else bare
+AVERAGED = ("vq_ema", "ema")
 TOKENIZER, GENERATOR = "encoder.", "layers."  # how some key of each begins
 # Of the released text-to-image generators; their files do not say it.
 TEXT_ENCODER, CAPTION_LENGTH = "Qwen/Qwen3-1.7B", 300
@@ -91,14 +92,15 @@ def load_generator(source: str | Path, grid: int | None = None) -> Generator:
 def import_run(
     source: str | Path, folder: str | Path, parent: str | Path | None = None, image_size: int = 256
 ) -> Run:
-    """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both.
+    """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both, which are
+    then both EMA weights or both live ones.
 
     parent: for a generator alone, the Run beside `folder` whose tokenizer made its tokens."""
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
     raw = read(fetch(source))
-    tokenizer_state, state = find(raw, TOKENIZER), find(raw, GENERATOR)
+    tokenizer_state, state = _matching(raw, source)
     tokenizer = generator = None
     if tokenizer_state:
         tokenizer = tokenizer_from(tokenizer_state, image_size, str(source))
@@ -212,14 +214,45 @@ def _brief(error: Exception) -> str:
 def find(raw: dict[str, Any], beginning: str) -> State | None:
     """The first state dict in `WRAPPINGS`, or the file itself, with a key that begins so; None when there is
     none. Training's own entries are dropped and Lightning's EMA shadows taken."""
-    for candidate in (*map(raw.get, WRAPPINGS), raw):
-        if isinstance(candidate, dict) and any(str(key).startswith(beginning) for key in candidate):
-            return _prefer_shadows({k: v for k, v in candidate.items() if isinstance(v, Tensor)})
-    return None
+    return next(map(_prefer_shadows, _all(raw, beginning).values()), None)
 
 
-def _prefer_shadows(state: State) -> State:
-    """A Lightning file keeps the average of `a.b` as `model_ema.ab`."""
+def _all(raw: dict[str, Any], beginning: str) -> dict[str, dict]:
+    """Every dict of weights with a key that begins so, by what it lies under: `WRAPPINGS` in their order,
+    then "" for the file itself."""
+    held = {name: raw.get(name) for name in WRAPPINGS} | {"": raw}
+    return {
+        name: state
+        for name, state in held.items()
+        if isinstance(state, dict) and any(str(key).startswith(beginning) for key in state)
+    }
+
+
+def _matching(raw: dict[str, Any], source: str | Path) -> tuple[State | None, State | None]:
+    """Tokenizer and generator of a file, None for what it lacks: the first two that are both EMA weights or
+    both live ones. Raises ValueError where there are none such."""
+    tokenizers, generators = _all(raw, TOKENIZER), _all(raw, GENERATOR)
+    if not tokenizers or not generators:
+        return find(raw, TOKENIZER), find(raw, GENERATOR)
+
+    def averaged(name: str, state: dict) -> bool:
+        return name in AVERAGED or any(str(key).startswith("model_ema.") for key in state)
+
+    for one, tokenizer in tokenizers.items():
+        for other, generator in generators.items():
+            if averaged(one, tokenizer) == averaged(other, generator):
+                return _prefer_shadows(tokenizer), _prefer_shadows(generator)
+    one, other = (" and ".join(name or "no key" for name in found) for found in (tokenizers, generators))
+    raise ValueError(
+        f"{source} holds a tokenizer under {one} and a generator under {other}: of one there are only EMA "
+        "weights, of the other only live ones, and the two are no pair. To have them all the same, put each "
+        "into a file of its own with torch.save and import the tokenizer, then the generator with --parent"
+    )
+
+
+def _prefer_shadows(state: dict[str, Any]) -> State:
+    """The weights in a dict. A Lightning file keeps the average of `a.b` as `model_ema.ab`."""
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     shadows = {
         key.removeprefix("model_ema."): value for key, value in state.items() if key.startswith("model_ema.")
     }

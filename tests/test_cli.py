@@ -132,6 +132,16 @@ def test_the_three_stages_on_other_sources(source, pictures, tmp_path, command, 
     assert run.tokenizer.reconstruct(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
+def test_a_finished_training_is_extended(tmp_path, command):
+    words = ["train", "digits", "--budget", "smoke", "--batch-size", 2, "--out", tmp_path / "run", "--steps"]
+    for more in ([2], [4, "--extend"], [4]):
+        code, _, complaint = command(*words, *more)
+        assert code == 0, complaint
+    run = Run.from_pretrained(tmp_path / "run")
+    assert run.finished and [row["step"] for row in run.metrics] == [2, 4]
+    complains(command(*words, 6), "steps is 4, asked for 6", "go on with it by --extend")
+
+
 def in_a_shell(*words: object) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "gear_studio", *map(str, words)],

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from gear_studio import Run, cli, official, sampling, text
 from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from gear_studio.training import loop
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
 
@@ -431,7 +432,7 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
 def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_path, painter):
     monkeypatch.chdir(tmp_path)
     vq = Tokenizer(replace(SMALL["vq"], codes=1024))
-    torch.save({"ema": official.released_state(painter), "vq": official.released_state(vq)}, "both.pt")
+    torch.save({"ema": official.released_state(painter), "vq_ema": official.released_state(vq)}, "both.pt")
     imported(monkeypatch, "both.pt", "painter", "--image-size", 32)
     run = Run.from_pretrained("runs/painter")
     assert run.config["classes"] == [] and run.config["recipe"]["text_encoder"] == "Qwen/Qwen3-1.7B"
@@ -450,12 +451,55 @@ def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_
     assert sampling.sample(run.generator, given, seed=0).shape == (1, 64)
 
 
+def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(tmp_path, teacher_folder):
+    """The paper's stage 0. At a learning rate of 0 the tokenizer stays what it started from."""
+    released = tokenizer("vq")
+    official.save(released, tmp_path / "vq.pt")
+    parent = official.import_run(tmp_path / "vq.pt", tmp_path / "vq", image_size=32).folder
+    short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2}
+    recipe = tiny.recipe(teacher_folder, tokenizer=released.config, gan_weight=0.1, tokenizer_lr=0.0, **short)
+    run = loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "s0", parent=parent, progress=False)
+    assert run.parent.name == "vq" and run.has("discriminator")
+    state = loop.Checkpoints(run.folder / "checkpoints").load()
+    for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
+        assert held.keys() == released.state_dict().keys()
+        assert all(torch.equal(value, released.state_dict()[key]) for key, value in held.items())
+
+
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):
     monkeypatch.chdir(tmp_path)
     other = Tokenizer(replace(SMALL["vq"], codes=32))
-    torch.save({"ema": official.released_state(generator), "vq": official.released_state(other)}, "both.pt")
+    torch.save({"ar": official.released_state(generator), "vq": official.released_state(other)}, "both.pt")
     with pytest.raises(SystemExit, match="predicts 64 codes and the tokenizer has 32"):
         imported(monkeypatch, "both.pt", "both", "--image-size", 32)
+
+
+@pytest.mark.parametrize("one", ["vq", "vq_ema"])
+@pytest.mark.parametrize("other", ["ar", "ema", "model"])
+def test_averaged_and_live_weights_are_never_mixed(one, other, monkeypatch, tmp_path, generator):
+    monkeypatch.chdir(tmp_path)
+    vq, live = official.released_state(tokenizer("vq")), one == "vq"
+    held = {one: vq, other: official.released_state(generator)}
+    torch.save(held, "both.pt")
+    if live == (other != "ema"):
+        official.import_run("both.pt", "runs/both", image_size=32)
+        return
+    with pytest.raises(ValueError, match=f"tokenizer under {one} and a generator under {other}: .*--parent"):
+        official.import_run("both.pt", "runs/both", image_size=32)
+    assert not Path("runs").exists()
+    # With the other kind of tokenizer beside it there is a pair, and that one is taken.
+    pair = "vq_ema" if live else "vq"
+    torch.save(held | {pair: {key: value + 1 for key, value in vq.items()}}, "three.pt")
+    run = official.import_run("three.pt", "runs/three", image_size=32)
+    expected = official.tokenizer_from({key: value + 1 for key, value in vq.items()}, 32, "a file")
+    assert all(torch.equal(v, expected.state_dict()[k]) for k, v in run.tokenizer.state_dict().items())
+
+
+def test_lightning_s_averages_are_no_pair_with_a_live_generator(tmp_path, generator):
+    raw = lightning(official.released_state(tokenizer("ibq")))
+    torch.save(raw | {"ar": official.released_state(generator)}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match="under state_dict and a generator under ar"):
+        official.import_run(tmp_path / "both.pt", tmp_path / "both", image_size=32)
 
 
 def test_a_thousand_classes_are_imagenet_s():

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gear_studio import Run
+from gear_studio.data import PATIENCE
 from gear_studio.objectives import entropy_loss
 from gear_studio.training import loop
 from gear_studio.training.execution import WHOLE, Execution
@@ -74,6 +76,8 @@ def train_together(rank: int, port: int, folder: Path, teacher: Path) -> None:
                 train(f"{quantizer}/{stage}", folder, teacher, suffix, execution)
     train("vq/joint", folder, teacher, "-from-one-to-two", TOGETHER["-by-two-sharded"])
     assert torch.distributed.get_backend() == "gloo"
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout == PATIENCE == timedelta(hours=2)
     torch.save(entropy_gradient(scores().chunk(2)[rank]), folder / f"entropy-{rank}.pt")
     torch.distributed.destroy_process_group()
 

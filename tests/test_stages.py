@@ -193,6 +193,18 @@ def test_the_generator_is_frozen_and_in_eval_mode_in_update_1_and_trains_in_upda
     assert all(p.requires_grad for p in stage.modules["aligned"].parameters())
 
 
+def test_under_autocast_the_pass_before_the_pieces_takes_no_gradient_from_the_tokenizer(monkeypatch):
+    """Older torch would use again what autocast has cast without a gradient: it must be gone before."""
+    stage = tiny.stage("joint", "gear", execution=Execution(micro_batch=2))
+    monkeypatch.setattr(stage.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    really_clear, order = torch.clear_autocast_cache, []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (order.append("clear"), really_clear()))
+    stage.tokenizer.register_forward_pre_hook(lambda *_: order.append("piece"))
+    stage.step(1, *tiny.batch())
+    assert order == ["clear", "piece", "piece", "clear"]  # the last by autocast itself
+    assert not [n for n, p in stage.tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
+
+
 def test_captions_in_pieces_add_up_to_the_batch():
     never = {"generator": tiny.replace(tiny.CAPTIONED, label_drop=0.0, dropout=0.0)}
     whole = tiny.stage("generator", "gear", **never)

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
-from gear_studio import Run
+from gear_studio import Run, cli
+from gear_studio.prompts import Labels
 from gear_studio.training import loop, stages
+from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import Recipe, small
 
 STAGES = {  # name: stage, arm, parent, changes to the recipe
@@ -27,11 +30,14 @@ STAGES = {  # name: stage, arm, parent, changes to the recipe
 }
 
 
-def train(name: str, folder: Path, teacher: Path, out: str | None = None, **changes) -> Run:
+def train(
+    name: str, folder: Path, teacher: Path, out: str | None = None, extend: bool = False, **changes
+) -> Run:
     stage, arm, parent, own = STAGES[name]
     recipe = tiny.recipe(teacher, **own | changes)
     parent = folder / parent if parent else None
-    return loop.train("digits", stage, arm, recipe, out=folder / (out or name), parent=parent, progress=False)
+    out = folder / (out or name)
+    return loop.train("digits", stage, arm, recipe, out=out, parent=parent, progress=False, extend=extend)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +130,8 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
     from gear_studio.objectives import next_token_loss
 
     run = Run.from_pretrained(whole / "joint")
-    batch = data.load("digits", "val", 32).read(range(8))
+    source = data.load("digits", "val", 32)
+    batch = source.read(data.chosen(len(source), 8)[0])
     images = data.to_float(batch["image"])
     with torch.no_grad():
         assignment = run.tokenizer.assign(images)
@@ -136,6 +143,31 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
     assert last["val_psnr"] == pytest.approx((10 * torch.log10(4 / error)).mean().item(), rel=1e-4)
     assert last["val_ntp"] == pytest.approx(next_token_loss(logits, assignment.indices).item(), rel=1e-4)
     assert last["val_alignment"] == pytest.approx(aligned.item(), rel=1e-4)
+
+
+def test_validation_sees_all_classes_of_a_finite_source_and_the_start_of_an_endless_one():
+    class Sorted:
+        """Pictures in the order of their classes, a hundred of each; a picture is its number."""
+
+        def __init__(self, length: int):
+            self.length = length
+
+        def __len__(self) -> int:
+            return self.length
+
+        def read(self, indices):
+            return {"image": torch.tensor(list(indices)), "label": torch.tensor(list(indices)) // 100}
+
+    def seen(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        found = loop.held_out_batches(
+            Sorted(length), Labels(10), tiny.recipe(validation_images=200), Accelerator(cpu=True)
+        )
+        assert [len(images) for images, _ in found] == [64, 64, 64, 8]
+        return tuple(map(torch.cat, zip(*found, strict=True)))
+
+    images, labels = seen(1000)
+    assert len(set(images.tolist())) == 200 and len(set(labels.tolist())) == 10
+    assert seen(2**40)[0].tolist() == list(range(200))
 
 
 def test_training_learns(tmp_path, teacher_folder):
@@ -161,7 +193,6 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
 
 def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
     from gear_studio import data, sampling
-    from gear_studio.analysis.fidelity import chosen
     from gear_studio.analysis.statistics import Moments, frechet_distance
     from gear_studio.pictures import to_uint8
 
@@ -169,7 +200,7 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     steps, distances = run.series("val_fd")
     assert steps.tolist() == [6, 12] and np.isfinite(distances).all()
     source = data.load("digits", "val", 32)
-    real = source.read(chosen(len(source), 40)[0])["image"]
+    real = source.read(data.chosen(len(source), 40)[0])["image"]
     with torch.no_grad():
         indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
         moments = [Moments(run.teacher.dim) for _ in range(2)]
@@ -183,6 +214,23 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
 
 
+@pytest.mark.parametrize(("size", "most"), [(64, 250), (65, 32)])
+def test_large_pictures_are_measured_few_at_a_time(size, most):
+    class Source:
+        image_size = size
+
+        def __len__(self) -> int:
+            return 300
+
+        def read(self, indices):
+            read.append(len(indices))
+            return {"image": torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)}
+
+    read: list[int] = []
+    SampledDistance(Source(), Labels(10), tiny.teacher(), 300, Accelerator(cpu=True))
+    assert max(read) == most and sum(read) == 300
+
+
 def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder):
     for name in ("warmup", "latent"):
         with pytest.raises(ValueError, match="fd_every=4 measures what a generator samples, and arm"):
@@ -194,11 +242,45 @@ def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder)
 def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, teacher_folder):
     path = again / "joint" / "config.json"
     config = json.loads(path.read_text())
-    del config["recipe"]["fd_every"]
+    for name in ("fd_every", "keep_every"):
+        del config["recipe"][name]
     path.write_text(json.dumps(config))
     assert train("joint", again, teacher_folder).finished
     with pytest.raises(ValueError, match="fd_every is 0, asked for 4"):
         train("joint", again, teacher_folder, fd_every=4)
+
+
+# Snapshots
+
+
+def test_what_is_kept_on_the_way_is_the_run_it_would_have_been(again, whole, teacher_folder):
+    shorter = train("generator", again, teacher_folder, out="shorter", steps=8)
+    kept = train("generator", again, teacher_folder, out="kept", keep_every=4)
+    assert_same_run(kept.folder, whole / "generator")
+    folders = sorted((kept.folder / "snapshots").iterdir())
+    assert [path.name for path in folders] == ["step-000000004", "step-000000008", "step-000000012"]
+    run = Run.from_pretrained(folders[1])
+    assert run.finished and run.config["recipe"] == shorter.config["recipe"] | {"keep_every": 4}
+    assert not tiny.metric_differences(tiny.metrics(run.folder), tiny.metrics(shorter.folder))
+    theirs = weights(shorter.folder)
+    assert all(torch.equal(value, theirs[name]) for name, value in weights(run.folder).items())
+    assert run.tokenizer.config == kept.tokenizer.config and run.parent.name == "joint"
+    for command in (
+        ["sample", str(run.folder), "--out", str(again / "samples.png"), "--count", "2"],
+        ["evaluate", str(run.folder), "--samples", "16", "--seeds", "1"],
+    ):
+        cli.run(command)
+    assert (again / "samples.png").is_file() and Run(run.folder).evaluation["fd"]["mean"] > 0
+    assert not kept.evaluation
+
+
+def test_a_snapshot_of_a_tokenizer_holds_what_the_next_stage_starts_from(again, teacher_folder):
+    kept = train("warmup", again, teacher_folder, out="kept", steps=4, keep_every=4)
+    run = Run.from_pretrained(kept.folder / "snapshots" / "step-000000004")
+    assert run.parent is None and run.has("discriminator")
+    assert weights(run.folder).keys() == weights(kept.folder).keys()
+    with pytest.raises(ValueError, match="keep_every 6 is not a multiple of checkpoint_every 4"):
+        tiny.recipe(keep_every=6)
 
 
 # Resuming
@@ -339,6 +421,55 @@ def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n{"step": 6}\n'
     loop.resume_metrics(path, 4)
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
+
+
+@pytest.mark.parametrize("name", ["joint", "generator"])
+def test_a_finished_run_is_extended_as_if_it_had_been_asked_for_more_at_once(
+    name, again, whole, teacher_folder, monkeypatch
+):
+    shutil.rmtree(again / name)
+    short = train(name, again, teacher_folder, steps=4)
+    (short.folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"\(steps is 4, asked for 12\); go on with it by --extend"):
+        train(name, again, teacher_folder)
+    assert Run(short.folder).finished
+    for child in [child for child, (_, _, parent, _) in STAGES.items() if parent == name]:
+        shutil.rmtree(again / child)
+    really_step = stages.Stage.step
+
+    def killed_at_7(self, number, *batch):
+        if number == 7:
+            raise KeyboardInterrupt
+        return really_step(self, number, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages.Stage, "step", killed_at_7)
+        train(name, again, teacher_folder, extend=True)
+    halfway = Run(short.folder)
+    assert not halfway.finished and halfway.config["recipe"]["steps"] == 12
+    train(name, again, teacher_folder)  # by now it is a run like any other
+    assert Run(short.folder).finished
+    assert_same_run(again / name, whole / name)
+    assert [path.name for path in short.folder.glob("evaluation*")] == ["evaluation-step-4.json"]
+
+
+def test_runs_that_cannot_be_extended_are_refused_and_left_alone(again, teacher_folder):
+    for name, changes, named in (
+        ("joint", {"steps": 8}, "steps is 12, asked for 8"),
+        ("joint", {"steps": 16, "tau": 0.2}, "steps is 12, asked for 16, tau is 0.1, asked for 0.2"),
+        ("joint", {"steps": 16}, "cannot go on: generator started from what it is now"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            train(name, again, teacher_folder, extend=True, **changes)
+    train("generator", again, teacher_folder, out="odd", steps=6)
+    with pytest.raises(ValueError, match="asked for 6 steps, no multiple of checkpoint_every 4: longer"):
+        train("generator", again, teacher_folder, out="odd", extend=True)
+    shutil.rmtree(again / "generator" / "checkpoints")
+    with pytest.raises(ValueError, match="cannot go on: its checkpoints were deleted"):
+        train("generator", again, teacher_folder, steps=16, extend=True)
+    for name, steps in (("joint", 12), ("odd", 6), ("generator", 12)):
+        run = Run(again / name)
+        assert run.finished and run.config["recipe"]["steps"] == steps == run.metrics[-1]["step"]
 
 
 def test_a_finished_run_started_again_does_nothing(again, teacher_folder):
@@ -482,8 +613,10 @@ def test_arms_and_parents_that_do_not_fit_are_refused(whole, tmp_path, teacher_f
         loop.train("digits", "joint", "baseline", recipe, out=tmp_path / "run", parent=whole / "warmup")
     with pytest.raises(ValueError, match="stage joint needs a parent"):
         loop.train("digits", "joint", "gear", recipe, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="stage warmup starts from nothing"):
-        loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "run", parent=whole / "warmup")
+    with pytest.raises(ValueError, match=r"warmup holds another tokenizer .*\(codes is 64, asked for 128\)"):
+        other = tiny.recipe(teacher_folder, tokenizer=tiny.replace(tiny.TOKENIZER, codes=128))
+        loop.train("digits", "warmup", "warmup", other, out=whole / "run", parent=whole / "warmup")
+    assert not (whole / "run").exists()
     with pytest.raises(ValueError, match="unknown data source"):
         loop.train("cats", "warmup", "warmup", recipe, out=tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="teacher 'nobody'"):
@@ -517,6 +650,15 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
     )
     learnt = [key for key in before if key.endswith((".weight", ".bias"))]
     assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
+
+
+def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
+    start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
+    run = loop.train(
+        "digits", "warmup", "warmup", start, out=again / "new", parent=again / "warmup", progress=False
+    )
+    theirs, ours = (load_file(f / "discriminator/model.safetensors") for f in (again / "warmup", run.folder))
+    assert not all(torch.equal(value, theirs[key]) for key, value in ours.items() if key.endswith(".weight"))
 
 
 def test_a_parent_that_lies_elsewhere_is_refused(again, teacher_folder, tmp_path):

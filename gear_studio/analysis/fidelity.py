@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -38,6 +38,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
+from gear_studio.data import PATIENCE, at_once, chosen
 from gear_studio.data.stream import skipped
 from gear_studio.perceptual import LPIPS
 from gear_studio.pictures import Series, to_uint8
@@ -51,7 +52,6 @@ INCEPTION = {"fid", "sfid", "is", "pr"}  # what is measured in its features
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
 AGREEMENT_SAMPLES = agreement.SAMPLES
 AGREEMENT_SCALES = (1.0, 1.5, 2.5, 4.0)  # guidance, at each of which samples are asked for their class
-ENDLESS = 2**31  # a source at least this long is read from its start; others are drawn from
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,6 @@ def shares(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
             yield range(begin, min(begin + size, count))
 
 
-def chosen(length: int, count: int) -> list[list[int]]:
-    """Which pictures of a source to look at: `count` of them, and as many others where there are more.
-
-    A source in the order of its classes would give the first few: those of a finite source are drawn."""
-    order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
-    parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
-    return [part for part in parts if len(part) == count]
-
-
 class Features:
     """The feature networks that some metrics need: uint8 pictures (B, 3, H, W) on their device -> rows by
     metric.
@@ -186,11 +177,11 @@ class Evaluation:
                 f"run {run.name} {asked}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
-        self.batch_size = options.batch_size or (250 if size <= 64 else 32)
+        self.batch_size = options.batch_size or at_once(size)
         self.cache = Cache(options.cache)
         self.features = Features(
             options.metrics,

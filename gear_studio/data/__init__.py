@@ -6,10 +6,23 @@ from gear_studio.data.digits import Digits
 from gear_studio.data.folder import Folder
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
-from gear_studio.data.source import Source, to_float
+from gear_studio.data.source import PATIENCE, Source, at_once, chosen, to_float
 from gear_studio.data.stream import stream
 
-__all__ = ["SOURCES", "Digits", "Folder", "Shapes", "Shards", "Source", "load", "stream", "to_float"]
+__all__ = [
+    "PATIENCE",
+    "SOURCES",
+    "Digits",
+    "Folder",
+    "Shapes",
+    "Shards",
+    "Source",
+    "at_once",
+    "chosen",
+    "load",
+    "stream",
+    "to_float",
+]
 
 SOURCES = ("shapes", "digits", "folder", "shards")
 

@@ -5,10 +5,16 @@ Pictures stay uint8 until they reach the device that trains on them: a quarter o
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import numpy as np
 import torch
+
+# How long processes wait for one that does something for all, such as looking at a million files; NCCL's own
+# ten minutes are too few.
+PATIENCE = timedelta(hours=2)
+ENDLESS = 2**31  # a source at least this long is read from some place straight on; others are drawn from
 
 
 class Source(Protocol):
@@ -35,6 +41,20 @@ class Source(Protocol):
         has one); None asks for the deterministic evaluation view.
         """
         ...
+
+
+def chosen(length: int, count: int) -> list[list[int]]:
+    """Which pictures of a source to look at: `count` of them, and as many others where there are more.
+
+    A source in the order of its classes would give the first few: those of a finite source are drawn."""
+    order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
+    parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
+    return [part for part in parts if len(part) == count]
+
+
+def at_once(image_size: int) -> int:
+    """How many pictures to decode or look at together where nothing is trained."""
+    return 250 if image_size <= 64 else 32
 
 
 def to_float(image: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
-from gear_studio.data.source import Source
-
-_ENDLESS = 2**31  # a source at least this long is read straight on: no run comes to its end
+from gear_studio.data.source import ENDLESS, Source
 
 
 def stream(
@@ -110,7 +108,7 @@ class _Batches(Reader):
 
     def _index(self, position: int) -> int:
         length = len(self.source)
-        if length >= _ENDLESS:
+        if length >= ENDLESS:  # no run comes to its end
             begin = int(np.random.default_rng(self.seed).integers(length))
             return (begin + position) % length
         epoch, place = divmod(position, length)

@@ -19,15 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio import data, sampling
-from gear_studio.analysis.fidelity import chosen, shares
+from gear_studio.analysis.fidelity import shares
 from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
 from gear_studio.generator import Generator
 from gear_studio.pictures import to_uint8
 from gear_studio.prompts import Asked
 from gear_studio.teachers import Teacher
 from gear_studio.tokenizer import Tokenizer
-
-AT_ONCE = 250  # pictures
 
 
 class SampledDistance:
@@ -38,14 +36,15 @@ class SampledDistance:
         self, held_out: data.Source, asked: Asked, teacher: Teacher, samples: int, accelerator: Accelerator
     ):
         self.asked, self.teacher, self.accelerator = asked, teacher, accelerator
+        self.at_once = data.at_once(held_out.image_size)
         self.count = min(samples, len(held_out))
-        numbers = chosen(len(held_out), self.count)[0]
+        numbers = data.chosen(len(held_out), self.count)[0]
         self.real = self._statistics(
             held_out.read([numbers[i] for i in part])["image"] for part in self._parts()
         )
 
     def _parts(self) -> Iterable[range]:
-        return shares(self.count, AT_ONCE, self.accelerator)
+        return shares(self.count, self.at_once, self.accelerator)
 
     @torch.no_grad()
     def _statistics(self, pictures: Iterable[Tensor]) -> Statistics:

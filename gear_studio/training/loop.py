@@ -13,6 +13,7 @@ Three promises, and how they are kept:
 import dataclasses
 import json
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,12 +21,11 @@ from pathlib import Path
 
 import accelerate
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling, text
-from gear_studio.analysis.fidelity import chosen
 from gear_studio.data import tokens
 from gear_studio.data.stream import skipped, skipped_line
 from gear_studio.discriminator import Discriminator
@@ -139,9 +139,10 @@ class Checkpoints:
         return state
 
 
-def prepare_folder(folder: Path, config: dict) -> None:
+def prepare_folder(folder: Path, config: dict, extend: bool = False) -> None:
     """Claim a folder for a run: a new one gets its config, one that holds another run is refused, naming what
-    differs."""
+    differs. extend: one that was asked for fewer steps, and is the same otherwise, is asked for these from
+    now on."""
     # A setting that came later has its default in older runs: they were trained as it now says.
     defaults, parts = known_defaults(Recipe), {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}
     nested = {name: known_defaults(kind) for name, kind in parts.items()}
@@ -154,15 +155,59 @@ def prepare_folder(folder: Path, config: dict) -> None:
         different = sorted(
             k for k in flat.keys() | flat_held.keys() if flat.get(k) != flat_held.get(k) and k != "recipe"
         )
-        if different:
+        longer = different == ["steps"] and flat["steps"] > flat_held["steps"]
+        if longer and extend:
+            reopen(folder, flat_held)
+            write_json(folder / "config.json", config)
+        elif different:
             shown = ", ".join(
                 f"{k} is {flat_held.get(k)!r}, asked for {flat.get(k)!r}" for k in different[:3]
             )
             raise ValueError(
-                f"{folder} already holds another run ({shown}); choose another --out or delete the folder"
+                f"{folder} already holds another run ({shown}); "
+                f"{'go on with it by --extend, ' if longer else ''}choose another --out or delete the folder"
             )
     else:
         write_json(folder / "config.json", config)
+
+
+def reopen(folder: Path, held: dict) -> None:
+    """Make a run, finished or not, one that may go on beyond its last step. held: its config and recipe.
+
+    Raises ValueError where it would not end as if it had been asked for more from the start, and where other
+    runs are built on what it is now."""
+    steps, rhythm = held["steps"], [name for name in ("checkpoint_every", "fd_every") if held[name]]
+    if off := [f"{name} {held[name]}" for name in rhythm if steps % held[name]]:
+        raise ValueError(
+            f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "
+            "have been measured at other steps. Train it anew with another --out"
+        )
+    beside = folder.resolve().parent.glob("*/config.json")
+    if built := [p.parent.name for p in beside if read_json(p, "a run").get("parent") == folder.name]:
+        raise ValueError(
+            f"{folder} cannot go on: {', '.join(sorted(built))} started from what it is now. Train it anew "
+            "with another --out"
+        )
+    run = Run(folder)
+    if run.finished:
+        if not Checkpoints(folder / "checkpoints").paths():
+            raise ValueError(
+                f"{folder} cannot go on: its checkpoints were deleted. Train it anew with another --out"
+            )
+        write_json(folder / "record.json", run.record | {"finished": False})
+    if (folder / "evaluation.json").exists():  # of what it is now, and will not be
+        (folder / "evaluation.json").replace(folder / f"evaluation-step-{steps}.json")
+
+
+def check_tokenizer(held: TokenizerConfig, asked: TokenizerConfig, parent: str | Path | None) -> None:
+    """Refuse a parent whose tokenizer is not the one a warm-up was asked for, naming what differs."""
+    theirs, ours = (json.loads(json.dumps(dataclasses.asdict(config))) for config in (held, asked))
+    if different := [name for name in ours if theirs[name] != ours[name]]:
+        shown = ", ".join(f"{name} is {theirs[name]!r}, asked for {ours[name]!r}" for name in different[:3])
+        raise ValueError(
+            f"parent {parent} holds another tokenizer than the recipe's ({shown}); choose the --recipe or "
+            "--tokenizer that fits it, or another --parent"
+        )
 
 
 def known_defaults(config: type) -> dict:
@@ -217,21 +262,21 @@ def train(
     workers: int | None = None,
     progress: bool = True,
     execution: Execution = WHOLE,
+    extend: bool = False,
 ) -> Run:
     """Train one stage into the folder `out`, continuing what is there, and return the finished Run.
 
     source: shapes, digits, folder or shards (the last two lie in `folder`). parent: the Run whose tokenizer
-    the joint stage starts from or the generator stage is trained on; it must lie beside `out`. workers:
-    data-loading processes; None: 2 for a GPU, which would wait for the drawing, else 0. execution: how steps
-    are computed; it and the number of processes may change when a run is continued. Raises ValueError for an
-    arm the stage does not know, a folder that holds another run or a damaged checkpoint; DivergedError when a
-    loss is not finite."""
+    the warm-up (None: from scratch) and the joint stage start from, or the generator stage is trained on; it
+    must lie beside `out`. workers: data-loading processes; None: 2 for a GPU, which would wait for the
+    drawing, else 0. execution: how steps are computed; it and the number of processes may change when a run
+    is continued. extend: go on with a run that was asked for fewer steps than the recipe's. Raises
+    ValueError for an arm the stage does not know, a folder that holds another run or a damaged checkpoint;
+    DivergedError when a loss is not finite."""
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
-    if (stage == "warmup") != (parent is None):
-        raise ValueError(
-            f"stage {stage} {'starts from nothing' if parent else 'needs a parent run with a tokenizer'}"
-        )
+    if stage != "warmup" and parent is None:
+        raise ValueError(f"stage {stage} needs a parent run with a tokenizer")
     if recipe.token_views and recipe.text_encoder:
         raise ValueError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
@@ -251,7 +296,8 @@ def train(
     accelerator = Accelerator(
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=data.PATIENCE),
         ],
     )
     if workers is None:
@@ -270,6 +316,8 @@ def train(
     if start_from and start_from.folder.resolve().parent != out.resolve().parent:
         raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
     tokenizer = start_from.tokenizer if start_from else Tokenizer(recipe.tokenizer)
+    if stage == "warmup":
+        check_tokenizer(tokenizer.config, recipe.tokenizer, parent)
     captioned = bool(recipe.text_encoder)
     train_source, held_out = (
         data.load(
@@ -308,12 +356,12 @@ def train(
     if main:
         config |= pictures_of(out, train_source)
         config["teacher_sha256"] = [each.fingerprint() for each in (teacher, *more_teachers)]
-        prepare_folder(out, config)
+        prepare_folder(out, config, extend)
     accelerator.wait_for_everyone()
     if Run(out).finished:
         return Run(out)
 
-    warm = start_from and start_from.has("discriminator")
+    warm = stage == "joint" and start_from.has("discriminator")
     discriminator = Discriminator.from_pretrained(start_from.folder) if warm else None
     training = Stage(
         stage,
@@ -329,7 +377,7 @@ def train(
     )
     asked: Asked = Labels(len(train_source.classes))
     if encoder:
-        numbers = chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+        numbers = data.chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
         asked = Captions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
@@ -410,7 +458,11 @@ def train(
             parts, state = training.parts(), training.state_dict()
             if main:
                 pictures(training, parts, validation[0][0], asked, out, stage)
-                checkpoints.save(step, {**state, "seconds": elapsed + time.monotonic() - began})
+                seconds = elapsed + time.monotonic() - began
+                if recipe.keep_every and step % recipe.keep_every == 0:
+                    kept = snapshot(out, step, parts)
+                    write_record(kept, accelerator, execution, seconds, finished=True)
+                checkpoints.save(step, {**state, "seconds": seconds})
                 last_good = checkpoints.paths()[-1]
             del parts, state
         window = time.monotonic()
@@ -425,6 +477,21 @@ def train(
             print(skipped_line(unread))
     accelerator.wait_for_everyone()
     return Run(out)
+
+
+def snapshot(out: Path, step: int, parts: dict[str, nn.Module]) -> Path:
+    """Write what a run is by now as a Run of its own, as if it had been asked for so many steps. Returns its
+    folder, RUN/snapshots/step-..."""
+    folder = out / "snapshots" / f"step-{step:09d}"
+    for name, module in parts.items():
+        module.save_pretrained(folder / name)
+    shutil.copyfile(out / "metrics.jsonl", folder / "metrics.jsonl")
+    config = read_json(out / "config.json", "a run")
+    config["recipe"]["steps"] = step
+    if config["parent"]:  # it lies beside `out`
+        config["parent"] = f"../../{config['parent']}"
+    write_json(folder / "config.json", config)  # last: it makes the folder a Run
+    return folder
 
 
 def write_record(
@@ -456,10 +523,10 @@ def held_out_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
     what they show."""
-    count = min(recipe.validation_images, len(held_out))
+    numbers = data.chosen(len(held_out), min(recipe.validation_images, len(held_out)))[0]
     batches = []
-    for start in range(0, count, 64):
-        batch = held_out.read(range(start, min(start + 64, count)))
+    for start in range(0, len(numbers), 64):
+        batch = held_out.read(numbers[start : start + 64])
         batches.append((batch["image"].to(accelerator.device), asked.of(batch).to(accelerator.device)))
     return batches
 

@@ -53,6 +53,7 @@ class Recipe:
     token_views: int = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
     log_every: int = 50
     checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
+    keep_every: int = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
     validation_images: int = 512
     fd_every: int = 0  # steps from one FD of samples to the next (training/fd.py), at the end too; 0: none
     fd_samples: int = 2000  # the same for runs that are compared
@@ -62,6 +63,11 @@ class Recipe:
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}; "
                 "metrics are averaged from one log to the next and a checkpoint must not cut such a window"
+            )
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
+                f"{self.checkpoint_every}; what is kept is written together with a checkpoint"
             )
         if self.fd_every % self.log_every:
             raise ValueError(
@@ -231,6 +237,7 @@ _NOTES = {
     "alignment_weight": "lambda, on both sides",
     "perceptual_weight": "of LPIPS, or of the teacher's features",
     "gan_weight": "PatchGAN, hinge",
+    "keep_every": "steps between the averages kept beside the last; 0: none",
 }
 
 

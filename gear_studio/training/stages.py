@@ -260,6 +260,8 @@ class Stage:
         if "tokenizer" not in self.modules:
             return None
         means = [mean_assignment(self.tokenizer.assign(piece).scores) for piece in images.chunk(self.pieces)]
+        # Older torch uses the weights that autocast has cast here again, and no gradient passes through them.
+        torch.clear_autocast_cache()
         return mean_over_processes(torch.stack(means).mean(0))
 
     def gradients(
