@@ -79,9 +79,11 @@ class Plain:
             losses["code_entropy"] = (mean * (mean + 1e-5).log()).sum() - (p * log_p).sum(-1).mean()
             ours = teacher.features(reconstruction, recipe.perceptual_blocks)
             losses["perceptual"] = perceptual_loss(ours, seen)
-            with frozen(discriminator, aligned):
-                losses["gan"] = -discriminator(reconstruction).mean()
-                projected = aligned.project_tap(assignment, labels, self.soft)
+            discriminator.requires_grad_(False)  # in train mode, as in the studio
+            losses["gan"] = -discriminator(reconstruction).mean()
+            discriminator.requires_grad_(True)
+            with frozen(aligned):
+                (projected,) = aligned.project_tap(assignment, labels, self.soft)
             losses["alignment_soft"] = alignment_loss(projected, target)
             losses["tokenizer"] = (
                 losses["l1"]
@@ -96,7 +98,7 @@ class Plain:
                 discriminator(images), discriminator(reconstruction.detach())
             )
             self.update("discriminator", losses["discriminator"])
-            logits, projected = aligned(assignment, labels)
+            logits, (projected,) = aligned(assignment, labels)
             losses["ntp"] = next_token_loss(logits, assignment.indices)
             losses["alignment_hard"] = alignment_loss(projected, target)
             losses["generator"] = losses["ntp"] + recipe.alignment_weight * losses["alignment_hard"]
