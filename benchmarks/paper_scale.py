@@ -12,7 +12,8 @@ reads them every `log_every` steps. All rows run in this process, one after the 
 `differ` is the largest difference of a loss of the first step from the plain one's, of those without dropout:
 it is the same step, up to bf16.
 
-On a CPU, `--toy` shows that it runs.
+On a CPU, `--toy` shows that it runs. `--count` runs nothing: it counts what the tokenizers keep for the
+backward pass, with tensors that have shapes and no numbers; on any machine, in float32, uncompiled.
 """
 
 import argparse
@@ -28,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from gear_studio.alignment import alignment_loss
 from gear_studio.discriminator import hinge_loss
@@ -35,8 +38,8 @@ from gear_studio.generator import GeneratorConfig
 from gear_studio.objectives import next_token_loss, perceptual_loss
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
-from gear_studio.tokenizer import Tokenizer, TokenizerConfig
-from gear_studio.training.execution import Execution
+from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from gear_studio.training.execution import Execution, prepare_tokenizer
 from gear_studio.training.loop import Meter, device_name
 from gear_studio.training.recipes import Recipe, named
 from gear_studio.training.stages import Stage, frozen
@@ -79,9 +82,11 @@ class Plain:
             losses["code_entropy"] = (mean * (mean + 1e-5).log()).sum() - (p * log_p).sum(-1).mean()
             ours = teacher.features(reconstruction, recipe.perceptual_blocks)
             losses["perceptual"] = perceptual_loss(ours, seen)
-            with frozen(discriminator, aligned):
-                losses["gan"] = -discriminator(reconstruction).mean()
-                projected = aligned.project_tap(assignment, labels, self.soft)
+            discriminator.requires_grad_(False)  # in train mode, as in the studio
+            losses["gan"] = -discriminator(reconstruction).mean()
+            discriminator.requires_grad_(True)
+            with frozen(aligned):
+                (projected,) = aligned.project_tap(assignment, labels, self.soft)
             losses["alignment_soft"] = alignment_loss(projected, target)
             losses["tokenizer"] = (
                 losses["l1"]
@@ -96,7 +101,7 @@ class Plain:
                 discriminator(images), discriminator(reconstruction.detach())
             )
             self.update("discriminator", losses["discriminator"])
-            logits, projected = aligned(assignment, labels)
+            logits, (projected,) = aligned(assignment, labels)
             losses["ntp"] = next_token_loss(logits, assignment.indices)
             losses["alignment_hard"] = alignment_loss(projected, target)
             losses["generator"] = losses["ntp"] + recipe.alignment_weight * losses["alignment_hard"]
@@ -131,6 +136,35 @@ def toy(batch: int) -> tuple[Recipe, TeacherConfig]:
     return recipe, TeacherConfig(image_size=32, patch_size=8, dim=64, depth=8, heads=2)
 
 
+def kept(config: TokenizerConfig, batch: int, execution: Execution) -> int:
+    """Bytes that a training pass of a tokenizer keeps for the backward pass, its weights aside."""
+    with FakeTensorMode():
+        tokenizer = Tokenizer(config)
+        prepare_tokenizer(tokenizer, execution)
+        # LFQ's own shifts bools, which tensors without numbers cannot.
+        tokenizer.quantizer.indices = lambda z: z.new_zeros(z.shape[:-1], dtype=torch.long)
+        weights = {value.untyped_storage() for value in tokenizer.state_dict().values()}
+        storages = set()
+
+        def note(tensor: Tensor) -> Tensor:
+            storages.add(tensor.untyped_storage())
+            return tensor
+
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            tokenizer(torch.zeros(batch, 3, config.image_size, config.image_size))
+        return sum(storage.nbytes() for storage in storages - weights)
+
+
+def count(batch: int) -> None:
+    print(f"kept for the backward pass, {batch} images, float32, uncompiled (counted, not measured), GiB")
+    print(f"{'':8} {'all':>6} {'--recompute':>12}")
+    for name in ("vq-16", "lfq-16", "ibq-16"):
+        whole, less = (
+            kept(PRESETS[name], batch, Execution(recompute=recompute)) / 2**30 for recompute in (False, True)
+        )
+        print(f"{name:8} {whole:6.1f} {less:12.1f}")
+
+
 def measure(
     build: Callable[[], Callable[[int], dict]], steps: int, device: torch.device
 ) -> tuple[float, float, dict[str, float]]:
@@ -160,7 +194,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--steps", type=int, default=20, help="steps behind each row")
     parser.add_argument("--toy", action="store_true", help="models of a few thousand weights, for a CPU")
+    parser.add_argument("--count", action="store_true", help="count what is kept for the backward pass")
     chosen = parser.parse_args()
+    if chosen.count:
+        return count(chosen.batch)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     device = accelerator.device
     print(f"device: {device_name(device)}; precision: {accelerator.mixed_precision}")
@@ -220,7 +257,8 @@ def main() -> None:
             torch.compiler.reset()
             gc.collect()
             torch.cuda.empty_cache()
-        line = f"{name:30} {seconds:8.4f} {chosen.batch / seconds:9.1f} {memory:6.1f}"
+        peak = f"{memory:6.1f}" if memory else f"{'-':>6}"
+        line = f"{name:30} {seconds:8.4f} {chosen.batch / seconds:9.1f} {peak}"
         if name == "plain":
             reference = found
         elif reference:

@@ -1,14 +1,24 @@
-"""The README's Python runs as it stands there, and its tables of results are what the commands print."""
+"""The README's Python runs as it stands there, and its tables of results are what the commands print. The
+commands of docs/paper_scale.md reach the program as they are meant."""
 
+import functools
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from gear_studio import report, studies
+from gear_studio import cli, report, studies
 from gear_studio.runs import ZOO
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+HERE = Path(__file__).parents[1]
+README = (HERE / "README.md").read_text()
+# Stand-ins for the programs: one word a line, and an empty line behind each command.
+STAND_INS = """
+accelerate() { printf '%s\\n' "$@" ""; }
+gear-studio() { printf '%s\\n' -m gear_studio "$@" ""; }
+RANK=1 FIRST_NODE=node
+"""
 
 
 def test_the_examples_run_one_after_the_other(capsys):
@@ -47,3 +57,22 @@ def test_the_tables_of_a_shipped_study_are_those_it_prints(name):
     shown = rows(section(name.replace("-", " ").capitalize()))
     printed = rows(studies.summary(study, studies.shipped(name)))
     assert len(shown) >= 1 + len(study.arms) and not [row for row in shown if row not in printed]
+
+
+def test_the_commands_of_the_page_on_paper_scale_are_ones_that_the_program_takes(monkeypatch):
+    page = (HERE / "docs" / "paper_scale.md").read_text()
+    script = STAND_INS + "".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL))
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    commands = [command.split("\n") for command in done.stdout.removesuffix("\n\n").split("\n\n")]
+    assert len(commands) > 10 and "'" not in done.stdout and '"' not in done.stdout
+    understood = []
+    for name, command in cli.COMMANDS.items():
+
+        def takes(*given, _name=name, **more):
+            understood.append((_name, [*given, *more.values()]))
+
+        monkeypatch.setitem(cli.COMMANDS, name, functools.wraps(command)(takes))
+    for words in commands:
+        cli.run(words[words.index("gear_studio") + 1 :])
+    assert [name for name, _ in understood] == [w[w.index("gear_studio") + 1] for w in commands]
+    assert any(Path("/data/gpic/{00000..00999}.tar") in values for _, values in understood)

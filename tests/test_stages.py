@@ -7,12 +7,14 @@ from copy import deepcopy
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gear_studio.objectives import perceptual_loss
 from gear_studio.readout import Assignment
 from gear_studio.teachers import Teacher
+from gear_studio.tokenizer import Tokenizer
 from gear_studio.training import execution, stages
 from gear_studio.training.execution import Execution
 from gear_studio.training.loop import Meter
@@ -342,6 +344,22 @@ def test_the_discriminator_of_update_1_is_the_function_that_update_2_trains(monk
     assert found["gan"] == -by_guide.mean()
     # Running statistics would have given something else.
     assert not torch.allclose(by_guide, copy.eval()(judged), rtol=0.1)
+
+
+@pytest.mark.parametrize(("processes", "device"), [(2, "cuda"), (1, "cuda"), (2, "cpu")])
+def test_the_discriminator_s_batchnorm_is_synchronised_over_gpus(processes, device, monkeypatch):
+    """Asked without a GPU: nothing is moved to the device. On a CPU torch cannot synchronise it."""
+    parts = tiny.teacher(), Accelerator(cpu=True), Tokenizer(tiny.TOKENIZER)
+    zeros = torch.zeros
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    monkeypatch.setattr(Accelerator, "device", torch.device(device))
+    monkeypatch.setattr(Accelerator, "prepare", lambda self, module: module)
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: zeros(*size, **more))
+    discriminator = Stage("warmup", "warmup", tiny.recipe(**GAN), *parts).modules["discriminator"]
+    norms = [module for module in discriminator.modules() if "BatchNorm" in type(module).__name__]
+    expected = nn.SyncBatchNorm if (processes, device) == (2, "cuda") else nn.BatchNorm2d
+    assert {type(module) for module in norms} == {expected}
 
 
 def test_update_3_learns_from_detached_indices_of_this_very_step(monkeypatch):
