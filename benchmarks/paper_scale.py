@@ -141,8 +141,6 @@ def kept(config: TokenizerConfig, batch: int, execution: Execution) -> int:
     with FakeTensorMode():
         tokenizer = Tokenizer(config)
         prepare_tokenizer(tokenizer, execution)
-        # LFQ's own shifts bools, which tensors without numbers cannot.
-        tokenizer.quantizer.indices = lambda z: z.new_zeros(z.shape[:-1], dtype=torch.long)
         weights = {value.untyped_storage() for value in tokenizer.state_dict().values()}
         storages = set()
 

@@ -98,7 +98,7 @@ class LookupFreeQuantizer(Quantizer):
             return 2 * z.float() @ self.codebook.float().T
 
     def indices(self, z: Tensor) -> Tensor:
-        return ((z > 0) << torch.arange(z.shape[-1], device=z.device)).sum(-1)
+        return ((z > 0).long() << torch.arange(z.shape[-1], device=z.device)).sum(-1)
 
     def assign(self, z: Tensor) -> Assignment:
         return Assignment(self.scores(z), self.indices(z))
