@@ -5,7 +5,7 @@ environment variable CHROMIUM). What counts is the page: the clock stops when th
 visit is the very first after the start, while the app still prepares what visitors will ask for; everything
 else is the median of `--repeats`.
 
-With `--pictures FOLDER` it takes the README's pictures of the three tabs instead of times.
+With `--pictures FOLDER` it takes the README's pictures of the tabs instead of times.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).parents[1]
 PORT = 7899
 DONE = "#sample-status [data-done='64']"
+DRAWN = "#prompt-status [data-done='64']"
 
 
 def renewed(page: Page, selector: str) -> Callable[[], None]:
@@ -57,21 +58,22 @@ def clicks(page: Page, selector: str, answer: str, repeats: int) -> list[float]:
     return times
 
 
-def sample(page: Page, count: int) -> tuple[float, float]:
-    """Seconds to the first row of tokens and to the last."""
-    page.locator("#count input[type=number]").fill(str(count))
-    page.locator("#count input[type=number]").press("Tab")
-    wait = renewed(page, "#left-sheet")
+def sample(page: Page, count: int, prefix: str = "", sheet: str = "#left-sheet", done: str = DONE):
+    """Seconds to the first row of tokens and to the last, in the tab whose ids begin with `prefix`."""
+    page.locator(f"#{prefix}count input[type=number]").fill(str(count))
+    page.locator(f"#{prefix}count input[type=number]").press("Tab")
+    wait = renewed(page, sheet)
     begin = time.perf_counter()
-    page.locator("#next-seed").click()
+    page.locator(f"#{prefix}next-seed").click()
     wait()
     first = time.perf_counter() - begin
-    page.locator(DONE).wait_for()
+    page.locator(done).wait_for()
     return first, time.perf_counter() - begin
 
 
 def photograph(page: Page, folder: Path) -> None:
-    """explorer-sample.png, explorer-codebook.png (a token replaced) and explorer-alignment.png."""
+    """explorer-sample.png, explorer-prompt.png (a word looked at), explorer-codebook.png (a token replaced)
+    and explorer-alignment.png."""
 
     def take(tab: str) -> None:
         page.mouse.move(0, 0)
@@ -81,6 +83,11 @@ def photograph(page: Page, folder: Path) -> None:
 
     page.locator(DONE).wait_for()
     take("sample")
+    page.get_by_role("tab", name="Prompt").click()
+    page.locator(DRAWN).wait_for()
+    page.locator("#prompt-words label").filter(has_text="top").click()
+    page.locator("#prompt-map-1 img").wait_for()
+    take("prompt")
     page.get_by_role("tab", name="Codebook").click()
     page.locator("#layout img").wait_for(timeout=300_000)
     click_cell(page, "#indices", 3, 3)
@@ -161,6 +168,24 @@ def main() -> None:
                 times = [sample(page, count) for _ in range(repeats)]
                 row_of(f"{count} pictures, two runs", [last for _, last in times])
                 row_of("  their first row", [first for first, _ in times])
+            page.get_by_role("tab", name="Prompt").click()
+            page.locator(DRAWN).wait_for()
+            for count in (4, 16):
+                place = "prompt-", "#prompt-sheet-0", DRAWN
+                times = [sample(page, count, *place) for _ in range(repeats)]
+                row_of(f"{count} pictures of a prompt, two runs", [last for _, last in times])
+                row_of("  their first row", [first for first, _ in times])
+            words = page.locator("#prompt-words label")
+            words.first.click()
+            page.locator("#prompt-map-1 img").wait_for()
+            looks = []
+            for number in range(repeats):
+                wait = renewed(page, "#prompt-map-1")
+                begin = time.perf_counter()
+                words.nth(1 + number % 4).click()
+                wait()
+                looks.append(time.perf_counter() - begin)
+            row_of("a word clicked", looks)
             page.get_by_role("tab", name="Codebook").click()
             click_cell(page, "#indices", 0, 0)
             page.locator("#gallery img").wait_for()
