@@ -1,9 +1,7 @@
 """However a step is computed, it is the same: by one process or two, whole or in pieces, sharded or not."""
 
 import json
-import os
 import shutil
-import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,17 +75,7 @@ def take_back(run: Path, out: Path) -> None:
     (out / "record.json").write_text(json.dumps(Run(out).record | {"finished": False}))
 
 
-def train_together(rank: int, port: int, folder: Path, teacher: Path) -> None:
-    """One of two processes, told of the other as `accelerate launch` and `torchrun` tell it."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
+def train_together(rank: int, folder: Path, teacher: Path) -> None:
     for quantizer, stage, suffix in CASES:
         if suffix in TOGETHER:
             train(f"{quantizer}/{stage}", folder, teacher, suffix, TOGETHER[suffix])
@@ -97,7 +85,6 @@ def train_together(rank: int, port: int, folder: Path, teacher: Path) -> None:
     group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
     assert group.options._timeout == PATIENCE == timedelta(hours=2)
     torch.save(entropy_gradient(scores().chunk(2)[rank]), folder / f"entropy-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +96,7 @@ def runs(tmp_path_factory, teacher_folder) -> Path:
             train(f"{quantizer}/{stage}", folder, teacher_folder, suffix, ALONE[suffix])
     train("vq/joint", folder, teacher_folder, "-gan-in-pieces", Execution(micro_batch=4), **GAN)
     take_back(folder / "vq/joint", folder / "vq/joint-from-one-to-shards")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [
-        tiny.processes.Process(target=train_together, args=(rank, port, folder, teacher_folder))
-        for rank in (0, 1)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(900)
-        process.kill()
-    assert [process.exitcode for process in both] == [0, 0]
+    tiny.in_two(train_together, folder, teacher_folder, seconds=900)
     for stage, begun, suffix in TAKEN_OVER:
         take_back(folder / "vq" / (stage + begun), folder / "vq" / (stage + suffix))
         train(f"vq/{stage}", folder, teacher_folder, suffix, WHOLE)

@@ -1,7 +1,5 @@
 """Tokens encoded ahead: equal to those encoded on the fly, made once, and made anew when they must be."""
 
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,37 +228,15 @@ def train(folder: Path, teacher: Path, pictures: Path, name: str, **changes) -> 
     )
 
 
-def train_together(rank: int, port: int, *arguments) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
+def train_together(rank: int, *arguments) -> None:
     tokens._BATCH, tokens._BLOCK = 2 * VIEWS, 2
     for name, weight in (("aligned-by-two", 0.5), ("free-by-two", 0.0)):
         train(*arguments, name, token_views=VIEWS, alignment_weight=weight)
-    torch.distributed.destroy_process_group()
 
 
 def test_training_on_kept_tokens_alone_and_together(pictures, tmp_path, teacher_folder):
     train(tmp_path, teacher_folder, pictures, "warmup")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [
-        tiny.processes.Process(target=train_together, args=(rank, port, tmp_path, teacher_folder, pictures))
-        for rank in (0, 1)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(300)
-        process.kill()
-    assert [process.exitcode for process in both] == [0, 0]
+    tiny.in_two(train_together, tmp_path, teacher_folder, pictures)
     kept = tmp_path / "warmup" / "tokens" / f"folder-{VIEWS}"
     together = np.load(kept / "tokens.npy")
     tokenizer = Run.from_pretrained(tmp_path / "warmup").tokenizer

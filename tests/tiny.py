@@ -172,7 +172,7 @@ def run_apart(target: Callable, *arguments) -> int:
     return process.exitcode
 
 
-def in_two(target: Callable, *arguments) -> None:
+def in_two(target: Callable, *arguments, seconds: int = 300) -> None:
     """Call `target(rank, *arguments)` in two processes, each told of the other as `accelerate launch` tells
     it. Both have to end well."""
     with socket.socket() as free:
@@ -182,7 +182,7 @@ def in_two(target: Callable, *arguments) -> None:
     for process in both:
         process.start()
     for process in both:
-        process.join(300)
+        process.join(seconds)
         process.kill()
     assert [process.exitcode for process in both] == [0, 0]
 
