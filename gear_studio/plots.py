@@ -847,13 +847,14 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
     codes: K, which sets both colour scales: log-probability -ln K..0, entropy 0..ln K."""
     count, tokens = log_probs.shape
     grid, columns = math.isqrt(tokens), math.ceil(math.sqrt(count))
-    side = {1: 512, 2: 384, 3: 288}.get(columns, 240)
-    known, gap, caption = done // grid / grid, 12, 34
+    # Of many pictures small ones: a page shows a sheet no wider, and packing it takes longer than sampling.
+    side, size = {1: (512, 22), 2: (384, 22), 3: (288, 17)}.get(columns, (168, 12))
+    known, gap, caption = done // grid / grid, 12, 2 * size
     half = (side - gap) // 2
     height = side + 6 + half + caption
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (height + gap) - gap), "white")
-    draw, font = ImageDraw.Draw(sheet), text_font(22 if side > 300 else 17)
+    draw, font = ImageDraw.Draw(sheet), text_font(size)
     limit = math.log(codes)
     for i, pixels in enumerate(to_rgb(images)):
         maps = [pixels]
@@ -868,9 +869,9 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
             (left, top + side + 6, half),
             (left + half + gap, top + side + 6, half),
         ]
-        for part, (x, y, size) in zip(maps, places, strict=True):
+        for part, (x, y, width) in zip(maps, places, strict=True):
             part[round(known * len(part)) :] = PENDING
-            sheet.paste(enlarge(part, size), (x, y))
+            sheet.paste(enlarge(part, width), (x, y))
         means = [float(values[i, :done].mean()) for values in (log_probs, entropy)]
         for x, name, mean in zip((left, left + half + gap), ("log p", "H"), means, strict=True):
             draw.text(
