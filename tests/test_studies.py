@@ -297,11 +297,10 @@ def test_errors_a_user_can_act_on(command, tmp_path):  # noqa: F811
     for words, *parts in (
         (("study", "colapse"), "unknown study 'colapse'", "choose one of convergence, collapse"),
         (
-            ("study", "alignment-place", "--from-zoo", *out),
-            "generator-latent (seed 0)",
-            "gear-studio study alignment-place",
+            ("study", "convergence", "--from-zoo", "--seeds", "7", *out),
+            "generator-gear (seed 7)",
+            "gear-studio study convergence",
         ),
-        (("study", "convergence", "--from-zoo", "--seeds", "7", *out), "generator-gear (seed 7)"),
         (("study", "convergence", "--from-zoo", "--set", "tau=1", *out), "--from-zoo trains nothing"),
         (("study", "convergence", "--from-zoo", "--ship", *out), "--from-zoo trains nothing", "--ship"),
         (("study", "convergence", "--ship", "--set", "tau=1", *out), "--ship is for a study as it is"),
