@@ -128,12 +128,14 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
 
 
 @styled
-def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -> Figure:
+def by_seed(
+    rows: Sequence[Mapping], measures: Mapping[str, str], varies: str, reference: float | None = None
+) -> Figure:
     """Arms side by side, a dot a seed and a line at the median, one panel a measure, two a row.
 
     rows: with `arm` (in the order they are drawn), `seed` and the measures, None where not measured.
-    measures: column -> what it is, with its unit. varies: what the arms are values of. A seed has the same
-    colour and marker everywhere."""
+    measures: column -> what it is, with its unit. varies: what the arms are values of. reference: where a
+    dashed line goes, such as 0 for changes. A seed has the same colour and marker everywhere."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
     width = max(3.0, 0.7 * len(arms) + 1.6)
@@ -154,6 +156,8 @@ def by_seed(rows: Sequence[Mapping], measures: Mapping[str, str], varies: str) -
                 beside = place + 0.12 * (n - (len(seeds) - 1) / 2)
                 style = {"color": OKABE_ITO[n % len(OKABE_ITO)], "marker": "osD^v"[n % 5]}
                 axes.plot(beside, value, linestyle="", markersize=6, **style, label=f"seed {seed}")
+        if reference is not None:
+            axes.axhline(reference, color=INK, linewidth=1, linestyle="--")
         ticks = {"rotation": 35, "ha": "right"} if turned else {}
         axes.set_xticks(range(len(arms)), arms, **ticks)
         axes.set(xlabel=varies, ylabel=label, xlim=(-0.6, len(arms) - 0.4))

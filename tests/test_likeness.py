@@ -1,6 +1,7 @@
 """The probes that evaluation.json holds are those that anyone takes with `features` and `similarity`."""
 
 import pytest
+from scipy.stats import ttest_rel
 
 from gear_studio import Run, data
 from gear_studio.analysis import features, fidelity, likeness
@@ -50,3 +51,14 @@ def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path, monkey
     given = {"samples": 16, "seeds": 1, "cache": tmp_path, "batch_size": 16, "metrics": ("fd", "likeness")}
     found = evaluate(run, Options(**given))
     assert found["fd"]["mean"] > 0 and "generator.6" in found["likeness"]["patch"]
+
+
+def test_a_change_over_seeds_is_the_paired_t_test_s():
+    ours, controls = [0.31, 0.42, 0.38], [0.30, 0.33, 0.35]
+    found = likeness.change_over_seeds(ours, controls)
+    expected = ttest_rel(ours, controls).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.value == pytest.approx((0.01 + 0.09 + 0.03) / 3)
+    for wrong in (([1.0], [0.0]), ([1.0, 2.0], [1.0])):
+        with pytest.raises(ValueError, match="takes the same number, at least 2"):
+            likeness.change_over_seeds(*wrong)

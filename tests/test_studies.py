@@ -62,7 +62,7 @@ def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same()
     } <= trainings.keys()
     used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
     assert sum("warmup" in names for names in used) == len(used)
-    assert sum("generator-gear" in names for names in used) == len(used) - 2  # all but tap and text
+    assert sum("generator-gear" in names for names in used) == len(used) - 1  # all but text
     different = {t.name for t in chain(studies.GEAR, ("gan_weight=0.1",))}
     assert not different & trainings.keys()
 
@@ -114,7 +114,7 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, c
     def recipe(name: str) -> Recipe:
         return asked[f"{name}-s101"][2]
 
-    assert recipe("gear-tau=0.3").tau == 0.3 and recipe("gear").tau == 0.1
+    assert recipe("gear-tau=0.01").tau == 0.01 and recipe("gear").tau == 0.1
     assert recipe("gear-alignment_weight=4.0").alignment_weight == 4
     assert recipe("gear-generator.tap=4").generator.tap == 4
     assert recipe("generator-gear-generator.tap=4+generator.tap=4").generator.tap == 4
@@ -460,6 +460,38 @@ def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
     expected = speed_up_over_seeds(pairs[:3], pairs[3:])
     assert (expected.value, expected.reached) == (1.5, 2) and f"| b | {expected} |" in text
     assert "paper" not in text
+
+
+def test_a_tokenizer_s_change_is_over_its_own_warm_up_and_its_own_seed_s_control(tmp_path):
+    z = {"warmup": 0.5, "gear": 0.4, "continued": 0.1, "warmup-ibq": 0.3, "gear-ibq": 0.7}
+    generators = []
+    for seed in (0, 1):
+        for arm, value in z.items():
+            name = f"{arm}-s{seed}"
+            parent = None if arm.startswith("warmup") else f"warmup{arm.removeprefix('gear')}-s{seed}"
+            parent = f"warmup-s{seed}" if arm == "continued" else parent
+            quantizer = "ibq" if arm.endswith("ibq") else "vq"
+            config = {"stage": "joint", "seed": seed, "parent": parent}
+            config["recipe"] = {"tokenizer": {"quantizer": quantizer}}
+            write_json(tmp_path / name / "config.json", config)
+            write_json(tmp_path / f"of-{name}" / "config.json", {"stage": "generator", "parent": name})
+            cka = {"tokenizer.z": {"cka": value + seed}, "tokenizer.c_q": {"cka": 2 * value}}
+            write_json(tmp_path / f"of-{name}" / "evaluation.json", {"likeness": {"patch": cka}})
+            generators.append(Run(tmp_path / f"of-{name}"))
+    found = {(row["arm"], row["seed"]): row for row in studies.tokenizer_changes(generators)}
+    assert found.keys() == {(arm, seed) for arm in ("gear", "continued", "gear-ibq") for seed in (0, 1)}
+    for seed in (0, 1):
+        expected = {"z_cka_over_warmup": -0.1, "c_q_cka_over_warmup": -0.2}
+        expected |= {"z_cka_over_continued": 0.3, "c_q_cka_over_continued": 0.6}
+        assert {k: found["gear", seed][k] for k in expected} == pytest.approx(expected)
+        assert found["gear-ibq", seed]["z_cka_over_warmup"] == pytest.approx(0.4)
+        assert found["continued", seed]["c_q_cka_over_warmup"] == pytest.approx(-0.8)
+        assert found["continued", seed]["z_cka_over_continued"] is None
+        assert found["gear-ibq", seed]["z_cka_over_continued"] is None
+    reference = plots.by_seed(
+        [found["gear", 0], found["gear", 1]], {"z_cka_over_warmup": "change of CKA"}, "arm", reference=0
+    )
+    assert [0, 0] in [list(line.get_ydata()) for line in reference.axes[0].lines]
 
 
 def test_a_sweep_s_figure_has_a_dot_for_each_seed_and_a_line_at_the_median():

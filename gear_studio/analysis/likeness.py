@@ -8,10 +8,12 @@ held-out images; at patch level PATCHES rows are drawn, the same for every Run o
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from gear_studio.analysis.features import extract
-from gear_studio.analysis.similarity import cka, cknna
+from gear_studio.analysis.similarity import Estimate, cka, cknna
 from gear_studio.generator import Generator
 
 IMAGES, PATCHES = 512, 4096
@@ -48,3 +50,18 @@ def _measured(measures: dict[str, Callable], ours: Tensor, theirs: Tensor) -> di
         except ValueError:  # rows that do not vary, neighbours that cannot be told apart, too few rows
             continue
     return found
+
+
+def change_over_seeds(ours: Sequence[float], controls: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean over training seeds of what each seed has gained over its own control, with Student's interval of
+    a mean of paired differences. Of 3 seeds it is wide, and takes the differences to be normal.
+
+    Raises ValueError for unequal numbers of seeds, or fewer than 2."""
+    if len(ours) != len(controls) or len(ours) < 2:
+        raise ValueError(
+            f"{len(ours)} seeds and {len(controls)} of the control; it takes the same number, at least 2"
+        )
+    gained = np.subtract(ours, controls)
+    mean, error = float(gained.mean()), gained.std(ddof=1) / len(gained) ** 0.5
+    reach = float(stdtrit(len(gained) - 1, (1 + level) / 2) * error)
+    return Estimate(mean, mean - reach, mean + reach)
