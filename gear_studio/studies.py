@@ -259,14 +259,20 @@ _STUDIES = (
         "collapse",
         "Does the codebook collapse when the next-token loss reaches the tokenizer?",
         "gradient to the tokenizer",
-        (GEAR, Arm("straight-through", joint="straight-through"), Arm("soft-ntp", joint="soft-ntp")),
+        (
+            CONTINUED,
+            GEAR,
+            Arm("straight-through", joint="straight-through"),
+            Arm("soft-ntp", joint="soft-ntp"),
+        ),
         ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
         shown=("usage", "perplexity", "rfd", "fd"),
         paper={
             "straight-through instead of the dual read-out": "gFID 104.932, rFID 59.723",
             "GEAR (VQ)": "gFID 10.630, rFID 1.640",
         },
-        note="soft-ntp: the paper argues against it; we know of no figure.",
+        note="continued: no gradient of a generator. soft-ntp: the paper argues against it; we know of no "
+        "figure.",
     ),
     Study(
         "temperature",
@@ -545,6 +551,24 @@ def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[
     titles = {"val_ntp": "NTP", "val_alignment": "alignment", "val_fd": "FD"}
     header = [study.varies, *(f"{titles[key]}, over {control}" for key, control in pairs)]
     return [header, *([arm.label, *(cell(*pair, arm.label) for pair in pairs)] for arm in study.arms)]
+
+
+def beside(table: Sequence[dict], arm: str, other: str, key: str) -> tuple[str, str]:
+    """How a measure of one arm lies beside another's: ("above" or "below", "in every seed" or "in 2 of 3
+    seeds"). Compared are the arms of one seed, which share their warm-up and their pictures.
+
+    table: `rows`. Where neither has more: ("equal to", "in every seed") or ("above and below", "in as many
+    seeds"). Raises ValueError where a seed has only one of the two."""
+    ours, theirs = ({row["seed"]: row[key] for row in table if row["arm"] == each} for each in (arm, other))
+    if ours.keys() != theirs.keys() or None in [*ours.values(), *theirs.values()]:
+        raise ValueError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
+    above = sum(ours[seed] > theirs[seed] for seed in ours)
+    below = sum(ours[seed] < theirs[seed] for seed in ours)
+    if above == below:
+        return ("above and below", "in as many seeds") if above else ("equal to", "in every seed")
+    most = max(above, below)
+    often = "in every seed" if most == len(ours) else f"in {most} of {len(ours)} seeds"
+    return ("above" if above > below else "below"), often
 
 
 def tokenizer_changes(runs: Sequence[Run]) -> list[dict]:

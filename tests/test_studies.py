@@ -462,6 +462,19 @@ def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
     assert "paper" not in text
 
 
+def test_arms_are_compared_within_a_seed():
+    values = {"a": (1.0, 5.0, 9.0), "b": (0.5, 4.0, 8.0), "c": (1.5, 6.0, 0.0), "d": (1.0, 5.5, 8.5)}
+    table = [{"arm": a, "seed": n, "fd": v} for a, of in values.items() for n, v in enumerate(of)]
+    assert studies.beside(table, "a", "b", "fd") == ("above", "in every seed")  # though their ranges overlap
+    assert studies.beside(table, "b", "a", "fd") == ("below", "in every seed")
+    assert studies.beside(table, "a", "c", "fd") == ("below", "in 2 of 3 seeds")
+    assert studies.beside(table, "a", "d", "fd") == ("above and below", "in as many seeds")
+    assert studies.beside(table, "a", "a", "fd") == ("equal to", "in every seed")
+    for wrong in (table[1:], [row | {"fd": None} for row in table[:1]] + table[1:]):
+        with pytest.raises(ValueError, match="fd of a is there for seeds"):
+            studies.beside(wrong, "a", "b", "fd")
+
+
 def test_a_tokenizer_s_change_is_over_its_own_warm_up_and_its_own_seed_s_control(tmp_path):
     z = {"warmup": 0.5, "gear": 0.4, "continued": 0.1, "warmup-ibq": 0.3, "gear-ibq": 0.7}
     generators = []
