@@ -164,6 +164,21 @@ def test_the_committed_file_is_whole_and_small(path: Path, execute):
     assert tidy == notebook, "saved with traces of a session: make notebooks"
 
 
+def test_a_chart_is_stored_small_and_a_picture_whole(execute):
+    def stored(pixels: np.ndarray) -> tuple[int, np.ndarray]:
+        file = io.BytesIO()
+        Image.fromarray(pixels).convert("RGBA").save(file, "png")
+        png = execute.smaller(file.getvalue())
+        return len(png), np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    chart = np.full((200, 300, 3), 255, np.uint8)
+    chart[90:110, 20:280] = (0, 114, 178)
+    size, kept = stored(chart)
+    assert size < 500 and np.array_equal(kept, chart)
+    picture = np.random.default_rng(0).integers(256, size=(60, 60, 3), dtype=np.uint8)
+    assert np.array_equal(stored(picture)[1], picture)
+
+
 def test_the_committed_file_names_no_machine(path: Path):
     text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
     places = [r"/(?:home|root|work|tmp|Users|usr|var|opt|mnt)/[\w.]", r"[A-Z]:\\\\", r" at 0x[0-9a-f]{6,}"]
