@@ -76,8 +76,8 @@ def tidy(notebook: NotebookNode) -> None:
 
 
 def smaller(png: bytes) -> bytes:
-    """The same picture in fewer bytes. A chart has few colours and takes a palette of 256, by which its pixels
-    change by less than 0.2 of 255 on average; pictures would change by more, and keep every colour."""
+    """The same picture in fewer bytes. A chart has few colours and takes a palette of 256, which changes its
+    pixels by less than 0.2 of 255 on average; pictures would change by more, and keep every colour."""
     whole = Image.open(io.BytesIO(png)).convert("RGB")
     few = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     changed = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(whole, dtype=int)).mean()
