@@ -24,7 +24,7 @@ from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.pretrained import write_json
 from gear_studio.runs import ZOO, Run
-from gear_studio.studies import STUDIES, Arm, Study, chain
+from gear_studio.studies import STUDIES, Arm, Study, World, chain
 from gear_studio.teachers import load_teachers
 from gear_studio.training import loop
 from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, small
@@ -92,7 +92,7 @@ def asked(monkeypatch) -> dict[str, tuple[str, str, Recipe, int]]:
 def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_are(budget, tmp_path):
     for study in STUDIES.values():
         done: set[str] = set()
-        for job in studies.jobs(study, budget, (0, 1), tmp_path):
+        for job in studies.jobs(study, World(budget=budget), (0, 1), tmp_path):
             assert done.issuperset(job.needs) and job.name not in done
             done.add(job.name)
             for setting in [word for word in job.command if word.startswith("fd_every=")]:
@@ -102,7 +102,7 @@ def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_a
 
 def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, capsys):
     for study in STUDIES.values():
-        for job in studies.jobs(study, "shipped", (101,), tmp_path):
+        for job in studies.jobs(study, World(), (101,), tmp_path):
             if job.command[0] == "train" and job.name not in asked:
                 cli.run(job.command)
     curved = {"gear", *(f"generator-{arm}" for arm in ("baseline", "continued", "gear"))}
@@ -265,7 +265,7 @@ def test_the_table_says_what_the_runs_say(study):
 def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, capsys):
     folder, *_ = study
     before = times(folder / "runs")
-    todo = studies.jobs(PLUMBING, "quick", [0], folder, SMALL)
+    todo = studies.jobs(PLUMBING, World(budget="quick"), [0], folder, SMALL)
     with pytest.raises(
         ValueError, match=r"warmup-.*-s0 already holds another run .*batch_size is 4, asked for 16"
     ):
@@ -342,7 +342,7 @@ def made_study(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> Stud
                 else:
                     tiny.Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
     found = studies.found(study, (0, 1), out)
-    studies.write(study, found, out / study.name, studies.record(study, "smoke", (0, 1)))
+    studies.write(study, found, out / study.name, studies.record(study, World(budget="smoke"), (0, 1)))
     return study
 
 

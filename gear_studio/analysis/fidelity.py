@@ -480,6 +480,8 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
     evaluation = Evaluation(run, options)
     count = evaluation.real[0].count if evaluation.real else options.samples
     result: dict = {"samples": count}
+    if count < options.samples:  # there are no more pictures
+        result["samples_asked"] = options.samples
     if teacher := evaluation.features.teacher:
         name = options.teacher or run.config["recipe"]["teacher"]
         result |= {"teacher": name, "teacher_note": teacher.note}
