@@ -72,7 +72,7 @@ class World:
     a recipe or budget that does not exist, and where a folder is missing or of no use."""
 
     source: str = "shapes"
-    folder: Path | None = None
+    folder: Path | str | None = None
     recipe: str = "small"
     budget: str = "shipped"
     how: tuple[str, ...] = ()
@@ -89,8 +89,7 @@ class World:
     @classmethod
     def recorded(cls, asked: dict) -> "World":
         """That of a `record`; the first ones to ship did not say which."""
-        folder = asked.get("folder")
-        names = asked.get("source", "shapes"), folder and Path(folder), asked.get("recipe_name", "small")
+        names = asked.get("source", "shapes"), asked.get("folder"), asked.get("recipe_name", "small")
         return cls(*names, asked["budget"])
 
     @property
@@ -787,7 +786,7 @@ def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, .
     return {
         "study": study.name,
         "source": world.source,
-        "folder": str(world.folder.absolute()) if world.folder else None,
+        "folder": str(Path(world.folder).absolute()) if world.folder else None,
         "recipe_name": world.recipe,
         "budget": world.budget,
         "seeds": list(seeds),
@@ -859,7 +858,7 @@ def shipped(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
     return found(study, seeds or shipped_record(study)["seeds"], out)
 
 
-def looked_at(name: str, out: Path | None = None) -> tuple[dict, dict[tuple[str, int], Run]]:
+def looked_at(name: str, out: Path | str | None = None) -> tuple[dict, dict[tuple[str, int], Run]]:
     """What a notebook shows of a study: its `record`, and its Runs by arm and seed. out: of a study of one's
     own, the OUT that `gear-studio study NAME --out OUT` was told; None: the one that ships.
 
