@@ -27,6 +27,7 @@ they are.
 
 import contextlib
 import csv
+import hashlib
 import io
 import math
 import re
@@ -244,14 +245,20 @@ def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
     of all of them.
 
     Names say everything that decides a Run, so equal names are equal trainings. Those that ship have the
-    zoo's names."""
+    zoo's names. Of an `extra` too long for a file's name they hold a digest."""
 
     def name(*parts: str) -> str:
         return "-".join(parts).replace("/", "_")
 
     quantizer = () if arm.quantizer == "vq" else (arm.quantizer,)
-    warmup = Training(name("warmup", *quantizer, *extra), "warmup", "warmup", None, extra, arm.quantizer)
-    trainings, tail = [warmup], (*quantizer, *extra)
+    told = (
+        extra
+        if len("-".join(extra)) <= 100
+        else ("set", hashlib.sha256(repr(extra).encode()).hexdigest()[:12])
+    )
+    tail = (*quantizer, *told)
+    warmup = Training(name("warmup", *tail), "warmup", "warmup", None, extra, arm.quantizer)
+    trainings = [warmup]
     if arm.joint:
         tail = (*tail, *arm.joint_set)
         settings = (*extra, *arm.joint_set)
