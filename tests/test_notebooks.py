@@ -378,6 +378,29 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     assert all(Run(path.parent).finished for path in (shown.folder / "runs").glob("*/config.json"))
 
 
+def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Path, monkeypatch):
+    python = tmp_path / "python"  # that says what it is asked, each word in brackets
+    python.write_text("#!/bin/sh\nprintf '[%s]' \"$@\"\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(notebook, "sys", types.SimpleNamespace(executable=str(python)))
+    folder = ("--folder", str(tmp_path))
+    for world, *words in (
+        (studies.World("folder", tmp_path, "imagenet-b-vq"), "folder", "--recipe", "imagenet-b-vq", *folder),
+        (studies.World("folder", tmp_path), "folder", "--budget", "smoke", *folder),
+        (None, "shapes", "--budget", "smoke"),
+    ):
+        shown = Retrain("lambda", tmp_path, every=0.1, world=world)
+        shown.start.click()
+        shown.process.wait()
+        shown.watcher.join(60)
+        name = "-".join(each for each in words if each not in ("shapes", *folder) and each[0] != "-")
+        asked = ["-m", "gear_studio", "study", "lambda", "--source", *words]
+        asked += ["--out", str(tmp_path / f"studies-{name}"), "--seeds", "0"]
+        assert shown.lines == ["".join(f"[{word}]" for word in asked)]
+    with pytest.raises(ValueError, match="study tap has generator.tap=1"):
+        Retrain("tap", world=studies.World("folder", tmp_path, "imagenet-b-vq"))
+
+
 def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):
     """A kernel called python3 that starts something else, where Jupyter looks first."""
     spec = tmp_path / "kernels" / "python3" / "kernel.json"

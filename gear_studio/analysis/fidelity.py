@@ -463,6 +463,7 @@ def saved(batches: Iterator[tuple[int, Tensor]], series: Series) -> Iterator[tup
 def evaluate(run: Run, options: Options = Options()) -> dict:
     """Measure a Run, on a GPU if there is one; a plain dict for evaluation.json, whole on the main process.
 
+    samples, the pictures behind every figure; samples_asked, where there are not as many.
     A tokenizer's Run: psnr (dB), ssim, lpips, the distances of reconstructions (rfd, rfd_dinov2, rfid,
     rsfid), codebook statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as
     many other real pictures: what counting noise alone gives. A generator's Run also: fd, fd_dinov2, fid,
