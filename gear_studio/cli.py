@@ -4,20 +4,21 @@ reproduce | report`.
 Errors that a user can act on end in one line, not in a traceback.
 """
 
-import ast
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from gear_studio.studies import STUDIES
 from gear_studio.tokenizer import preset
-from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, lines, named
+from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, change, lines, named
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
+Source = Literal["shapes", "digits", "folder", "shards"]
 RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", *ARMS["generator"]]
 Metric = Literal["fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness"]
@@ -38,29 +39,8 @@ def default_parent(out: Path, label: str, stage: str, arm: str, seed: int) -> Pa
             return out.parent / run_name(label, "joint", arm, seed)
 
 
-def change(config: Any, name: str, value: str) -> Any:
-    """A config with the field `name` (dots reach into nested configs) set to `value`, read as the field's
-    type.
-
-    Raises ValueError for a name it does not have or a value of another type."""
-    name, _, rest = name.partition(".")
-    known = [field.name for field in dataclasses.fields(config)]
-    if name not in known:
-        raise ValueError(f"no setting {name!r} to change; choose from {', '.join(known)}")
-    old = getattr(config, name)
-    if rest:
-        if not dataclasses.is_dataclass(old):
-            raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
-        return dataclasses.replace(config, **{name: change(old, rest, value)})
-    try:
-        new = value if isinstance(old, str) else type(old)(ast.literal_eval(value))
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f"{name}={value!r}: expected a {type(old).__name__} like {old!r}") from None
-    return dataclasses.replace(config, **{name: new})
-
-
 def train(
-    source: Positional[Literal["shapes", "digits", "folder", "shards"]],
+    source: Positional[Source],
     stage: Stage = "warmup",
     arm: Arm | None = None,
     seed: int = 0,
@@ -414,6 +394,9 @@ def reproduce(
 
 def study(
     name: Positional[str],
+    source: Source = "shapes",
+    folder: Path | None = None,
+    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
     budget: Literal["shipped", "quick", "smoke"] = "shipped",
     seeds: list[int] | None = None,
     at_once: int | None = None,
@@ -421,41 +404,72 @@ def study(
     from_zoo: bool = False,
     set: list[str] | None = None,
     ship: bool = False,
+    commands: bool = False,
+    workers: int | None = None,
+    teacher_weights: list[Path] | None = None,
+    micro_batch: int = 0,
+    recompute: bool = False,
+    compile: bool = False,
 ) -> None:
     """Train a named set of runs over arms and seeds, and end in a table and a figure; killed and started
-    again it goes on. Settings are to be chosen on seeds 100 and above, results reported on seeds 0 to 2.
+    again it goes on. Settings are to be chosen on seeds 100 and above, results reported on seeds 0 to 2. Each
+    run is one process; those that `accelerate launch -m gear_studio train ...` made under the names in
+    --commands are taken as they are.
 
     STUDIES
 
     Args:
         name: The study.
-        budget: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the plumbing).
+        source: What to train on, as `train` takes it.
+        folder: For source `folder` and `shards`, where the pictures lie.
+        recipe_name: small, or one of the paper's.
+        budget: Of the small recipe: shipped (what ships), quick (smaller models of 32 px pictures), smoke
+        (checks the plumbing).
         seeds: Of the trainings. Default: 0 1 2.
-        at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
-        out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET.
+        at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU; with a recipe
+        of the paper's one.
+        out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET, or
+        runs/studies-SOURCE-RECIPE.
         from_zoo: Train nothing: the table of the shipped runs.
         set: Other recipe values of every training, as NAME=VALUE: gan_weight=0.1.
         ship: Put the results among those that ship, in the package.
+        commands: Train nothing: print the commands, in an order in which they can be given.
+        workers: Of every training, as `train` takes it; so are the others below.
+        teacher_weights: The file of a published teacher's weights.
+        micro_batch: Images a process works on at a time.
+        recompute: Do not keep activations inside blocks.
+        compile: With torch.compile.
     """
     from gear_studio import jobs, studies
 
-    for option, given in (("set", set), ("ship", ship)):
+    how = ["--workers", str(workers)] if workers is not None else []
+    how += ["--teacher-weights", *map(str, teacher_weights)] if teacher_weights else []
+    how += ["--micro-batch", str(micro_batch)] if micro_batch else []
+    how += ["--recompute"] * recompute + ["--compile"] * compile
+    world, extra = studies.World(source, folder, recipe_name, budget, tuple(how)), tuple(set or ())
+    other = {"source": source != "shapes", "recipe": recipe_name != "small", "set": set}
+    for option, given in (other | {"ship": ship, "commands": commands}).items():
         if from_zoo and given:
             raise ValueError(f"--from-zoo trains nothing, so --{option} has nothing to do; leave one out")
-    if set and ship:
-        raise ValueError(f"--ship is for a study as it is, not with --set {' '.join(set)}; leave one out")
-    chosen, extra = studies.named(name), tuple(set or ())
-    out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{budget}")
+    for option, given in other.items():
+        if ship and given:
+            raise ValueError(f"--ship is for a study as it is, not with --{option}; leave one out")
+    chosen = studies.fitted(studies.named(name), world, extra)
+    out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{world.name}")
     if from_zoo:
         asked = studies.shipped_record(chosen)
         seeds = list(dict.fromkeys(seeds or asked["seeds"]))
         found, asked = studies.shipped(name, seeds), asked | {"seeds": seeds}
     else:
         seeds = list(dict.fromkeys(seeds or studies.SEEDS))
-        todo = studies.jobs(chosen, budget, seeds, out, extra)
+        todo = studies.jobs(chosen, world, seeds, out, extra)
+        if commands:
+            print("\n".join(shlex.join(["gear-studio", *job.command]) for job in todo))
+            return
+        at_once = at_once or (None if recipe_name == "small" else 1)
         jobs.run(todo, *jobs.side_by_side(at_once), out / "logs")
         found = studies.found(chosen, seeds, out, extra)
-        asked = studies.record(chosen, budget, seeds, extra)
+        asked = studies.record(chosen, world, seeds, extra)
     print(studies.write(chosen, found, out / name, asked))
     if ship:
         studies.ship(chosen, seeds, out)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
@@ -59,11 +60,22 @@ class Retrain(ipywidgets.VBox):
 
     Nothing runs before Start. Stop ends all that runs; Start goes on from there, as every training resumes.
     The curves are of the stage that was begun last. out: in it each budget has a folder, laid out as in
-    `studies`. every: seconds from one look to the next."""
+    `studies`. every: seconds from one look to the next. world: what is trained on, and by which recipe (its
+    budget is chosen here); None: the embedded one. Raises ValueError for a study that does not exist or that
+    the world cannot have."""
 
-    def __init__(self, study: str, out: Path = Path("runs"), every: float = 2.0):
-        self.study, self.out, self.every = studies.named(study), out, every
-        self.budget = ipywidgets.Dropdown(options=list(BUDGETS), value="smoke", description="budget")
+    def __init__(
+        self,
+        study: str,
+        out: Path = Path("runs"),
+        every: float = 2.0,
+        world: studies.World | None = None,
+    ):
+        self.given = world = world or studies.World()
+        self.study, self.out, self.every = studies.fitted(studies.named(study), world), out, every
+        budgets = list(BUDGETS) if world.recipe == "small" else [world.budget]
+        self.budget = ipywidgets.Dropdown(options=budgets, description="budget")
+        self.budget.value = "smoke" if "smoke" in budgets else world.budget
         seeds = [("0", (0,)), ("0, 1, 2", studies.SEEDS)]
         self.seeds = ipywidgets.Dropdown(options=seeds, description="seeds")
         self.start = ipywidgets.Button(description="Start", icon="play")
@@ -80,15 +92,19 @@ class Retrain(ipywidgets.VBox):
         )
 
     @property
+    def world(self) -> studies.World:
+        return replace(self.given, budget=self.budget.value)
+
+    @property
     def folder(self) -> Path:
-        return self.out / f"studies-{self.budget.value}"
+        return self.out / f"studies-{self.world.name}"
 
     def begin(self) -> None:
         """Start, or go on. Does nothing while it runs."""
         if self.process and self.process.poll() is None:
             return
-        command = ["study", self.study.name, "--budget", self.budget.value, "--out", str(self.folder)]
-        command += ["--seeds", *map(str, self.seeds.value)]
+        command = ["study", self.study.name, "--source", self.world.source, *self.world.words]
+        command += ["--out", str(self.folder), "--seeds", *map(str, self.seeds.value)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gear_studio", *command],
             stdout=subprocess.PIPE,

@@ -8,26 +8,32 @@ seeds as `gear-studio` command lines, `found` finds the finished Runs again, `ro
                   asks for it, and a finished one is not done again. A folder with another config is refused.
     OUT/logs/     what each training and evaluation printed
     OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png, record.json (what
-                  was asked: budget, seeds, recipe)
+                  was asked: source, recipe, budget, seeds)
 
 What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is: `ship` puts it there, `shipped` reads it.
 
 Settings are chosen on seeds 100 and above, and what is reported is of seeds 0 to 2: a choice made on the
 seeds that are reported would flatter the arm it was made for.
 
-Every Run is measured in the features of the tiny teacher, whoever aligned it. FD against steps is
-`training/fd.py`'s, about eight times a training; the table's FD is `evaluate`'s, with more samples. All arms
-of a study get the same count.
+What they are trained on is a `World`: the embedded one with the small recipe, or other pictures, or a recipe
+of the paper. In the embedded one every Run is measured in the features of the tiny teacher, whoever aligned
+it; elsewhere in those of its own. FD against steps is `training/fd.py`'s, about eight times a training; the
+table's FD is `evaluate`'s, with more samples. All arms of a study get the same count.
+
+A study trains one process a run. Runs that several processes made (`accelerate launch -m gear_studio train
+...`), under the names and with the settings that `gear-studio study NAME --commands` prints, are taken as
+they are.
 """
 
 import contextlib
 import csv
+import hashlib
 import io
 import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +41,7 @@ import numpy as np
 from gear_studio.analysis.agreement import KINDS
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.analysis.judge import ATTRIBUTES
+from gear_studio.data import Source, load
 from gear_studio.jobs import Job
 from gear_studio.pretrained import atomic, read_json, write_json
 from gear_studio.runs import ZOO, Run
@@ -42,13 +49,84 @@ from gear_studio.training.recipes import (
     EVALUATION,
     QUANTIZERS,
     WITHOUT_GENERATOR,
+    Recipe,
+    change,
     small,
     small_tokenizer,
 )
+from gear_studio.training.recipes import named as recipe_named
 
 SEEDS = (0, 1, 2)
 FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
 SHIPPED = ZOO / "studies"
+
+
+# Worlds
+
+
+@dataclass(frozen=True)
+class World:
+    """What all Runs of a study are trained on, and by which recipe.
+
+    source, folder, recipe, budget: what `gear-studio train` takes by these names; a paper's recipe has no
+    budget but the default. how: more words of every `train`, such as --micro-batch 32. Raises ValueError for
+    a recipe or budget that does not exist, and where a folder is missing or of no use."""
+
+    source: str = "shapes"
+    folder: Path | str | None = None
+    recipe: str = "small"
+    budget: str = "shipped"
+    how: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.source in ("folder", "shards") and self.folder is None:
+            raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
+        if self.source in ("shapes", "digits") and self.folder is not None:
+            raise ValueError(
+                f"folder {self.folder} is of no use to source {self.source!r}; add --source folder or shards"
+            )
+        self.stage("joint")
+
+    @classmethod
+    def recorded(cls, asked: dict) -> "World":
+        """That of a `record`; the first ones to ship did not say which."""
+        names = asked.get("source", "shapes"), asked.get("folder"), asked.get("recipe_name", "small")
+        return cls(*names, asked["budget"])
+
+    @property
+    def name(self) -> str:
+        own = self.budget if self.recipe == "small" else self.recipe
+        return own if self.source == "shapes" else f"{self.source}-{own}"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the one that the tiny teacher knows, with the recipe that has it."""
+        return (self.source, self.recipe) == ("shapes", "small")
+
+    @property
+    def words(self) -> list[str]:
+        """What `train` and `study` are told, beside the source."""
+        words = ["--budget", self.budget] if self.recipe == "small" else ["--recipe", self.recipe]
+        return [*words, *self.pictures, *self.how]
+
+    @property
+    def pictures(self) -> list[str]:
+        return ["--folder", str(self.folder)] if self.folder else []
+
+    def stage(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
+        """The recipe of a stage with values set on top. Raises ValueError for one that it does not have."""
+        recipe = recipe_named(self.recipe, stage, self.budget)
+        for setting in settings:
+            recipe = change(recipe, *setting.partition("=")[::2])
+        return recipe
+
+    def tokenizer(self, quantizer: str) -> str:
+        """The name in `PRESETS` of the recipe's tokenizer with another quantizer."""
+        return small_tokenizer(self.budget, quantizer) if self.recipe == "small" else f"{quantizer}-16"
+
+    def held_out(self, image_size: int) -> Source:
+        """The pictures that no Run was trained on."""
+        return load(self.source, "val", image_size, self.folder)
 
 
 # Measures
@@ -137,13 +215,15 @@ class Arm:
     """One row of a table, for each seed a chain of trainings.
 
     joint: the joint stage's arm; None leaves the warm-up's tokenizer as it is. joint_set, generator_set:
-    recipe values that differ from the small recipe's, as NAME=VALUE. generator: False measures the Run of the
-    joint stage itself. quantizer: vq, lfq or ibq."""
+    recipe values that differ from the recipe's, as NAME=VALUE. own: those of the joint stage that its label
+    speaks of, and that the small recipe has anyway (see `fitted`). generator: False measures the Run of the
+    joint stage itself. quantizer: vq, which is the recipe's own, or in its place lfq or ibq."""
 
     label: str
     joint: str | None = "gear"
     joint_set: tuple[str, ...] = ()
     generator_set: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
     generator: bool = True
     quantizer: str = "vq"
 
@@ -165,14 +245,20 @@ def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
     of all of them.
 
     Names say everything that decides a Run, so equal names are equal trainings. Those that ship have the
-    zoo's names."""
+    zoo's names. Of an `extra` too long for a file's name they hold a digest."""
 
     def name(*parts: str) -> str:
         return "-".join(parts).replace("/", "_")
 
     quantizer = () if arm.quantizer == "vq" else (arm.quantizer,)
-    warmup = Training(name("warmup", *quantizer, *extra), "warmup", "warmup", None, extra, arm.quantizer)
-    trainings, tail = [warmup], (*quantizer, *extra)
+    told = (
+        extra
+        if len("-".join(extra)) <= 100
+        else ("set", hashlib.sha256(repr(extra).encode()).hexdigest()[:12])
+    )
+    tail = (*quantizer, *told)
+    warmup = Training(name("warmup", *tail), "warmup", "warmup", None, extra, arm.quantizer)
+    trainings = [warmup]
     if arm.joint:
         tail = (*tail, *arm.joint_set)
         settings = (*extra, *arm.joint_set)
@@ -189,10 +275,12 @@ def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
 def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
     """`gear` with each value of a setting of the joint stage. Where a value is the recipe's own, in every
     budget, the Run is the one that every other study has."""
-    own = getattr(small("joint"), setting)
-    return tuple(
-        Arm(f"{value:g}", joint_set=() if value == own else (f"{setting}={value}",)) for value in values
-    )
+    arms = []
+    for value in values:
+        said = (f"{setting}={value}",)
+        own = value == getattr(small("joint"), setting)
+        arms.append(Arm(f"{value:g}", own=said) if own else Arm(f"{value:g}", joint_set=said))
+    return tuple(arms)
 
 
 # Studies
@@ -395,42 +483,88 @@ def named(name: str) -> Study:
     return STUDIES[name]
 
 
+def fitted(study: Study, world: World, extra: tuple[str, ...] = ()) -> Study:
+    """A study as another world has it. What an arm says of the joint stage is set where it is not the
+    recipe's own; where it is, the Run is the one that every other study has. extra: recipe values of every
+    training.
+
+    Raises ValueError for a value that no recipe has, and for an arm that this world cannot have."""
+    joint, quantizer = world.stage("joint", extra), world.stage("warmup", extra).tokenizer.quantizer
+
+    def fit(arm: Arm) -> Arm:
+        if arm.quantizer != "vq" and quantizer != "vq":
+            raise ValueError(
+                f"arm {arm.label!r} of study {study.name} has another quantizer in the place of vq, and this "
+                f"recipe, {world.recipe}, has {quantizer}; choose one of vq"
+            )
+        for setting in (*arm.joint_set, *arm.generator_set):
+            if why := _impossible(setting, world):
+                raise ValueError(f"arm {arm.label!r} of study {study.name} has {setting}, {why}")
+        said = [*arm.own, *arm.joint_set]
+        differs = tuple(each for each in said if world.stage("joint", (*extra, each)) != joint)
+        return replace(arm, own=(), joint_set=differs)
+
+    return replace(study, arms=tuple(map(fit, study.arms)))
+
+
+def _impossible(setting: str, world: World) -> str | None:
+    """Why a world cannot have an arm's setting, and the way out."""
+    name, _, _ = setting.partition("=")
+    if name in ("teacher", "perceptual") and not world.embedded:
+        return (
+            f"and the teachers of this study are of source shapes and the recipe small, not {world.source} "
+            f"and {world.recipe}; do convergence once for each teacher, with --set teacher=NAME and another "
+            "--out"
+        )
+    if name == "generator.tap" and world.recipe != "small":
+        return (
+            f"a block of the small recipe's generator; {world.recipe} has another depth. Do convergence once "
+            "for each tap, with --set generator.tap=BLOCK and another --out"
+        )
+    if name == "held_out_combinations" and world.source != "shapes":
+        return (
+            f"which is of source shapes alone, not {world.source}; do convergence on captions, with "
+            "--set text_encoder=words or --recipe gpic-1b"
+        )
+    return None
+
+
 # Training
 
 
 def jobs(
-    study: Study, budget: str, seeds: Sequence[int], out: Path, extra: tuple[str, ...] = ()
+    study: Study, world: World, seeds: Sequence[int], out: Path, extra: tuple[str, ...] = ()
 ) -> list[Job]:
     """Everything a study trains and measures, seed by seed, in an order that finishes early what others wait
-    for. extra: recipe values of every training."""
+    for. study: as `fitted` to the world. extra: recipe values of every training."""
     todo: dict[str, Job] = {}
     curved = {training.name for arm in STUDIES["convergence"].arms for training in chain(arm, extra)}
     for seed in seeds:
         chains = [chain(arm, extra) for arm in study.arms]
         for depth in range(max(map(len, chains))):
             for training in [trainings[depth] for trainings in chains if depth < len(trainings)]:
-                job = _train(training, budget, seed, out / "runs", training.name in curved)
+                job = _train(training, world, seed, out / "runs", training.name in curved)
                 todo[job.name] = job
         for training in [trainings[-1] for trainings in chains]:
-            job = _evaluate(out / "runs" / f"{training.name}-s{seed}", budget)
+            job = _evaluate(out / "runs" / f"{training.name}-s{seed}", world)
             todo[job.name] = job
     return list(todo.values())
 
 
-def _train(training: Training, budget: str, seed: int, runs: Path, curved: bool) -> Job:
+def _train(training: Training, world: World, seed: int, runs: Path, curved: bool) -> Job:
     """curved: with FD while a generator trains, for the one study that draws it."""
     name, settings = f"{training.name}-s{seed}", list(training.set)
-    command = ["train", "shapes", "--stage", training.stage, "--arm", training.arm]
-    command += ["--seed", str(seed), "--budget", budget, "--out", str(runs / name)]
+    command = ["train", world.source, "--stage", training.stage, "--arm", training.arm]
+    command += ["--seed", str(seed), *world.words, "--out", str(runs / name)]
     if training.parent:
         command += ["--parent", str(runs / f"{training.parent}-s{seed}")]
     elif training.quantizer != "vq":
-        command += ["--tokenizer", small_tokenizer(budget, training.quantizer)]
+        command += ["--tokenizer", world.tokenizer(training.quantizer)]
     without = training.stage == "warmup" or (training.stage == "joint" and training.arm in WITHOUT_GENERATOR)
     if curved and not without:
-        recipe = small(training.stage, budget)
+        recipe = world.stage(training.stage, training.set)
         every = max(1, recipe.steps // 8 // recipe.log_every) * recipe.log_every
-        settings += [f"fd_every={every}", f"fd_samples={FD_SAMPLES[budget]}"]
+        settings += [f"fd_every={every}", f"fd_samples={FD_SAMPLES[world.budget]}"]
     command += ["--set", *settings] if settings else []
     needs = [f"{training.parent}-s{seed}"] if training.parent else []
     return Job(name, command, needs, lambda: _trained(runs / name, command))
@@ -447,16 +581,20 @@ def _trained(folder: Path, command: list[str]) -> bool:
     return True
 
 
-def _evaluate(folder: Path, budget: str) -> Job:
-    samples, seeds = EVALUATION[budget]
-    command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds), "--teacher", "tiny"]
-    command += ["--metrics", "fd", "likeness"]
+def _evaluate(folder: Path, world: World) -> Job:
+    samples, seeds = EVALUATION[world.budget]
+    command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds)]
+    command += ["--teacher", "tiny"] if world.embedded else []
+    command += [*world.pictures, "--metrics", "fd", "likeness"]
 
     def finished() -> bool:
-        held = Run(folder).evaluation
+        run = Run(folder)
+        held = run.evaluation
         spread = held.get("fd", {"values": [None] * seeds})["values"]  # of a tokenizer alone there is none
-        measured = held.get("samples"), held.get("teacher"), len(spread), "likeness" in held
-        return measured == (samples, "tiny", seeds, True)
+        asked = held.get("samples_asked", held.get("samples"))
+        teacher = "tiny" if world.embedded else run.config["recipe"]["teacher"]
+        measured = asked, held.get("teacher"), len(spread), "likeness" in held
+        return measured == (samples, teacher, seeds, True)
 
     return Job(f"evaluate {folder.name}", command, [folder.name], finished)
 
@@ -650,14 +788,17 @@ def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     return "\n\n".join(parts)
 
 
-def record(study: Study, budget: str, seeds: Sequence[int], extra: tuple[str, ...] = ()) -> dict:
-    """What was asked of a study: budget, seeds, values set on top, and the budget's recipe of each stage."""
+def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, ...] = ()) -> dict:
+    """What was asked of a study: its world, seeds, values set on top, and the recipe of each stage."""
     return {
         "study": study.name,
-        "budget": budget,
+        "source": world.source,
+        "folder": str(Path(world.folder).absolute()) if world.folder else None,
+        "recipe_name": world.recipe,
+        "budget": world.budget,
         "seeds": list(seeds),
         "set": list(extra),
-        "recipe": {stage: small(stage, budget).asdict() for stage in ("warmup", "joint", "generator")},
+        "recipe": {stage: world.stage(stage).asdict() for stage in ("warmup", "joint", "generator")},
     }
 
 
@@ -666,8 +807,11 @@ def told(asked: dict) -> str:
     steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in asked["recipe"].items())
     recipe = asked["recipe"]["generator"]
     settings = f" Set on top: {', '.join(asked['set'])}." if asked["set"] else ""
+    world = World.recorded(asked)
+    own = f"Budget {world.budget}" if world.recipe == "small" else f"Recipe {world.recipe}"
+    source = "" if world.source == "shapes" else f", source {world.source}"
     return (
-        f"Budget {asked['budget']}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
+        f"{own}{source}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
         f"{recipe['batch_size']} images each, of {recipe['tokenizer']['image_size']} px; "
         f"{recipe['tokenizer']['codes']:,} codes; a generator of {recipe['generator']['blocks']} blocks, "
         f"{recipe['generator']['dim']} wide.{settings}"
@@ -708,7 +852,7 @@ def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: d
 def shipped_record(study: Study) -> dict:
     """The `record` of a study that ships; of another, that of the zoo's own Runs: one seed, larger."""
     path = SHIPPED / study.name / "record.json"
-    return read_json(path, "a shipped study") if path.is_file() else record(study, "shipped", SEEDS[:1])
+    return read_json(path, "a shipped study") if path.is_file() else record(study, World(), SEEDS[:1])
 
 
 def shipped(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
@@ -719,6 +863,25 @@ def shipped(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
     study = named(name)
     out = SHIPPED if (SHIPPED / name).is_dir() else None
     return found(study, seeds or shipped_record(study)["seeds"], out)
+
+
+def looked_at(name: str, out: Path | str | None = None) -> tuple[dict, dict[tuple[str, int], Run]]:
+    """What a notebook shows of a study: its `record`, and its Runs by arm and seed. out: of a study of one's
+    own, the OUT that `gear-studio study NAME --out OUT` was told; None: the one that ships.
+
+    Raises as `shipped`, and FileNotFoundError where the study was not made there, or not to its end."""
+    study = named(name)
+    if out is None:
+        return shipped_record(study), shipped(name)
+    path = Path(out) / name / "record.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{out} holds no finished study {name}: there is no {path}; make it with "
+            f"gear-studio study {name} --out {out}"
+        )
+    asked = read_json(path, "a study")
+    extra = tuple(asked["set"])
+    return asked, found(fitted(study, World.recorded(asked), extra), asked["seeds"], Path(out), extra)
 
 
 def ship(study: Study, seeds: Sequence[int], out: Path) -> None:

@@ -6,12 +6,14 @@ A notebook's text cells hold no typed results; see `typed_numbers`."""
 import base64
 import inspect
 import io
+import json
 import re
 import signal
 import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
@@ -19,6 +21,7 @@ import nbformat
 import numpy as np
 import pytest
 import test_studies
+import tiny
 from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -26,9 +29,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 import gear_studio
-from gear_studio import data, jobs, notebook, studies
+from gear_studio import jobs, notebook, studies
+from gear_studio.alignment import Projector, ProjectorConfig
 from gear_studio.notebook import Interactive, Retrain
+from gear_studio.pretrained import write_json
 from gear_studio.runs import Run
+from gear_studio.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -202,13 +208,7 @@ STAND_INS = {  # what the documented cell asks for -> what there is here
 @pytest.mark.parametrize("name", ["04_alignment", "05_patch_features"])
 def test_one_cell_decides_what_is_looked_at(name: str, tmp_path: Path, execute):
     """The cell that the text gives for real pictures and DINOv2, with a folder of PNGs and random weights."""
-    world = data.load("shapes", "val")
-    for split, count in (("train", 3), ("val", 42)):
-        batch = world.read(range(count))
-        for i, picture in enumerate(batch["image"]):
-            file = tmp_path / split / f"kind{i % 3}" / f"{i}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    tiny.pngs(tmp_path, {"train": 3, "val": 42}, classes=3, size=64)
     shown = committed(FOLDER / f"{name}.ipynb")
     (text,) = [cell.source for cell in shown.cells if cell.source.startswith("## What is looked at")]
     (given,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -223,6 +223,79 @@ def test_one_cell_decides_what_is_looked_at(name: str, tmp_path: Path, execute):
     assert drawn and not any(map(empty, drawn))
     said = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs(shown))
     assert "40 images (folder, val)" in said and "vit_small_patch14_dinov2" in said
+
+
+TOKENIZERS = {  # of stand-ins
+    "vq": tiny.TOKENIZER,
+    "lfq": replace(tiny.TOKENIZER, code_dim=6, quantizer="lfq"),
+    "ibq": replace(tiny.TOKENIZER, quantizer="ibq"),
+}
+CURVES = ("val_ntp", "val_alignment", "val_fd", "usage", "perplexity", "entropy_tau")
+EVALUATED = (
+    *("rfd", "psnr", "usage", "perplexity", "entropy", "entropy_tau", "effective_size_tau"),
+    *("mass_1_tau", "mass_10_tau"),
+)
+
+
+def stand_in(out: Path, pictures: Path, names: tuple[str, ...]) -> None:
+    """Studies as a user has them with one seed on a folder of 32 px pictures: finished folders that hold
+    numbers, weights of a few thousand, and no agreement with a class."""
+    world, numbers = studies.World("folder", pictures, "imagenet-b-vq"), np.random.default_rng(0)
+    generator = tiny.generator(classes=3)
+    for study in map(studies.named, names):
+        for training in [each for arm in study.arms for each in studies.chain(arm)]:
+            folder = out / "runs" / f"{training.name}-s0"
+            if folder.exists():
+                continue
+            quantizer = next((kind for kind in ("lfq", "ibq") if kind in training.name), "vq")
+            recipe = tiny.recipe("tiny", tokenizer=TOKENIZERS[quantizer], generator=generator.config)
+            config = {"source": "folder", "stage": training.stage, "arm": training.arm, "seed": 0}
+            config |= {"parent": training.parent and f"{training.parent}-s0", "recipe": recipe.asdict()}
+            write_json(folder / "config.json", config)
+            write_json(folder / "record.json", {"finished": True})
+            rows = [{"step": n, **{key: numbers.random() / n for key in CURVES}} for n in (4, 8, 12)]
+            (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            patch = {"tokenizer.z": {"cka": 0.2}, "tokenizer.c_q": {"cka": 0.1}}
+            patch["generator.2"] = {"cka": numbers.random(), "cknna": numbers.random()}
+            evaluation = {key: numbers.random() for key in EVALUATED}
+            evaluation |= {key: {"mean": numbers.random()} for key in ("fd", "fd_guided")}
+            write_json(
+                folder / "evaluation.json", evaluation | {"likeness": {"patch": patch, "protocol": "none"}}
+            )
+            if training.stage == "generator":
+                generator.save_pretrained(folder / "generator")
+                Projector(ProjectorConfig(32, 128, 32)).save_pretrained(folder / "projector")
+            else:
+                Tokenizer(TOKENIZERS[quantizer]).save_pretrained(folder / "tokenizer")
+        write_json(out / study.name / "record.json", studies.record(study, world, [0]))
+
+
+def test_one_cell_decides_which_study_is_looked_at(tmp_path: Path, execute):
+    """The cells that the texts give for studies of one's own, on a folder of PNGs; in one kernel."""
+    pictures, out = tmp_path / "pictures", tmp_path / "own"
+    tiny.pngs(pictures, {"train": 3, "val": 64}, classes=3)
+    stand_in(out, pictures, ("convergence", "collapse", "quantizers"))
+    cells, needed = [], []
+    for name in ("02_convergence", "03_collapse", "06_quantizers"):
+        shown = committed(FOLDER / f"{name}.ipynb")
+        (text,) = [cell.source for cell in shown.cells if cell.source.startswith("## What is looked at")]
+        (given,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        needed.append(re.findall(r"gear-studio study (\S+) --source folder", text))
+        given = given.replace("../runs/my-study", str(out)).replace("PICTURES", str(pictures))
+        first, *others = [cell for cell in shown.cells if cell.cell_type == "code"]
+        first.source, count = re.subn(r"OUT = .*\nWORLD = .*\n", given, first.source)
+        assert count == 1 and str(out) in first.source
+        cells += [first, *others]
+    assert needed == [["convergence"], ["convergence", "collapse"], ["quantizers"]]
+    together = new_notebook(cells=cells)
+    execute.execute(together, tmp_path)
+    drawn = figures(together)
+    assert drawn and not any(map(empty, drawn))
+    said = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs(together))
+    assert said.count("Recipe imagenet-b-vq, source folder, seeds 0.") == 3
+    assert said.count("over one training seed") == 3
+    assert said.count("Passed over") == 2 and "The larger runs" not in said
+    assert "asked class, guidance" not in said
 
 
 @pytest.mark.parametrize(
@@ -318,6 +391,29 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     assert shown.picture.value != first and not shown.start.disabled
     assert (shown.folder / "plumbing" / "summary.md").is_file()
     assert all(Run(path.parent).finished for path in (shown.folder / "runs").glob("*/config.json"))
+
+
+def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Path, monkeypatch):
+    python = tmp_path / "python"  # that says what it is asked, each word in brackets
+    python.write_text("#!/bin/sh\nprintf '[%s]' \"$@\"\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(notebook, "sys", types.SimpleNamespace(executable=str(python)))
+    folder = ("--folder", str(tmp_path))
+    for world, *words in (
+        (studies.World("folder", tmp_path, "imagenet-b-vq"), "folder", "--recipe", "imagenet-b-vq", *folder),
+        (studies.World("folder", tmp_path), "folder", "--budget", "smoke", *folder),
+        (None, "shapes", "--budget", "smoke"),
+    ):
+        shown = Retrain("lambda", tmp_path, every=0.1, world=world)
+        shown.start.click()
+        shown.process.wait()
+        shown.watcher.join(60)
+        name = "-".join(each for each in words if each not in ("shapes", *folder) and each[0] != "-")
+        asked = ["-m", "gear_studio", "study", "lambda", "--source", *words]
+        asked += ["--out", str(tmp_path / f"studies-{name}"), "--seeds", "0"]
+        assert shown.lines == ["".join(f"[{word}]" for word in asked)]
+    with pytest.raises(ValueError, match="study tap has generator.tap=1"):
+        Retrain("tap", world=studies.World("folder", tmp_path, "imagenet-b-vq"))
 
 
 def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):

@@ -5,6 +5,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -24,10 +25,10 @@ from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.pretrained import write_json
 from gear_studio.runs import ZOO, Run
-from gear_studio.studies import STUDIES, Arm, Study, chain
+from gear_studio.studies import STUDIES, Arm, Study, World, chain
 from gear_studio.teachers import load_teachers
 from gear_studio.training import loop
-from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, small
+from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, named, small
 
 SMALL = ("generator.dim=32", "generator.blocks=3")  # of what every test trains here
 PLUMBING = Study(
@@ -92,7 +93,7 @@ def asked(monkeypatch) -> dict[str, tuple[str, str, Recipe, int]]:
 def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_are(budget, tmp_path):
     for study in STUDIES.values():
         done: set[str] = set()
-        for job in studies.jobs(study, budget, (0, 1), tmp_path):
+        for job in studies.jobs(study, World(budget=budget), (0, 1), tmp_path):
             assert done.issuperset(job.needs) and job.name not in done
             done.add(job.name)
             for setting in [word for word in job.command if word.startswith("fd_every=")]:
@@ -102,7 +103,7 @@ def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_a
 
 def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, capsys):
     for study in STUDIES.values():
-        for job in studies.jobs(study, "shipped", (101,), tmp_path):
+        for job in studies.jobs(study, World(), (101,), tmp_path):
             if job.command[0] == "train" and job.name not in asked:
                 cli.run(job.command)
     curved = {"gear", *(f"generator-{arm}" for arm in ("baseline", "continued", "gear"))}
@@ -127,6 +128,163 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, c
     assert [teacher.name for teacher in load_teachers(guided.teacher, 8)] == ["random"]
     assert asked["latent-s101"][:2] == ("joint", "latent")
     assert asked["generator-soft-ntp-s101"][:2] == ("generator", "soft-ntp")
+
+
+@pytest.mark.parametrize("folder", sorted((studies.SHIPPED / "runs").iterdir()), ids=lambda path: path.name)
+def test_the_commands_of_a_study_are_those_behind_the_runs_that_ship(folder):
+    name, _, seed = folder.name.rpartition("-s")
+    given = {
+        job.name: job.command
+        for study in STUDIES.values()
+        if name in {training.name for arm in study.arms for training in chain(arm)}
+        for job in studies.jobs(study, World(budget="quick"), [int(seed)], Path("OUT"))
+    }
+    assert " ".join(["gear-studio", *given[folder.name]]) == Run(folder).record["command"]
+
+
+# Other worlds
+
+
+PAPER = World("folder", "PICTURES", "imagenet-b-vq", how=("--micro-batch", "32"))
+
+
+def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say(asked, tmp_path, capsys):
+    for name in ("convergence", "collapse", "temperature", "lambda", "quantizers", "alignment-place"):
+        study = studies.fitted(STUDIES[name], PAPER)
+        for job in studies.jobs(study, PAPER, (0,), tmp_path):
+            assert job.command[job.command.index("--folder") + 1] == "PICTURES"
+            if job.command[0] == "evaluate":
+                assert "--teacher" not in job.command  # its own
+            elif job.name not in asked:
+                assert job.command[job.command.index("--micro-batch") + 1] == "32"
+                cli.run(job.command)
+    recipes = {name.removesuffix("-s0"): recipe for name, (_, _, recipe, _) in asked.items()}
+    for name, recipe in recipes.items():
+        stage = asked[f"{name}-s0"][0]
+        curves = {"fd_every": recipe.steps // 8} if recipe.fd_every else {}
+        own = replace(named("imagenet-b-vq", stage), **curves)
+        if "=" not in name and name not in ("warmup-lfq", "warmup-ibq"):
+            assert recipe == own and recipe.teacher == "dinov2-b"
+    assert {name for name, recipe in recipes.items() if recipe.fd_every} == {
+        "gear",
+        *(f"generator-{arm}" for arm in ("baseline", "continued", "gear")),
+    }
+    for quantizer in ("lfq", "ibq"):
+        assert recipes[f"warmup-{quantizer}"] == named(f"imagenet-b-{quantizer}", "warmup")
+    # Lambda is 1 in the small recipe and 0.5 in the paper's: what is set and what is not changes places.
+    weights = {"gear": 0.5, "gear-alignment_weight=1.0": 1.0, "gear-alignment_weight=4.0": 4.0}
+    assert {name: recipes[name].alignment_weight for name in weights} == weights
+    assert "gear-alignment_weight=0.5" not in recipes and "gear-tau=0.1" not in recipes
+    labels = [arm.label for arm in STUDIES["lambda"].arms]
+    assert [arm.label for arm in studies.fitted(STUDIES["lambda"], PAPER).arms] == labels
+
+
+def test_a_value_set_on_top_is_not_taken_for_the_recipe_s_own():
+    fitted = studies.fitted(STUDIES["lambda"], World(), ("alignment_weight=4.0",))
+    sets = {arm.label: arm.joint_set for arm in fitted.arms}
+    assert sets["1"] == ("alignment_weight=1.0",) and sets["4"] == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            "quantizers --recipe imagenet-b-ibq",
+            ("'LFQ, warm-up'", "imagenet-b-ibq, has ibq", "choose one of vq"),
+        ),
+        ("teachers --source digits", ("teacher=random", "not digits and small", "--set teacher=NAME")),
+        ("teachers --recipe imagenet-b-vq", ("teacher=random", "not shapes and imagenet-b-vq")),
+        ("tap --recipe imagenet-l-vq", ("generator.tap=1", "imagenet-l-vq", "--set generator.tap=BLOCK")),
+        ("text --source digits", ("held_out_combinations=True", "not digits", "--set text_encoder=words")),
+        ("collapse --recipe imagenet-b-vq --budget quick", ("budget 'quick' is of the small recipe",)),
+        ("collapse --source folder", ("source 'folder'", "--folder")),
+        ("collapse --folder PICTURES", ("folder PICTURES", "'shapes'", "--source folder")),
+        ("collapse --set taau=1", ("no setting 'taau'",)),
+        ("collapse --from-zoo --recipe imagenet-b-vq", ("--from-zoo trains nothing, so --recipe",)),
+        ("collapse --ship --source digits", ("--ship is for a study as it is, not with --source",)),
+    ],
+)
+def test_what_a_world_cannot_have_is_refused_before_anything_trains(
+    words,
+    parts,
+    command,  # noqa: F811
+    monkeypatch,
+    tmp_path,
+):
+    monkeypatch.setattr(jobs, "run", lambda *_: pytest.fail("trained"))
+    complains(command("study", *words.split(), "--out", tmp_path), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+TINY = (  # the paper's recipe in miniature, with the teacher that is there
+    "steps=4 batch_size=4 teacher=tiny perceptual=teacher gan_weight=0 log_every=2 checkpoint_every=2 "
+    "tokenizer.image_size=32 tokenizer.channels=32 tokenizer.multipliers=[1,1] tokenizer.res_blocks=1 "
+    "tokenizer.patch=4 tokenizer.latent=32 tokenizer.codes=64 generator.dim=32 generator.blocks=3 "
+    "generator.heads=2 generator.tap=2"
+).split()
+
+
+def folder_study(out: str, pictures: str, *words: str) -> list[str]:
+    given = ["--source", "folder", "--folder", pictures, "--recipe", "imagenet-b-vq", "--seeds", "0"]
+    return ["study", "plumbing", *given, "--set", *TINY, "--out", out, *words]
+
+
+def do_words(words: list[str], log: Path) -> None:
+    """A command line, in a process of its own."""
+    hurry()
+    with log.open("w") as file, contextlib.redirect_stdout(file):
+        cli.run(words)
+
+
+def test_a_folder_with_a_paper_s_recipe_from_the_command_to_the_table(tmp_path, monkeypatch, capsys):
+    """The first run made by two processes, by the command that the study prints."""
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    tiny.pngs(pictures, {"train": 8, "val": 6})
+    log = tmp_path / "said.txt"
+    words = folder_study(str(out), str(pictures))
+    monkeypatch.setitem(STUDIES, "plumbing", PLUMBING)
+    cli.run([*words, "--commands"])
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in commands] == 4 * [["gear-studio", "train"]] + 2 * [
+        ["gear-studio", "evaluate"]
+    ]
+    assert not out.exists()
+    tiny.in_two(tiny.command, [*commands[0][1:], "--micro-batch", "1"])
+
+    assert tiny.run_apart(do_words, [*words, "--micro-batch", "2"], log) == 0, log.read_text()
+    said = log.read_text()
+    assert said.count("finished before") == 1 and said.count("done") == 5
+    runs = {
+        Run(path.parent).config["arm"]: Run(path.parent) for path in out.glob("runs/generator-*/config.json")
+    }
+    first = runs["baseline"].parent
+    assert (first.record["processes"], first.record["execution"]["micro_batch"]) == (2, 1)
+    assert runs["gear"].record["execution"]["micro_batch"] == 2
+    for run in runs.values():
+        assert run.config["source"] == "folder" and run.config["classes"] == ["kind0", "kind1"]
+        assert (
+            run.config["recipe"]["perceptual_weight"] == 1.0
+            and run.config["recipe"]["spatial_norm"] == "auto"
+        )
+        assert (run.evaluation["samples"], run.evaluation["samples_asked"]) == (6, 5000)
+        assert run.evaluation["teacher"] == "tiny" and len(run.series("val_fd")[0]) == 2
+    table = list(csv.DictReader((out / "plumbing" / "table.csv").open()))
+    fds = {row["arm"]: float(row["fd"]) for row in table}
+    assert fds == {arm: pytest.approx(run.evaluation["fd"]["mean"]) for arm, run in runs.items()}
+    assert all(row["agreement"] == "" for row in table)  # the judge knows the embedded world
+    assert "Recipe imagenet-b-vq, source folder, seeds 0." in said
+
+    asked, found = studies.looked_at("plumbing", out)
+    assert asked["folder"] == str(pictures) and asked["set"] == TINY
+    assert {key: run.folder for key, run in found.items()} == {(a, 0): r.folder for a, r in runs.items()}
+
+
+def test_a_study_that_was_not_made_is_not_looked_at(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished study tap.*gear-studio study tap --out"):
+        studies.looked_at("tap", tmp_path)
+    asked, found = studies.looked_at("convergence")
+    assert asked == studies.shipped_record(STUDIES["convergence"])
+    assert found.keys() == studies.shipped("convergence").keys()
 
 
 # The runner
@@ -265,7 +423,7 @@ def test_the_table_says_what_the_runs_say(study):
 def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, capsys):
     folder, *_ = study
     before = times(folder / "runs")
-    todo = studies.jobs(PLUMBING, "quick", [0], folder, SMALL)
+    todo = studies.jobs(PLUMBING, World(budget="quick"), [0], folder, SMALL)
     with pytest.raises(
         ValueError, match=r"warmup-.*-s0 already holds another run .*batch_size is 4, asked for 16"
     ):
@@ -342,7 +500,7 @@ def made_study(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> Stud
                 else:
                     tiny.Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
     found = studies.found(study, (0, 1), out)
-    studies.write(study, found, out / study.name, studies.record(study, "smoke", (0, 1)))
+    studies.write(study, found, out / study.name, studies.record(study, World(budget="smoke"), (0, 1)))
     return study
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
 
-from gear_studio import cli
+from gear_studio import cli, data
 from gear_studio.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.generator import Generator, GeneratorConfig
 from gear_studio.runs import ZOO
@@ -130,6 +131,16 @@ def asked(stage: Stage, seed: int = 0, size: int = 4) -> tuple[torch.Tensor, tor
     return images, captions([3, 0, 5, 1][:size], seed=seed) if captioned else labels
 
 
+def pngs(folder: Path, counts: dict[str, int], classes: int = 2, size: int = 32) -> None:
+    """A folder of pictures by split and class: so many of each split, taken from the embedded world."""
+    for split, count in counts.items():
+        batch = data.load("shapes", split, size).read(range(count))
+        for i, picture in enumerate(batch["image"]):
+            file = folder / split / f"kind{i % classes}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+
+
 def metrics(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
@@ -185,6 +196,11 @@ def in_two(target: Callable, *arguments, seconds: int = 300) -> None:
         process.join(seconds)
         process.kill()
     assert [process.exitcode for process in both] == [0, 0]
+
+
+def command(rank: int, words: list[str]) -> None:
+    """For `in_two`: what a command line says, as `accelerate launch` has every process do it."""
+    cli.run(words)
 
 
 def _one_of_two(rank: int, port: int, target: Callable, arguments: tuple) -> None:

@@ -463,6 +463,7 @@ def saved(batches: Iterator[tuple[int, Tensor]], series: Series) -> Iterator[tup
 def evaluate(run: Run, options: Options = Options()) -> dict:
     """Measure a Run, on a GPU if there is one; a plain dict for evaluation.json, whole on the main process.
 
+    samples, the pictures behind every figure; samples_asked, where there are not as many.
     A tokenizer's Run: psnr (dB), ssim, lpips, the distances of reconstructions (rfd, rfd_dinov2, rfid,
     rsfid), codebook statistics, all on `samples` held-out pictures, and real_fd and so on, the distance of as
     many other real pictures: what counting noise alone gives. A generator's Run also: fd, fd_dinov2, fid,
@@ -480,6 +481,8 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
     evaluation = Evaluation(run, options)
     count = evaluation.real[0].count if evaluation.real else options.samples
     result: dict = {"samples": count}
+    if count < options.samples:  # there are no more pictures
+        result["samples_asked"] = options.samples
     if teacher := evaluation.features.teacher:
         name = options.teacher or run.config["recipe"]["teacher"]
         result |= {"teacher": name, "teacher_note": teacher.note}

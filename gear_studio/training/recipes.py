@@ -6,7 +6,9 @@ evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpi
 `gear-studio recipe NAME` prints them.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+import ast
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from gear_studio.generator import GeneratorConfig, paper_config
 from gear_studio.text import LENGTH, Words
@@ -217,6 +219,27 @@ def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
         log_every=100,
         checkpoint_every=5000,
     )
+
+
+def change(config: Any, name: str, value: str) -> Any:
+    """A config with the field `name` (dots reach into nested configs) set to `value`, read as the field's
+    type.
+
+    Raises ValueError for a name it does not have or a value of another type."""
+    name, _, rest = name.partition(".")
+    known = [each.name for each in fields(config)]
+    if name not in known:
+        raise ValueError(f"no setting {name!r} to change; choose from {', '.join(known)}")
+    old = getattr(config, name)
+    if rest:
+        if not is_dataclass(old):
+            raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
+        return replace(config, **{name: change(old, rest, value)})
+    try:
+        new = value if isinstance(old, str) else type(old)(ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(f"{name}={value!r}: expected a {type(old).__name__} like {old!r}") from None
+    return replace(config, **{name: new})
 
 
 WEIGHT_DECAY = 0.0  # of every AdamW
