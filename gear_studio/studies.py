@@ -798,6 +798,7 @@ def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, .
         "budget": world.budget,
         "seeds": list(seeds),
         "set": list(extra),
+        "fd_samples": {"table": EVALUATION[world.budget][0], "curves": FD_SAMPLES[world.budget]},
         "recipe": {stage: world.stage(stage).asdict() for stage in ("warmup", "joint", "generator")},
     }
 
@@ -814,7 +815,8 @@ def told(asked: dict) -> str:
         f"{own}{source}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
         f"{recipe['batch_size']} images each, of {recipe['tokenizer']['image_size']} px; "
         f"{recipe['tokenizer']['codes']:,} codes; a generator of {recipe['generator']['blocks']} blocks, "
-        f"{recipe['generator']['dim']} wide.{settings}"
+        f"{recipe['generator']['dim']} wide. FD is of {asked['fd_samples']['table']:,} samples, against "
+        f"steps of {asked['fd_samples']['curves']:,}.{settings}"
     )
 
 
