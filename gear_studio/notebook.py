@@ -59,10 +59,10 @@ class Retrain(ipywidgets.VBox):
     """Trains a study as `gear-studio study` does, in a process of its own, and draws its curves as they grow.
 
     Nothing runs before Start. Stop ends all that runs; Start goes on from there, as every training resumes.
-    The curves are of the stage that was begun last. out: in it each budget has a folder, laid out as in
-    `studies`. every: seconds from one look to the next. world: what is trained on, and by which recipe (its
-    budget is chosen here); None: the embedded one. Raises ValueError for a study that does not exist or that
-    the world cannot have."""
+    The curves are of the stage that was begun last; when all is done, the study's table and figure stand
+    there. out: in it each budget has a folder, laid out as in `studies`. every: seconds from one look to the
+    next. world: what is trained on, and by which recipe (its budget is chosen here); None: the embedded one.
+    Raises ValueError for a study that does not exist or that the world cannot have."""
 
     def __init__(
         self,
@@ -80,16 +80,18 @@ class Retrain(ipywidgets.VBox):
         self.seeds = ipywidgets.Dropdown(options=seeds, description="seeds")
         self.start = ipywidgets.Button(description="Start", icon="play")
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
+        self.takes, self.table = ipywidgets.HTML(), ipywidgets.Output()
         self.said, self.picture = ipywidgets.HTML("Nothing runs."), _picture()
         self.picture.layout.display = "none"  # until there is something to see
         self.process: subprocess.Popen | None = None
         self.lines: list[str] = []
         self.start.on_click(lambda _: self.begin())
         self.stop.on_click(lambda _: self.end())
+        self.budget.observe(self._foretell, "value")
+        self._foretell()
         atexit.register(self.end)  # a kernel that ends takes its trainings along
-        super().__init__(
-            [ipywidgets.HBox([self.budget, self.seeds, self.start, self.stop]), self.said, self.picture]
-        )
+        controls = ipywidgets.HBox([self.budget, self.takes, self.seeds, self.start, self.stop])
+        super().__init__([controls, self.said, self.table, self.picture])
 
     @property
     def world(self) -> studies.World:
@@ -113,7 +115,7 @@ class Retrain(ipywidgets.VBox):
             start_new_session=True,  # so that Stop reaches its trainings too
         )
         self._running(True)
-        self.lines = []
+        self.lines, self.table.outputs = [], ()
         self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self.watcher = threading.Thread(target=self._watch, args=(self.process,), daemon=True)
         self.reader.start()
@@ -145,12 +147,34 @@ class Retrain(ipywidgets.VBox):
                 break
         self.reader.join(self.every)
         self._running(False)
+        if code == 0:
+            self._show_results()
         stopped = {0: "Finished", -signal.SIGTERM: "Stopped; Start goes on from here"}
-        self._say(stopped.get(code, f"Ended with an error ({code})"), 1 if code == 0 else 12)
+        self._say(stopped.get(code, f"Ended with an error ({code})"), 0 if code == 0 else 12)
 
     def _say(self, state: str, count: int = 1) -> None:
-        told = "\n".join(self.lines[-count:])
-        self.said.value = f"{state}.<pre>{html.escape(told)}</pre>"
+        told = html.escape("\n".join(self.lines[-count:])) if count else ""
+        self.said.value = f"{state}." + f"<pre>{told}</pre>" * bool(told)
+
+    def _foretell(self, _change: dict | None = None) -> None:
+        """Say beside the budget how long it takes."""
+        seconds = studies.core_seconds(self.study, self.budget.value)
+        if seconds:
+            minutes = max(10, 10 * round(seconds / 2 / 600))
+            took = f"{minutes} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+            self.takes.value = f"about {took} of training a seed, on two cores"
+        else:
+            self.takes.value = (
+                "minutes" if self.budget.value == "smoke" else "longer than smoke; not measured"
+            )
+
+    def _show_results(self) -> None:
+        """The finished study as it was written: its table, and its figure in the place of the curves."""
+        written = self.folder / self.study.name
+        text = {"text/markdown": (written / "summary.md").read_text()}
+        self.table.outputs = ({"output_type": "display_data", "data": text, "metadata": {}},)
+        self.picture.value = (written / "figure.png").read_bytes()
+        self.picture.layout.display = None
 
     def _look(self) -> None:
         """Show the curves as they are on disk."""

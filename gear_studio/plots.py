@@ -4,14 +4,15 @@ Notable here:
 - Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
 - Pictures and token maps are enlarged without smoothing, cell for cell: a click or a look finds its token.
 - Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
-  states a map's scale and unit.
+  states a map's scale and unit. Colours of lines mean arms: each has a dash pattern too, so that two that
+  coincide are both seen. Seeds are grey.
 """
 
 import html
 import math
 import textwrap
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from gear_studio.analysis.similarity import Estimate
 from gear_studio.runs import Run
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS, DASHES = "osD^vPX*", ("-", (0, (6, 1.5)), (0, (2.5, 1)), (0, (6, 1, 1.5, 1)))  # of arms
+GREYS = ("#1f1f1f", "#666666", "#9c9c9c")  # of seeds
 INK, PALE, PENDING = "#1f2933", "#d5dae0", 128  # text; grid lines; grey of what is not decoded yet
 STYLE = {
     "font.size": 11,
@@ -78,7 +81,7 @@ def convergence(runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> Fig
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     _against_steps(axes, runs, key, ylabel)
-    axes.legend(title=_lines(runs))
+    axes.legend(title=_lines(runs), handlelength=2.6)
     return figure
 
 
@@ -98,10 +101,16 @@ def curves(runs: Mapping[str, Sequence[Run]], keys: Mapping[str, str]) -> Figure
     named = {}
     for axes in figure.axes:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    fitting = max(1, min(len(named), 4 * len(keys) // 3))
-    place = {"loc": "outside upper center", "ncols": fitting, "title": _lines(runs)}
-    figure.legend(named.values(), named.keys(), **place)
+    place = {"loc": "outside upper center", "title": _lines(runs), "handlelength": 2.6}
+    figure.legend(named.values(), named.keys(), ncols=_fitting(named, figure), **place)
     return figure
+
+
+def _fitting(labels: Collection[str], figure: Figure) -> int:
+    """Columns of a legend that is no wider than the figure, its rows as even as can be."""
+    widest = 0.75 + 0.09 * max(map(len, labels), default=0)  # inches, with its line
+    rows = math.ceil(len(labels) * widest / figure.get_figwidth())
+    return math.ceil(len(labels) / max(1, rows))
 
 
 def _lines(runs: Mapping[str, Sequence[Run]]) -> str | None:
@@ -111,7 +120,7 @@ def _lines(runs: Mapping[str, Sequence[Run]]) -> str | None:
 
 
 def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylabel: str) -> None:
-    for color, (label, seeds) in zip(OKABE_ITO, runs.items(), strict=False):
+    for i, (color, (label, seeds)) in enumerate(zip(OKABE_ITO, runs.items(), strict=False)):
         if not seeds:  # the next arm keeps its colour
             continue
         curves = [dict(zip(*run.series(key), strict=True)) for run in seeds]
@@ -119,8 +128,13 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
             axes.plot(list(curve), list(curve.values()), color=color, linewidth=0.8, alpha=0.5)
         steps = sorted(set.intersection(*map(set, curves)))
         median = [np.median([curve[step] for curve in curves]) for step in steps]
-        axes.plot(steps, median, color=color, linewidth=2.4, label=label)
+        # Where arms coincide their markers alternate, so that all are seen.
+        every = max(len(runs), len(steps) // 6)
+        marks = {"marker": MARKERS[i % 8], "markevery": (i * every // len(runs), every), "markersize": 7}
+        look = {"linestyle": DASHES[i % 4], "linewidth": 2.4, "markeredgecolor": "white"}
+        axes.plot(steps, median, color=color, **look, **marks, label=label)
     axes.set(xlabel="training step", ylabel=ylabel)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     if key == "val_fd":  # falls by tens, and ends in single figures that are to be told apart
         axes.set_yscale("log")
         for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -129,20 +143,25 @@ def _against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str, ylab
 
 @styled
 def by_seed(
-    rows: Sequence[Mapping], measures: Mapping[str, str], varies: str, reference: float | None = None
+    rows: Sequence[Mapping],
+    measures: Mapping[str, str],
+    varies: str,
+    reference: float | None = None,
+    protocol: str = "",
 ) -> Figure:
-    """Arms side by side, a dot a seed and a line at the median, one panel a measure, two a row.
+    """Arms side by side, a dot a seed and a line at the median, one panel a measure, two or three a row.
 
     rows: with `arm` (in the order they are drawn), `seed` and the measures, None where not measured.
     measures: column -> what it is, with its unit. varies: what the arms are values of. reference: where a
-    dashed line goes, such as 0 for changes. A seed has the same colour and marker everywhere."""
+    dashed line goes, such as 0 for changes. protocol: how it was measured, under the figure. A seed has the
+    same grey and marker everywhere."""
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
-    width = max(3.0, 0.7 * len(arms) + 1.6)
-    columns = min(2, len(measures))
-    lines = math.ceil(len(measures) / columns)
-    turned = max(map(len, arms)) > 8
-    figure = Figure(figsize=(width * columns, (4.9 if turned else 3.9) * lines), layout="constrained")
+    width = max(3.0, 0.7 * len(arms) + 1.5)
+    lines = math.ceil(len(measures) / (3 if len(arms) <= 3 else 2))
+    columns = math.ceil(len(measures) / lines)
+    turned = 0.09 * max(map(len, arms)) > (width - 0.9) / (len(arms) + 0.2)  # inches: wider than its place
+    figure = Figure(figsize=(width * columns, (4.3 if turned else 3.4) * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for empty in panels[len(measures) :]:
         figure.delaxes(empty)
@@ -154,19 +173,20 @@ def by_seed(
             for seed, value in known.items():
                 n = seeds.index(seed)
                 beside = place + 0.12 * (n - (len(seeds) - 1) / 2)
-                style = {"color": OKABE_ITO[n % len(OKABE_ITO)], "marker": "osD^v"[n % 5]}
+                style = {"color": GREYS[n % len(GREYS)], "marker": "osD^v"[n % 5]}
                 axes.plot(beside, value, linestyle="", markersize=6, **style, label=f"seed {seed}")
         if reference is not None:
             axes.axhline(reference, color=INK, linewidth=1, linestyle="--")
         ticks = {"rotation": 35, "ha": "right"} if turned else {}
         axes.set_xticks(range(len(arms)), arms, **ticks)
-        axes.set(xlabel=varies, ylabel=label, xlim=(-0.6, len(arms) - 0.4))
+        in_figure = label.replace("c_q", "c$_q$")  # tables have the plain one
+        axes.set(xlabel=varies, ylabel=in_figure, xlim=(-0.6, len(arms) - 0.4))
         axes.grid(axis="x", visible=False)
     found = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
     if found:
         found["median"] = matplotlib.lines.Line2D([], [], color=INK, linewidth=2)
         figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
-    return figure
+    return _with_protocol(figure, protocol)
 
 
 @styled
@@ -179,7 +199,7 @@ def speed_ups(found: Mapping[str, Mapping[str, SpeedUp]], xlabel: str) -> Figure
     figure = Figure(figsize=(7.6, 1.2 + 0.36 * len(measures) * len(found)), layout="constrained")
     axes = figure.subplots()
     for i, (arm, of_arm) in enumerate(found.items()):
-        color, marker = OKABE_ITO[i % 8], "osD^vPX*"[i % 8]
+        color, marker = OKABE_ITO[i % 8], MARKERS[i % 8]
         for measure, each in of_arm.items():
             at = measures.index(measure) + (i - (len(found) - 1) / 2) * 0.6 / len(found)
             axes.hlines(at, each.low, each.high, color=color, linewidth=2)
@@ -395,7 +415,7 @@ def _estimates(
     names: Mapping[int, str] | None = None,
 ) -> None:
     """Curves with their bands, and dotted what chance gives."""
-    for (label, blocks), color, marker in zip(curves.items(), OKABE_ITO, "osD^vPX*", strict=False):
+    for (label, blocks), color, marker in zip(curves.items(), OKABE_ITO, MARKERS, strict=False):
         at = sorted(blocks)
         found = [blocks[block] for block in at]
         axes.fill_between(
@@ -406,9 +426,8 @@ def _estimates(
             axes.plot(at, [e.null.mean for e in found], color=color, linewidth=1.2, linestyle=":")
     if tap is not None:
         axes.axvline(tap, color=INK, linewidth=1, linestyle="--", zorder=0)
-        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-        axes.annotate("tap", (tap, 1), (4, -3), bbox=clear, **where)
+        above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+        axes.annotate("tap", (tap, 1), (0, 3), **above)
     ticks = sorted({block for blocks in curves.values() for block in blocks})
     axes.set_xticks(ticks, [(names or {}).get(tick, str(tick)) for tick in ticks])
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
@@ -523,7 +542,7 @@ def layouts(
     for axes, (title, places) in zip(
         figure.subplots(1, len(layouts), squeeze=False)[0], layouts.items(), strict=True
     ):
-        for i, (name, marker) in enumerate(zip(names, "osD^vPX*", strict=False)):
+        for i, (name, marker) in enumerate(zip(names, MARKERS, strict=False)):
             of = groups == i
             look = {"s": 11, "marker": marker, "color": OKABE_ITO[i], "linewidths": 0, "alpha": 0.85}
             axes.scatter(*places[of].T, **look, label=name)
@@ -653,22 +672,26 @@ def against_tau(
     columns: int = 2,
     logarithmic: Sequence[str] = (),
     marked: float = 0.1,
+    protocol: str = "",
 ) -> Figure:
     """Measures against the temperature. panels: label of the vertical axis -> name of the line -> its values,
     one a temperature, or a single value for a level that has no temperature.
 
-    logarithmic: the panels with a logarithmic vertical axis. marked: the temperature to point out."""
+    logarithmic: the panels with a logarithmic vertical axis. marked: the temperature to point out. protocol:
+    how it was measured, under the figure."""
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.9 * columns if columns > 1 else 6.4, 3.5 * rows), layout="constrained")
     all_axes, named = figure.subplots(rows, columns, squeeze=False).flatten(), {}
     for axes in all_axes[len(panels) :]:
         axes.axis("off")
     for axes, (ylabel, lines) in zip(all_axes, panels.items(), strict=False):
-        for (name, values), color in zip(lines.items(), OKABE_ITO, strict=False):
+        for i, ((name, values), color) in enumerate(zip(lines.items(), OKABE_ITO, strict=False)):
             if isinstance(values, float | int):
                 axes.axhline(values, color=color, linewidth=1.6, linestyle="--", label=name)
             else:
-                axes.plot(taus, values, "o-", color=color, linewidth=2, markersize=4, label=name)
+                # A later one lies on top, and is smaller, so that both are seen where they coincide.
+                look = {"linestyle": DASHES[i % 4], "marker": MARKERS[i % 8], "markersize": max(4, 7 - 3 * i)}
+                axes.plot(taus, values, color=color, linewidth=2, label=name, **look)
         axes.axvline(marked, color=INK, linewidth=1, linestyle=":", label=f"τ = {marked:g} (paper)")
         axes.set_xscale("log")
         axes.set_yscale("log" if ylabel in logarithmic else "linear")
@@ -677,7 +700,7 @@ def against_tau(
         for line in axes.get_lines():
             named.setdefault(line.get_label(), line)
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), fontsize=10)
-    return figure
+    return _with_protocol(figure, protocol)
 
 
 @styled
@@ -734,13 +757,15 @@ def gradient_matrix(
 
 @styled
 def picture_row(pictures: Sequence[np.ndarray | Image.Image], titles: Sequence[str]) -> Figure:
-    """Square pictures side by side, each under its title."""
-    figure = Figure(figsize=(3.1 * len(pictures), 3.4), layout="constrained")
-    for axes, picture, title in zip(
-        figure.subplots(1, len(pictures), squeeze=False).flat, pictures, titles, strict=True
-    ):
-        axes.imshow(picture, interpolation="nearest")
+    """Square pictures side by side, each under its title; of more than four, several rows."""
+    rows = math.ceil(len(pictures) / 4)
+    columns = math.ceil(len(pictures) / rows)
+    figure = Figure(figsize=(3.1 * columns, 3.4 * rows), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in all_axes:
         axes.axis("off")
+    for axes, picture, title in zip(all_axes[: len(pictures)], pictures, titles, strict=True):
+        axes.imshow(picture, interpolation="nearest")
         axes.set_title(title)
     return figure
 
@@ -754,10 +779,12 @@ def token_maps(
     high: float,
     image: Tensor | None = None,
     cmap: str = "viridis",
+    protocol: str = "",
 ) -> Figure:
     """Maps of one number a token, side by side on one colour scale; first the picture, where it is given.
 
-    values: (m, N) in raster order. label: the quantity and its unit. image: (3, H, W) in [-1, 1]."""
+    values: (m, N) in raster order. label: the quantity and its unit. image: (3, H, W) in [-1, 1]. protocol:
+    how they came about, under the figure."""
     count, grid = len(values) + (image is not None), math.isqrt(values.shape[1])
     figure = Figure(figsize=(1.9 * count + 0.9, 2.2), layout="compressed")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -770,7 +797,7 @@ def token_maps(
         each.axis("off")
         each.set_title(title)
     figure.colorbar(shown, ax=axes, label=label, pad=0.015)
-    return figure
+    return _with_protocol(figure, protocol)
 
 
 def text_font(size: float) -> ImageFont.FreeTypeFont:

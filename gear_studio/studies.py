@@ -851,6 +851,30 @@ def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: d
 # What ships
 
 
+def core_seconds(study: Study, budget: str) -> float | None:
+    """What the trainings of one seed take on one CPU core, by what those that ship have recorded; of one that
+    does not ship, the median of its stage. Evaluations come on top.
+
+    None where no training of some stage ships in this budget."""
+    took: dict[str, float] = {}  # by a Run's name
+    of_stage: dict[str, list[float]] = {}
+    for path in (*ZOO.glob("*/record.json"), *(SHIPPED / "runs").glob("*/record.json")):
+        known = read_json(path, "a shipped run")
+        threads = re.search(r"CPU, (\d+) threads", known["device"])
+        stage = re.search(rf"--stage (\w+) .*--budget {budget}\b", known["command"])
+        if threads and stage:
+            took[path.parent.name] = known["seconds"] * int(threads[1])
+            of_stage.setdefault(stage[1], []).append(took[path.parent.name])
+    total = 0.0
+    for training in {training for arm in study.arms for training in chain(arm)}:
+        names = (training.name, *(f"{training.name}-s{seed}" for seed in SEEDS))
+        own = [took[name] for name in names if name in took]
+        if not (like := own or of_stage.get(training.stage)):
+            return None
+        total += float(np.median(like))
+    return total
+
+
 def shipped_record(study: Study) -> dict:
     """The `record` of a study that ships; of another, that of the zoo's own Runs: one seed, larger."""
     path = SHIPPED / study.name / "record.json"

@@ -377,7 +377,7 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     until(lambda: shown.picture.value or shown.process.poll() is not None)
     shown.stop.click()
     assert shown.process.returncode == -signal.SIGTERM and "goes on from here" in shown.said.value
-    assert shown.stop.disabled and not shown.start.disabled
+    assert shown.stop.disabled and not shown.start.disabled and not shown.table.outputs
     first = shown.picture.value
     assert not empty(np.asarray(Image.open(io.BytesIO(first)).convert("RGB")))
     assert not (shown.folder / "plumbing").exists()
@@ -387,9 +387,12 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     shown.start.click()
     until(lambda: shown.process.poll() is not None)
     shown.watcher.join(60)
-    assert shown.process.returncode == 0 and "Finished" in shown.said.value, shown.said.value
+    assert shown.process.returncode == 0 and shown.said.value == "Finished.", shown.said.value
     assert shown.picture.value != first and not shown.start.disabled
-    assert (shown.folder / "plumbing" / "summary.md").is_file()
+    written = shown.folder / "plumbing"
+    (table,) = shown.table.outputs
+    assert table["data"]["text/markdown"] == (written / "summary.md").read_text()
+    assert shown.picture.value == (written / "figure.png").read_bytes()
     assert all(Run(path.parent).finished for path in (shown.folder / "runs").glob("*/config.json"))
 
 
@@ -414,6 +417,21 @@ def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Pat
         assert shown.lines == ["".join(f"[{word}]" for word in asked)]
     with pytest.raises(ValueError, match="study tap has generator.tap=1"):
         Retrain("tap", world=studies.World("folder", tmp_path, "imagenet-b-vq"))
+
+
+def test_beside_the_budget_stands_how_long_a_seed_takes_by_what_ships(tmp_path: Path, monkeypatch):
+    shown = Retrain("alignment-place", tmp_path)
+    assert shown.takes.value == "minutes"
+    shown.budget.value = "quick"
+    (minutes,) = re.findall(r"about (\d+) minutes of training a seed, on two cores", shown.takes.value)
+    chains = [studies.chain(arm) for arm in shown.study.arms]
+    names = {f"{each.name}-s1" for trainings in chains for each in trainings}
+    seconds = sum(Run(studies.SHIPPED / "runs" / name).record["seconds"] for name in names)
+    assert 0.5 < int(minutes) / (seconds / 120) < 2
+    monkeypatch.setattr(studies, "SHIPPED", tmp_path)
+    monkeypatch.setattr(studies, "ZOO", tmp_path)
+    shown.budget.value = "shipped"
+    assert shown.takes.value == "longer than smoke; not measured"
 
 
 def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):

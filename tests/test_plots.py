@@ -1,14 +1,17 @@
 """The notebooks' figures: what they say, read off their axes."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gear_studio import plots
 from gear_studio.analysis.codes import top_codes
 from gear_studio.analysis.convergence import SpeedUp
+from gear_studio.analysis.similarity import Estimate
 from gear_studio.generator import attention_mask
 from gear_studio.runs import Run
 
@@ -78,6 +81,17 @@ def test_pictures_in_a_row_keep_their_titles():
     assert [each.get_title(loc="left") for each in axes] == ["one", "two"]
 
 
+def test_many_pictures_take_several_rows():
+    titles = [f"picture {i}" for i in range(7)]
+    figure = plots.picture_row([np.zeros((8, 8, 3), np.uint8)] * 7, titles)
+    figure.draw_without_rendering()
+    axes = figure.axes
+    assert [each.get_title(loc="left") for each in axes] == [*titles, ""] and not axes[-1].axison
+    places = [each.get_position() for each in axes[:7]]
+    assert len({round(place.y0, 2) for place in places}) == 2 and places[0].y0 > places[4].y0
+    assert figure.get_figwidth() < 14
+
+
 def test_speed_ups_show_median_interval_seeds_and_the_line_at_one():
     found = {
         "gear": {"NTP": SpeedUp((1.5, 2.0, 0.0), 1.5, 0.0, 2.0), "FD": SpeedUp((3.0, 3.5), 3.0, 2.5, 3.5)},
@@ -112,6 +126,69 @@ def test_a_run_that_lacks_a_metric_is_left_out_of_its_panel_and_keeps_its_colour
     assert line.get_label() == "b" and line.get_color() == loss.lines[1].get_color()
     (legend,) = figure.legends
     assert [each.get_text() for each in legend.get_texts()] == ["a", "b"]
+
+
+def test_arms_whose_curves_coincide_can_both_be_seen(tmp_path):
+    rows = [json.dumps({"step": i, "usage": 1.0}) for i in range(20)]
+    runs = {}
+    for name in ("gear", "straight-through", "soft-ntp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"stage": "joint"}')
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(rows))
+        runs[name] = [Run(tmp_path / name)]
+    figure = plots.curves(runs, {"usage": "codes used", "no": "no"})
+    marked = [
+        set(range(20)[slice(line.get_markevery()[0], None, line.get_markevery()[1])])
+        for line in figure.axes[0].lines
+    ]
+    assert all(marked) and not set.union(*marked[:2]) & marked[2] and not marked[0] & marked[1]
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 3
+    (legend,) = figure.legends
+    assert legend._ncols == 3  # not two above one
+
+    values = {"one": [1, 2, 3], "two": [1, 2, 3]}
+    first, second, _ = plots.against_tau((0.01, 0.1, 1.0), {"use": values}).axes[0].lines
+    assert first.get_markersize() > second.get_markersize() and first.get_marker() != second.get_marker()
+    assert second.is_dashed() and not first.is_dashed()
+
+
+def test_colours_mean_arms_and_seeds_are_grey():
+    rows = [{"arm": arm, "seed": seed, "c": seed} for arm in "ab" for seed in range(4)]
+    dots = plots.by_seed(rows, {"c": "CKA of c_q"}, "arm").axes[0].lines
+    looks = {}
+    for dot in dots:
+        red, green, blue = to_rgb(dot.get_color())
+        assert red == green == blue < 0.65  # on white
+        looks.setdefault(dot.get_label(), set()).add((dot.get_color(), dot.get_marker()))
+    assert len(looks) == len(set.union(*looks.values())) == 4 and all(len(of) == 1 for of in looks.values())
+
+
+def test_six_measures_of_few_arms_fill_two_rows_with_a_protocol_below():
+    measures = {f"m{i}": f"measure {i}" for i in range(6)} | {"m0": "CKA of c_q"}
+    rows = [
+        {"arm": arm, "seed": 0} | dict.fromkeys(measures, 1.0) for arm in ("baseline", "continued", "gear")
+    ]
+    figure = plots.by_seed(rows, measures, "tokenizer", protocol="512 images")
+    figure.draw_without_rendering()
+    assert len({round(axes.get_position().y0, 2) for axes in figure.axes}) == 2
+    assert figure._supxlabel.get_text() == "512 images"
+    assert figure.axes[0].get_ylabel() == "CKA of c$_q$"  # tables have it plain
+    assert not any(label.get_rotation() for label in figure.axes[0].get_xticklabels())
+    named = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(named))
+
+
+def test_the_tap_is_named_above_the_panel_where_nothing_is_covered():
+    curve = {block: Estimate(float(block), block - 0.1, block + 0.1, None) for block in (1, 2, 3)}
+    figure = plots.estimate_panels({"Moran's I": {"gear": curve}, "contrast": {"gear": curve}}, tap=2)
+    figure.draw_without_rendering()
+    boxes = [legend.get_window_extent() for legend in figure.legends]
+    for axes in figure.axes:
+        (named,) = axes.texts
+        box = named.get_window_extent()
+        assert named.get_text() == "tap" and box.y0 > axes.bbox.y1
+        assert box.x0 < axes.transData.transform((2, 0))[0] < box.x1
+        assert not any(box.overlaps(other) for other in boxes)
 
 
 def test_scores_of_prompts_have_a_dot_a_seed_hollow_where_the_caption_is_another():

@@ -680,3 +680,25 @@ def test_a_sweep_s_figure_has_a_dot_for_each_seed_and_a_line_at_the_median():
     assert not ntp.lines
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["seed 0", "seed 1", "seed 2", "median"]
+
+
+def test_what_a_seed_takes_counts_each_training_once_and_guesses_by_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "studies")
+    study = studies.named("temperature")  # one warm-up; joint and generator of three temperatures
+
+    def ships(name: str, stage: str, seconds: float, device: str = "x86_64 CPU, 1 threads") -> None:
+        line = f"gear-studio train shapes --stage {stage} --arm x --budget quick --out x"
+        record = {"command": line, "seconds": seconds, "device": device}
+        write_json(tmp_path / "studies" / "runs" / name / "record.json", record)
+
+    ships("warmup-s0", "warmup", 10.0, "x86_64 CPU, 2 threads")
+    ships("gear-s0", "joint", 100.0)
+    assert studies.core_seconds(study, "quick") is None  # no generator ships
+    ships("generator-gear-s0", "generator", 1000.0)
+    ships("generator-gear-s1", "generator", 3000.0)
+    ships("generator-baseline-s0", "generator", 5000.0)
+    ships("generator-baseline-s1", "generator", 9.0, "NVIDIA GPU")
+    # Its own runs' median where they ship, else that of all of the stage.
+    assert studies.core_seconds(study, "quick") == 20 + 3 * 100 + 2000 + 2 * 3000
+    assert studies.core_seconds(study, "smoke") is None
