@@ -62,7 +62,7 @@ def probe_patches(
 
     features: images (B,3,S,S) in [-1,1] -> (B,64,d), such as a Teacher. From every picture `patches` object
     patches and as many background ones are drawn, so that a large object does not count for more. probe:
-    `linear_probe`, or `knn_probe`. image_size: S in pixels, a multiple of 8; the pictures are the same at
+    `linear_probe`, or `knn_probe`. image_size: S in pixels, a multiple of 8; the scenes are the same at
     every size.
     Returns {"foreground", "texture", "shape"} in [0,1]; chance is 1/2, 1/4 and 1/6.
     """
