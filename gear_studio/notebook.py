@@ -158,7 +158,8 @@ class Retrain(ipywidgets.VBox):
 
     def _foretell(self, _change: dict | None = None) -> None:
         """Say beside the budget how long it takes."""
-        seconds = studies.core_seconds(self.study, self.budget.value)
+        embedded = self.given.embedded  # the others have not been timed
+        seconds = studies.core_seconds(self.study, self.budget.value) if embedded else None
         if seconds:
             minutes = max(10, 10 * round(seconds / 2 / 600))
             took = f"{minutes} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"

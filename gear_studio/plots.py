@@ -357,22 +357,6 @@ def _name_row(axes: Axes, name: str) -> None:
 
 
 @styled
-def similarity_by_block(
-    curves: Mapping[str, Mapping[int, Estimate]], ylabel: str, protocol: str = "", tap: int | None = None
-) -> Figure:
-    """A similarity measure against the generator's block. curves: label -> block -> its Estimate.
-
-    A band is the confidence interval, a dotted line of the same colour what chance gives, where the Estimates
-    have it. tap: the block that was aligned. protocol: how the features were taken, under the figure."""
-    figure = Figure(figsize=(6.4, 4.3), layout="constrained")
-    axes = figure.subplots()
-    _estimates(axes, curves, tap)
-    axes.set(xlabel="generator block", ylabel=ylabel)
-    axes.legend(handles=_estimate_handles([axes]))
-    return _with_protocol(figure, protocol)
-
-
-@styled
 def estimate_panels(
     panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]],
     protocol: str = "",
@@ -381,9 +365,12 @@ def estimate_panels(
     names: Mapping[int, str] | None = None,
     logarithmic: bool = False,
 ) -> Figure:
-    """Panels such as `similarity_by_block`, two a row; under one legend where all have the same curves.
+    """Measures against the generator's block, two panels a row; under one legend where all have the same
+    curves.
 
     panels: label of the vertical axis -> label of the curve -> block, or any whole number -> its Estimate.
+    A band is the confidence interval, a dotted line of the same colour what chance gives, where the Estimates
+    have it. tap: the block that was aligned. protocol: how the features were taken, under the figure.
 
     names: what to write on the horizontal axis instead of a number. logarithmic: the horizontal axis. Where
     values of both signs are shown, a line marks zero."""

@@ -250,7 +250,7 @@ def test_extract_says_which_module_is_missing(tokenizer, modules):
 
 
 def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
-    """UMAP itself takes minutes to compile on a busy machine: what it is asked for is what is ours."""
+    """What UMAP is asked for, without it."""
     asked = []
 
     class Umap:
@@ -268,6 +268,15 @@ def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
     assert asked == [settings, {**settings, "random_state": 0}]
     with pytest.raises(ValueError, match=r"features have shape \(3, 6\); a layout takes"):
         features.umap_layout(rows[:3])
+
+
+def test_umap_layout_is_a_function_of_features_and_seed():
+    """Umap itself, which compiles first: up to a minute on a busy machine."""
+    rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
+    first, again, other = (features.umap_layout(rows, seed) for seed in (3, 3, 4))
+    assert first.shape == (60, 2) and np.isfinite(first).all()
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
 
 
 # codes
@@ -462,21 +471,20 @@ def test_sample_grid_shows_every_picture():
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", ""]
 
 
-def test_similarity_by_block_shows_interval_chance_and_protocol():
+def test_a_panel_of_estimates_shows_interval_chance_and_protocol():
     null = Null(0.05, 0.0, 0.1)
     with_null = {block: Estimate(block / 10, block / 10 - 0.1, block / 10 + 0.2, null) for block in (3, 1, 2)}
     without = {1: Estimate(0.5, 0.4, 0.6), 3: Estimate(0.2, 0.1, 0.3)}
     said = "512 images (shapes, val); generator teacher-forced, null condition, before the projector; patches"
-    figure = plots.similarity_by_block(
-        {"gear": with_null, "baseline": without}, "CKNNA (k = 10)", said, tap=2
-    )
+    panels = {"CKNNA (k = 10)": {"gear": with_null, "baseline": without}}
+    figure = plots.estimate_panels(panels, said, tap=2)
     (axes,) = figure.axes
     lines = [(line.get_label(), line.get_linestyle(), list(line.get_xdata())) for line in axes.lines]
     assert lines[0] == ("gear", "-", [1, 2, 3]) and lines[2] == ("baseline", "-", [1, 3])
     assert lines[1][1] == ":" and list(axes.lines[1].get_ydata()) == [0.05] * 3
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(0) and band[:, 1].max() == pytest.approx(0.5)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["gear", "baseline", "chance"] and axes.get_ylabel() == "CKNNA (k = 10)"
     assert figure._supxlabel.get_text().replace("\n", " ") == said
     assert axes.get_xticks().tolist() == [1, 2, 3] and rendered(figure).std() > 5

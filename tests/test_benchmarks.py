@@ -1,4 +1,4 @@
-"""The benchmark of the paper's size runs to its end, on toy models."""
+"""Benchmarks run to their end: of the paper's size on toy models, of similarity on few rows."""
 
 import runpy
 import sys
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import tiny  # noqa: F401 (its small discriminator)
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "paper_scale.py"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def test_the_toy_is_timed_and_its_step_is_the_plain_one(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["paper_scale.py", "--toy", "--batch", "2", "--steps", "1"])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    runpy.run_path(str(BENCHMARKS / "paper_scale.py"), run_name="__main__")
     head, *rows, _ = capsys.readouterr().out.splitlines()[3:]
     assert head.split() == ["s/step", "images/s", "GiB", "speed", "memory", "differ"]
     assert [row[:30].strip() for row in rows] == ["plain", "studio", "studio, --recompute"]
@@ -21,3 +21,23 @@ def test_the_toy_is_timed_and_its_step_is_the_plain_one(monkeypatch, capsys):
         if compared:
             speed, _, differ = compared
             assert float(speed.removesuffix("x")) > 0 and float(differ) < 1e-5
+
+
+def test_similarity_is_timed_and_its_values_are_those_of_the_formulas(monkeypatch, capsys):
+    asked = ["similarity.py", "--rows", "200", "--dim", "8", "--memory-rows", "300"]
+    monkeypatch.setattr(sys, "argv", asked)
+    runpy.run_path(str(BENCHMARKS / "similarity.py"), run_name="__main__")
+    _, versions, *lines = capsys.readouterr().out.splitlines()
+    assert versions.endswith("8 numbers a row")
+    said = dict(line.split(": ", 1) for line in lines)
+    of_rows = [f"{name} of {count} rows" for count in (200, 300) for name in ("cknna", "cka")]
+    dense = [f"{name}, {kind}" for name in ("cknna", "cka") for kind in ("dense, by sums", "dense")]
+    assert list(said) == [
+        *of_rows[:2],
+        "cknna with interval (50 halves) and chance (20 permutations)",
+        *of_rows[2:],
+        *dense,
+    ]
+    assert all("GB beyond the input" in said[name] for name in of_rows[2:])
+    for name in dense:
+        assert float(said[name].rpartition("differ ")[2]) < 1e-5

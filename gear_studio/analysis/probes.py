@@ -4,8 +4,9 @@ Probing needs the world's truth, so it runs on `shapes`. Train and test pictures
 of the world that nothing trains on ("probe"), and another seed means other pictures: the spread over seeds is
 the uncertainty.
 
-Features are any function of images (B,3,64,64) in [-1,1] to (B,64,d), one row a cell of the world's 8 x 8
-grid: a Teacher, or a place of a model by `features.reader(run, "generator.3")`.
+Features are any function of images (B,3,S,S) in [-1,1] to (B,64,d), one row a cell of the world's 8 x 8
+grid: a Teacher, or a place of a model by `features.reader(run, "generator.3")`. S is the `image_size` that is
+asked for: 64, or what the tokenizer takes, `run.tokenizer.config.image_size`.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,16 +56,18 @@ def probe_patches(
     test_images: int = 800,
     patches: int = 6,
     probe: Probe = linear_probe,
+    image_size: int = 64,
 ) -> dict[str, float]:
     """Accuracy of linear probes on held-out patches: foreground; texture and shape on object patches.
 
-    features: images (B,3,64,64) in [-1,1] -> (B,64,d), such as a Teacher. From every picture `patches` object
+    features: images (B,3,S,S) in [-1,1] -> (B,64,d), such as a Teacher. From every picture `patches` object
     patches and as many background ones are drawn, so that a large object does not count for more. probe:
-    `linear_probe`, or `knn_probe`.
+    `linear_probe`, or `knn_probe`. image_size: S in pixels, a multiple of 8; the scenes are the same at
+    every size.
     Returns {"foreground", "texture", "shape"} in [0,1]; chance is 1/2, 1/4 and 1/6.
     """
     here, there = _pictures(seed, train_images, test_images)
-    train, test = (_patches(features, pictures, patches, seed) for pictures in (here, there))
+    train, test = (_patches(features, part, patches, seed, image_size) for part in (here, there))
     on_object = [part["foreground"] == 1 for part in (train, test)]
     result = {"foreground": probe(train["x"], train["foreground"], test["x"], test["foreground"])}
     for task in ("texture", "shape"):
@@ -79,19 +82,25 @@ def probe_images(
     train_images: int = 1500,
     test_images: int = 800,
     probe: Probe = linear_probe,
+    image_size: int = 64,
 ) -> float:
     """Accuracy in [0,1] of a probe for the class of held-out images, from the mean of their patches.
 
-    Chance is 1/24. features, seed and probe as in `probe_patches`."""
+    Chance is 1/24. features, seed, probe and image_size as in `probe_patches`."""
     sides = []
     for pictures in _pictures(seed, train_images, test_images):
-        parts = [(x.mean(1), truth["label"].numpy()) for x, truth in _batches(features, pictures)]
+        parts = [(x.mean(1), truth["label"].numpy()) for x, truth in _batches(features, pictures, image_size)]
         sides += map(np.concatenate, zip(*parts, strict=True))
     return probe(*sides)
 
 
 def segmentation_iou(
-    features: Features, seed: int = 0, train_images: int = 500, test_images: int = 400, patches: int = 6
+    features: Features,
+    seed: int = 0,
+    train_images: int = 500,
+    test_images: int = 400,
+    patches: int = 6,
+    image_size: int = 64,
 ) -> float:
     """Intersection over union, in [0,1], of object patches that a linear probe finds and those that are.
 
@@ -99,10 +108,10 @@ def segmentation_iou(
     image; counts are added over images before they are divided. At the resolution of the tokens: a patch is
     of the object when at least half of it is. Naming every patch gives the share of patches that are."""
     here, there = _pictures(seed, train_images, test_images)
-    train = _patches(features, here, patches, seed)
+    train = _patches(features, here, patches, seed, image_size)
     probe = _linear(train["x"], train["foreground"])
     both = either = 0
-    for x, truth in _batches(features, there):
+    for x, truth in _batches(features, there, image_size):
         found = probe.predict(x.reshape(-1, x.shape[-1])) == 1
         true = truth["patch_foreground"].flatten().numpy()
         both += (found & true).sum()
@@ -117,10 +126,12 @@ def _pictures(seed: int, train_images: int, test_images: int) -> tuple[range, ra
     return range(first, middle), range(middle, middle + test_images)
 
 
-def _batches(features: Features, pictures: range) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+def _batches(
+    features: Features, pictures: range, image_size: int
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Features (b,64,d) and truth of some pictures at a time. Raises ValueError for features of another
     shape."""
-    world = data.load("shapes", split="probe")
+    world = data.load("shapes", "probe", image_size)
     for start in range(0, len(pictures), 100):
         truth = world.truth(pictures[start : start + 100])
         with torch.inference_mode():
@@ -134,10 +145,12 @@ def _batches(features: Features, pictures: range) -> Iterator[tuple[np.ndarray, 
         yield x, truth
 
 
-def _patches(features: Features, pictures: range, patches: int, seed: int) -> dict[str, np.ndarray]:
+def _patches(
+    features: Features, pictures: range, patches: int, seed: int, image_size: int
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng((seed, pictures.start))
     found: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}
-    for x, truth in _batches(features, pictures):
+    for x, truth in _batches(features, pictures, image_size):
         foreground = truth["patch_foreground"].flatten(1).numpy()
         # The highest random numbers among object patches, and among background patches, of each picture.
         ranks = rng.random(foreground.shape)
