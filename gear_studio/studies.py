@@ -435,7 +435,7 @@ _STUDIES = (
         "tap",
         "At which depth should the generator be aligned?",
         "tap (block)",
-        (_tapped(1), Arm("the recipe's own"), _tapped(4)),
+        (Arm("the recipe's own"), _tapped(4)),
         ("fd", "fd_guided", "agreement", "ntp", "alignment", "rfd", "psnr"),
         shown=("fd", "ntp", "alignment", "rfd"),
         paper={"tap of B / L / XL": "4 / 8 / 12, of 12 / 24 / 36 blocks"},

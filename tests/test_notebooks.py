@@ -415,7 +415,7 @@ def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Pat
         asked = ["-m", "gear_studio", "study", "lambda", "--source", *words]
         asked += ["--out", str(tmp_path / f"studies-{name}"), "--seeds", "0"]
         assert shown.lines == ["".join(f"[{word}]" for word in asked)]
-    with pytest.raises(ValueError, match="study tap has generator.tap=1"):
+    with pytest.raises(ValueError, match="study tap has generator.tap=4"):
         Retrain("tap", world=studies.World("folder", tmp_path, "imagenet-b-vq"))
 
 

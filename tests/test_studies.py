@@ -194,7 +194,7 @@ def test_a_value_set_on_top_is_not_taken_for_the_recipe_s_own():
         ),
         ("teachers --source digits", ("teacher=random", "not digits and small", "--set teacher=NAME")),
         ("teachers --recipe imagenet-b-vq", ("teacher=random", "not shapes and imagenet-b-vq")),
-        ("tap --recipe imagenet-l-vq", ("generator.tap=1", "imagenet-l-vq", "--set generator.tap=BLOCK")),
+        ("tap --recipe imagenet-l-vq", ("generator.tap=4", "imagenet-l-vq", "--set generator.tap=BLOCK")),
         ("text --source digits", ("held_out_combinations=True", "not digits", "--set text_encoder=words")),
         ("collapse --recipe imagenet-b-vq --budget quick", ("budget 'quick' is of the small recipe",)),
         ("collapse --source folder", ("source 'folder'", "--folder")),
