@@ -158,7 +158,7 @@ def by_seed(
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     seeds = sorted({row["seed"] for row in rows})
     width = max(3.0, 0.7 * len(arms) + 1.5)
-    lines = math.ceil(len(measures) / (3 if len(arms) <= 3 else 2))
+    lines = math.ceil(len(measures) / (3 if len(arms) <= 3 else 2 if len(arms) <= 8 else 1))
     columns = math.ceil(len(measures) / lines)
     turned = 0.09 * max(map(len, arms)) > (width - 0.9) / (len(arms) + 0.2)  # inches: wider than its place
     figure = Figure(figsize=(width * columns, (4.3 if turned else 3.4) * lines), layout="constrained")

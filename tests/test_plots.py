@@ -178,6 +178,15 @@ def test_six_measures_of_few_arms_fill_two_rows_with_a_protocol_below():
     assert all(left.x1 < right.x0 for left, right in pairwise(named))
 
 
+def test_panels_of_many_arms_stand_below_each_other():
+    rows = [{"arm": f"arm {n}", "seed": 0, "a": n, "b": n} for n in range(14)]
+    figure = plots.by_seed(rows, {"a": "one", "b": "other"}, "tokenizer")
+    figure.draw_without_rendering()
+    upper, lower = (axes.get_position() for axes in figure.axes)
+    assert upper.y0 > lower.y1 and upper.x0 < 0.2 > lower.x0
+    assert figure.get_figwidth() < 13
+
+
 def test_the_tap_is_named_above_the_panel_where_nothing_is_covered():
     curve = {block: Estimate(float(block), block - 0.1, block + 0.1, None) for block in (1, 2, 3)}
     figure = plots.estimate_panels({"Moran's I": {"gear": curve}, "contrast": {"gear": curve}}, tap=2)
