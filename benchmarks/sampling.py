@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import sampling
-from gear_studio.generator import Generator, GeneratorConfig
-from gear_studio.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.models.generator import Generator, GeneratorConfig
+from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.training.loop import device_name
 
 BATCH = 64

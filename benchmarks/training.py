@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import data
-from gear_studio.teachers import Teacher
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.teachers import Teacher
+from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training.loop import device_name
 from gear_studio.training.recipes import small
 from gear_studio.training.stages import Stage

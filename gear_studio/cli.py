@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gear_studio.studies import STUDIES
-from gear_studio.tokenizer import preset
+from gear_studio.models.tokenizer import preset
 from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, change, lines, named
 
 Positional = tyro.conf.Positional
@@ -244,7 +244,7 @@ def evaluate(
 
     from gear_studio.analysis import fidelity
     from gear_studio.data.stream import skipped_line
-    from gear_studio.pretrained import write_json
+    from gear_studio.models.pretrained import write_json
     from gear_studio.runs import Run
 
     if save_samples and len(runs) > 1:
@@ -309,8 +309,8 @@ def sample(
     import torch
 
     from gear_studio import sampling
-    from gear_studio.pictures import write_grid
-    from gear_studio.prompts import read_prompts, write_samples
+    from gear_studio.data.pictures import write_grid
+    from gear_studio.data.prompts import read_prompts, write_samples
     from gear_studio.runs import Run
 
     if sum(given is not None for given in (labels, prompt, prompts)) > 1:
@@ -354,7 +354,7 @@ def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Pa
 
     from gear_studio import data
     from gear_studio.data.folder import fit, open_rgb
-    from gear_studio.pictures import write_grid
+    from gear_studio.data.pictures import write_grid
     from gear_studio.runs import Run
 
     tokenizer = Run.from_pretrained(run).tokenizer
@@ -382,8 +382,8 @@ def reproduce(
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
         ship: Put the results in the place of the shipped runs.
     """
-    from gear_studio import jobs
-    from gear_studio import reproduce as zoo
+    from gear_studio.training import jobs
+    from gear_studio.studies import reproduce as zoo
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
     jobs.run(zoo.jobs(out, budget, seed), *jobs.side_by_side(at_once), out / "logs")
@@ -440,7 +440,8 @@ def study(
         recompute: Do not keep activations inside blocks.
         compile: With torch.compile.
     """
-    from gear_studio import jobs, studies
+    from gear_studio import studies
+    from gear_studio.training import jobs
 
     how = ["--workers", str(workers)] if workers is not None else []
     how += ["--teacher-weights", *map(str, teacher_weights)] if teacher_weights else []
@@ -488,7 +489,7 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
         runs: A folder that `reproduce` filled. Default: the shipped runs.
         figures: Folder to write the README's figures to.
     """
-    from gear_studio import report
+    from gear_studio.studies import report
     from gear_studio.runs import ZOO
 
     print(report.tables(runs or ZOO))

@@ -22,12 +22,12 @@ from typing import Self
 import numpy as np
 import torch
 
-from gear_studio import text
-from gear_studio.alignment import Projector, alignment_target
-from gear_studio.generator import Generator
-from gear_studio.pretrained import read_json
-from gear_studio.teachers import Teacher, teacher_names
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models import text
+from gear_studio.models.projector import Projector, alignment_target
+from gear_studio.models.generator import Generator
+from gear_studio.models.pretrained import read_json
+from gear_studio.models.teachers import Teacher, teacher_names
+from gear_studio.models.tokenizer import Tokenizer
 
 ZOO = Path(__file__).parent / "zoo"
 PARTS = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gear_studio.generator import Generator
+from gear_studio.models.generator import Generator
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from gear_studio.analysis import agreement
-from gear_studio.analysis.judge import ATTRIBUTES
+from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.data.shapes import HELD_OUT, Shapes
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.tokenizer import Tokenizer
 
 
 def test_prompts_say_all_four_attributes_and_are_always_the_same():

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from gear_studio.analysis.attention import attention, attention_to_words
-from gear_studio.generator import rotate
+from gear_studio.models.generator import rotate
 
 GIVEN = tiny.captions([3, 0, 5, 1])
 

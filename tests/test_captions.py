@@ -7,9 +7,9 @@ import tiny
 import torch
 
 from gear_studio import sampling
-from gear_studio.conditions import CaptionCondition
-from gear_studio.generator import Generator, attention_mask
-from gear_studio.text import Words
+from gear_studio.models.conditions import CaptionCondition
+from gear_studio.models.generator import Generator, attention_mask
+from gear_studio.models.text import Words
 
 LENGTHS = [5, 1, 0, 3]  # full, short, empty, in between
 GIVEN = tiny.captions(LENGTHS)

@@ -16,7 +16,9 @@ import tiny
 import torch
 from PIL import Image
 
-from gear_studio import Run, cli, jobs, reproduce
+from gear_studio import Run, cli
+from gear_studio.training import jobs
+from gear_studio.studies import reproduce
 
 
 @pytest.fixture

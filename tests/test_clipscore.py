@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import clipscore
-from gear_studio.analysis.clipscore import CLIPScore
+from gear_studio.models import clipscore
+from gear_studio.models.clipscore import CLIPScore
 from gear_studio.analysis.fidelity import Options, evaluate
-from gear_studio.pictures import to_uint8
-from gear_studio.pretrained import write_json
-from gear_studio.text import Words
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.data.pictures import to_uint8
+from gear_studio.models.pretrained import write_json
+from gear_studio.models.text import Words
+from gear_studio.models.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 

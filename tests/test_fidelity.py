@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import dinov2, fidelity, inception, reference
+from gear_studio.analysis import fidelity, reference
+from gear_studio.models import dinov2
+from gear_studio.models import inception
 from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
 from gear_studio.analysis.statistics import (
     Moments,
@@ -29,9 +31,9 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.pictures import to_uint8
-from gear_studio.pretrained import write_json
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.data.pictures import to_uint8
+from gear_studio.models.pretrained import write_json
+from gear_studio.models.tokenizer import Tokenizer
 
 
 def rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:

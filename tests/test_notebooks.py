@@ -29,12 +29,13 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 import gear_studio
-from gear_studio import jobs, notebook, studies
-from gear_studio.alignment import Projector, ProjectorConfig
+from gear_studio import notebook, studies
+from gear_studio.training import jobs
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.notebook import Interactive, Retrain
-from gear_studio.pretrained import write_json
+from gear_studio.models.pretrained import write_json
 from gear_studio.runs import Run
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gear_studio import readout
-from gear_studio.alignment import alignment_loss, patch_cosine
-from gear_studio.discriminator import hinge_loss
-from gear_studio.objectives import (
+from gear_studio.models.projector import alignment_loss, patch_cosine
+from gear_studio.models.discriminator import hinge_loss
+from gear_studio.training.objectives import (
     entropy,
     entropy_loss,
     mean_assignment,

@@ -14,9 +14,10 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from gear_studio import Run, cli, official, sampling, text
-from gear_studio.generator import SIZES, Generator, paper_config, rotary_table, rotate
-from gear_studio.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from gear_studio import Run, cli, official, sampling
+from gear_studio.models import text
+from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
+from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.training import loop
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from gear_studio import published
-from gear_studio.perceptual import LPIPS
+from gear_studio.models import published
+from gear_studio.models.perceptual import LPIPS
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from gear_studio import plots
 from gear_studio.analysis.codes import top_codes
 from gear_studio.analysis.convergence import SpeedUp
 from gear_studio.analysis.similarity import Estimate
-from gear_studio.generator import attention_mask
+from gear_studio.models.generator import attention_mask
 from gear_studio.runs import Run
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gear_studio import Run
 from gear_studio.data import PATIENCE
-from gear_studio.objectives import entropy_loss
+from gear_studio.training.objectives import entropy_loss
 from gear_studio.training import loop
 from gear_studio.training.execution import WHOLE, Execution
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from gear_studio import readout
-from gear_studio.quantizers import (
+from gear_studio.models.quantizers import (
     QUANTIZERS,
     IndexBackpropagationQuantizer,
     LookupFreeQuantizer,
     Quantizer,
     VectorQuantizer,
 )
-from gear_studio.tokenizer import PRESETS, Tokenizer, preset
+from gear_studio.models.tokenizer import PRESETS, Tokenizer, preset
 from gear_studio.training import stages
 
 

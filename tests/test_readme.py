@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gear_studio import cli, report, studies
+from gear_studio import cli, studies
+from gear_studio.studies import report
 from gear_studio.runs import ZOO
 
 HERE = Path(__file__).parents[1]

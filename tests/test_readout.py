@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from gear_studio import readout
-from gear_studio.objectives import entropy_loss
+from gear_studio.training.objectives import entropy_loss
 from gear_studio.readout import Assignment
 
 

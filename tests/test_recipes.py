@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import Run, cli
-from gear_studio.generator import Generator
-from gear_studio.tokenizer import PRESETS, Tokenizer
+from gear_studio.models.generator import Generator
+from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.training import recipes
 from gear_studio.training.stages import Stage
 

@@ -2,7 +2,7 @@
 
 import json
 
-from gear_studio import report
+from gear_studio.studies import report
 from gear_studio.runs import ZOO
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from gear_studio import Generator, Run, Tokenizer
-from gear_studio.alignment import Projector, ProjectorConfig
+from gear_studio.models.projector import Projector, ProjectorConfig
 
 
 def write_run(folder: Path, stage: str, parent: str | None = None, teacher: Path | str = "") -> Path:

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from gear_studio import sampling
-from gear_studio.generator import Generator
+from gear_studio.models.generator import Generator
 
 LABELS = torch.tensor([0, 3, 9])
 

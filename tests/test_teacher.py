@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gear_studio import data
-from gear_studio.analysis.judge import ATTRIBUTES, AttributeJudge, Judge
+from gear_studio.models.judges import ATTRIBUTES, AttributeJudge, Judge
 from gear_studio.analysis.probes import probe_patches
-from gear_studio.teachers import Teacher
+from gear_studio.models.teachers import Teacher
 from gear_studio.training import teacher as training
 
 QUICK = {"batch_size": 4, "log_every": 1, "checkpoint_every": 2, "device": "cpu"}

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gear_studio import cli
-from gear_studio.alignment import Projector, alignment_loss, alignment_target, spatial_norm
+from gear_studio.models.projector import Projector, alignment_loss, alignment_target, spatial_norm
 from gear_studio.runs import Run
-from gear_studio.teachers import PUBLISHED, Teacher, TeacherConfig, build_encoder, load_teachers
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.teachers import PUBLISHED, Teacher, TeacherConfig, build_encoder, load_teachers
+from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop
 from gear_studio.training.stages import Stage, frozen
 

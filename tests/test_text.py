@@ -12,9 +12,11 @@ import tiny
 import torch
 from PIL import Image
 
-from gear_studio import Run, cli, data, prompts, text
+from gear_studio import Run, cli, data
+from gear_studio.data import prompts
+from gear_studio.models import text
 from gear_studio.data import shapes
-from gear_studio.text import Words
+from gear_studio.models.text import Words
 from gear_studio.training import loop, recipes
 
 # Of the hash of "red" and of the empty word.

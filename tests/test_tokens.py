@@ -14,7 +14,7 @@ from gear_studio import Run, data
 from gear_studio.data import tokens
 from gear_studio.data.folder import Folder
 from gear_studio.data.tokens import Encoded, encode, view
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop
 
 VIEWS = 3

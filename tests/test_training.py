@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
-from gear_studio.prompts import Labels
+from gear_studio.data.prompts import Labels
 from gear_studio.training import loop, stages
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import Recipe, small
@@ -126,8 +126,8 @@ def test_metrics_say_everything_that_is_promised(whole):
 
 def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
     from gear_studio import data
-    from gear_studio.alignment import alignment_loss
-    from gear_studio.objectives import next_token_loss
+    from gear_studio.models.projector import alignment_loss
+    from gear_studio.training.objectives import next_token_loss
 
     run = Run.from_pretrained(whole / "joint")
     source = data.load("digits", "val", 32)
@@ -194,7 +194,7 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
 def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
     from gear_studio import data, sampling
     from gear_studio.analysis.statistics import Moments, frechet_distance
-    from gear_studio.pictures import to_uint8
+    from gear_studio.data.pictures import to_uint8
 
     run = train("generator", again, teacher_folder, out="measured", fd_every=6, fd_samples=40)
     steps, distances = run.series("val_fd")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gear_studio import data
-from gear_studio.analysis.judge import ATTRIBUTES, AttributeJudge
+from gear_studio.models.judges import ATTRIBUTES, AttributeJudge
 from gear_studio.data.shapes import COLORS, POSITIONS, SHAPES, TEXTURES, Shapes, describe
-from gear_studio.pictures import to_uint8
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.data.pictures import to_uint8
+from gear_studio.models.tokenizer import Tokenizer
 
 NAMES = {"shape": SHAPES, "texture": TEXTURES, "color": COLORS, "position": POSITIONS}
 KINDS = ("seen", "unseen")

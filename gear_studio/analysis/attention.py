@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gear_studio.generator import Generator, attention_mask
+from gear_studio.models.generator import Generator, attention_mask
 
 
 @torch.no_grad()

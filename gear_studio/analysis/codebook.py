@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gear_studio.objectives import entropy
+from gear_studio.training.objectives import entropy
 
 
 def usage_statistics(counts: Tensor) -> dict[str, Tensor]:

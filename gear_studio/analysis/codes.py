@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gear_studio.analysis.features import umap_layout
 from gear_studio.data.source import Source, to_float
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

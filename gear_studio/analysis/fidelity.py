@@ -26,9 +26,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
-from gear_studio.analysis import agreement, clipscore, dinov2, inception
+from gear_studio.analysis import agreement
+from gear_studio.models import clipscore
+from gear_studio.models import dinov2
+from gear_studio.models import inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
-from gear_studio.analysis.judge import AttributeJudge, Judge
+from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.analysis.likeness import IMAGES, likeness
 from gear_studio.analysis.reference import Cache, Reference, fingerprint, of_source, open_reference
 from gear_studio.analysis.statistics import (
@@ -40,11 +43,11 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data import PATIENCE, at_once, chosen
 from gear_studio.data.stream import skipped
-from gear_studio.perceptual import LPIPS
-from gear_studio.pictures import Series, to_uint8
-from gear_studio.prompts import Asked, Captions, Labels, Written, read_prompts
+from gear_studio.models.perceptual import LPIPS
+from gear_studio.data.pictures import Series, to_uint8
+from gear_studio.data.prompts import Asked, Captions, Labels, Written, read_prompts
 from gear_studio.runs import Run
-from gear_studio.teachers import Teacher
+from gear_studio.models.teachers import Teacher
 
 METRICS = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness")
 DISTANCES = ("fd", "fd-dinov2", "fid", "sfid")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gear_studio.analysis.features import extract
 from gear_studio.analysis.similarity import Estimate, cka, cknna
-from gear_studio.generator import Generator
+from gear_studio.models.generator import Generator
 
 IMAGES, PATCHES = 512, 4096
 

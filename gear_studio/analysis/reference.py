@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gear_studio.analysis.inception import DIMS
+from gear_studio.models.inception import DIMS
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.folder import fit, open_rgb
 from gear_studio.data.source import Source
-from gear_studio.pretrained import atomic
+from gear_studio.models.pretrained import atomic
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KEYS = {  # ADM's names

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from gear_studio.data.source import Source, to_float
 from gear_studio.data.stream import Reader, noted
-from gear_studio.pretrained import atomic, read_json, write_json
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.pretrained import atomic, read_json, write_json
+from gear_studio.models.tokenizer import Tokenizer
 
 _FORMAT = 1
 _BATCH = 64  # views the tokenizer sees at once

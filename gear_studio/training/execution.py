@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gear_studio.autoencoders import ResBlock
-from gear_studio.tokenizer import Tokenizer
+from gear_studio.models.autoencoders import ResBlock
+from gear_studio.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

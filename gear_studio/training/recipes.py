@@ -10,9 +10,9 @@ import ast
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
-from gear_studio.generator import GeneratorConfig, paper_config
-from gear_studio.text import LENGTH, Words
-from gear_studio.tokenizer import PRESETS, TokenizerConfig
+from gear_studio.models.generator import GeneratorConfig, paper_config
+from gear_studio.models.text import LENGTH, Words
+from gear_studio.models.tokenizer import PRESETS, TokenizerConfig
 
 STAGES = ("warmup", "joint", "generator")
 _JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`

@@ -31,10 +31,10 @@ from torch import nn
 from tqdm import tqdm
 
 from gear_studio import data
-from gear_studio.analysis.judge import AttributeJudge, Judge
+from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.analysis.probes import probe_patches
-from gear_studio.pretrained import atomic, read_json, write_json
-from gear_studio.teachers import Teacher, TeacherConfig, build_encoder
+from gear_studio.models.pretrained import atomic, read_json, write_json
+from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 
 NOTE = (
     "A tiny ViT trained with the embedded world's own labels (per-patch shape, texture, coverage, colour): "

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from gear_studio.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
-from gear_studio.pretrained import Pretrained
-from gear_studio.quantizers import QUANTIZERS, Quantized
+from gear_studio.models.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
+from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.quantizers import QUANTIZERS, Quantized
 from gear_studio.readout import Assignment
 
 

@@ -6,7 +6,7 @@ shipped ones: distances in the feature spaces of two teachers do not compare.
 
 from pathlib import Path
 
-from gear_studio.jobs import Job
+from gear_studio.training.jobs import Job
 from gear_studio.runs import ZOO, Run
 from gear_studio.training.recipes import BUDGETS, EVALUATION
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from gear_studio.pretrained import atomic, load_weights, read_json, write_json
+from gear_studio.models.pretrained import atomic, load_weights, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}

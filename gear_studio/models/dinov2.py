@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.teachers import published_encoder, to_size
+from gear_studio.models.teachers import published_encoder, to_size
 
 MODEL = "dinov2-l"
 OPTION = "--dinov2-weights FILE"

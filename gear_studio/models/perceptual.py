@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from gear_studio import published
+from gear_studio.models import published
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.conditions import CaptionCondition, ClassCondition
-from gear_studio.pretrained import Pretrained, check_shapes
+from gear_studio.models.conditions import CaptionCondition, ClassCondition
+from gear_studio.models.pretrained import Pretrained, check_shapes
 
 
 @dataclass(frozen=True)

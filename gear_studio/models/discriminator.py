@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.pretrained import Pretrained
+from gear_studio.models.pretrained import Pretrained
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ import numpy as np
 
 from gear_studio.analysis.agreement import KINDS
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
-from gear_studio.analysis.judge import ATTRIBUTES
+from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.data import Source, load
-from gear_studio.jobs import Job
-from gear_studio.pretrained import atomic, read_json, write_json
+from gear_studio.training.jobs import Job
+from gear_studio.models.pretrained import atomic, read_json, write_json
 from gear_studio.runs import ZOO, Run
 from gear_studio.training.recipes import (
     EVALUATION,
@@ -752,7 +752,7 @@ def over_seeds(values: list[float | None], write: Callable[[float], str]) -> str
 
 def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
-    from gear_studio.report import table as markdown
+    from gear_studio.studies.report import table as markdown
 
     table = rows(study, runs)
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from gear_studio.data.shapes import COLORS, POSITIONS, SHAPES, TEXTURES
-from gear_studio.pretrained import load_weights
-from gear_studio.teachers import ZOO, read_config, to_size, write_half
+from gear_studio.models.pretrained import load_weights
+from gear_studio.models.teachers import ZOO, read_config, to_size, write_half
 
 SHIPPED = {"judge": ZOO / "judge", "attribute-judge": ZOO / "attribute-judge"}
 IMAGE_SIZE = 64

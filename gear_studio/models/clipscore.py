@@ -9,7 +9,7 @@ transformers 5.
 import torch
 from torch import Tensor, nn
 
-from gear_studio import published
+from gear_studio.models import published
 
 MODEL = "openai/clip-vit-large-patch14"
 OPTION = "--clip FOLDER"

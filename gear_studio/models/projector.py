@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.pretrained import Pretrained
-from gear_studio.teachers import Teacher
+from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.teachers import Teacher
 
 SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
 

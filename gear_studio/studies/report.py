@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
-from gear_studio.analysis.judge import ATTRIBUTES
-from gear_studio.pretrained import read_json
-from gear_studio.reproduce import GENERATORS, TOKENIZERS
+from gear_studio.models.judges import ATTRIBUTES
+from gear_studio.models.pretrained import read_json
+from gear_studio.studies.reproduce import GENERATORS, TOKENIZERS
 from gear_studio.runs import ZOO, Run
 
 

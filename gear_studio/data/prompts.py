@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gear_studio.data import Source, shapes
-from gear_studio.pictures import to_uint8, write_grid, write_png
-from gear_studio.text import TextEncoder, split
+from gear_studio.data.pictures import to_uint8, write_grid, write_png
+from gear_studio.models.text import TextEncoder, split
 
 
 class Asked(Protocol):

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gear_studio import published
+from gear_studio.models import published
 
 OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
 LENGTH = 20  # words of a caption of the small world: the longest has 18
