@@ -22,9 +22,8 @@ from studio import (
 from torch import Tensor
 
 from gear_studio import data, plots, sampling
-from gear_studio.data import prompts
 from gear_studio.analysis.attention import attention_to_words
-from gear_studio.data import shapes
+from gear_studio.data import prompts, shapes
 
 OPEN = "any"
 FIRST = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}

@@ -23,9 +23,9 @@ from gear_studio import data, plots, runs
 from gear_studio.analysis import codes
 from gear_studio.data.upload import read_upload
 from gear_studio.models.generator import Generator
-from gear_studio.studies import CAPTIONS, SHIPPED
 from gear_studio.models.teachers import Teacher, to_size
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.studies import CAPTIONS, SHIPPED
 
 SIDE = 512  # of every picture and map in the page, in pixels
 WORLD_PICTURES = 1000  # how many pictures of the world the slider offers

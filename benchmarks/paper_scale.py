@@ -32,15 +32,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from gear_studio.models.projector import alignment_loss
 from gear_studio.models.discriminator import hinge_loss
 from gear_studio.models.generator import GeneratorConfig
-from gear_studio.training.objectives import next_token_loss, perceptual_loss
-from gear_studio.readout import Assignment
+from gear_studio.models.projector import alignment_loss
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
+from gear_studio.readout import Assignment
 from gear_studio.training.execution import Execution, prepare_tokenizer
 from gear_studio.training.loop import Meter, device_name
+from gear_studio.training.objectives import next_token_loss, perceptual_loss
 from gear_studio.training.recipes import Recipe, named
 from gear_studio.training.stages import Stage, frozen
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gear_studio.studies import STUDIES
 from gear_studio.models.tokenizer import preset
+from gear_studio.studies import STUDIES
 from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, change, lines, named
 
 Positional = tyro.conf.Positional
@@ -244,7 +244,7 @@ def evaluate(
 
     from gear_studio.analysis import fidelity
     from gear_studio.data.stream import skipped_line
-    from gear_studio.models.pretrained import write_json
+    from gear_studio.files import write_json
     from gear_studio.runs import Run
 
     if save_samples and len(runs) > 1:
@@ -382,8 +382,8 @@ def reproduce(
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.
         ship: Put the results in the place of the shipped runs.
     """
-    from gear_studio.training import jobs
     from gear_studio.studies import reproduce as zoo
+    from gear_studio.training import jobs
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
     jobs.run(zoo.jobs(out, budget, seed), *jobs.side_by_side(at_once), out / "logs")
@@ -489,8 +489,8 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
         runs: A folder that `reproduce` filled. Default: the shipped runs.
         figures: Folder to write the README's figures to.
     """
+    from gear_studio.places import ZOO
     from gear_studio.studies import report
-    from gear_studio.runs import ZOO
 
     print(report.tables(runs or ZOO))
     for path in report.figures(runs or ZOO, figures) if figures else []:

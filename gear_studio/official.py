@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gear_studio.files import atomic, write_json
 from gear_studio.models.generator import SIZES, Generator, GeneratorConfig, paper_config
-from gear_studio.models.pretrained import atomic, check_shapes, write_json
-from gear_studio.runs import Run
+from gear_studio.models.pretrained import check_shapes
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
 
 State = dict[str, Tensor]

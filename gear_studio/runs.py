@@ -22,27 +22,15 @@ from typing import Self
 import numpy as np
 import torch
 
+from gear_studio.files import read_json
 from gear_studio.models import text
-from gear_studio.models.projector import Projector, alignment_target
 from gear_studio.models.generator import Generator
-from gear_studio.models.pretrained import read_json
+from gear_studio.models.projector import Projector, alignment_target
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.places import ZOO, find_folder
 
-ZOO = Path(__file__).parent / "zoo"
 PARTS = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
-
-
-def find(name_or_folder: str | Path) -> Path:
-    """A folder as given, or the folder of a shipped Run by name. Raises FileNotFoundError listing the shipped
-    names."""
-    for folder in (Path(name_or_folder), ZOO / name_or_folder):
-        if folder.is_dir():
-            return folder
-    shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
-    raise FileNotFoundError(
-        f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
-    )
 
 
 def listed(folder: str | Path = ZOO) -> "dict[str, Run]":
@@ -74,7 +62,7 @@ class Run:
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
         """A Run from its folder, or a shipped one by name."""
-        return cls(find(name_or_folder))
+        return cls(find_folder(name_or_folder))
 
     @property
     def record(self) -> dict:

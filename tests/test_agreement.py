@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from gear_studio.analysis import agreement
-from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.data.shapes import HELD_OUT, Shapes
+from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.models.tokenizer import Tokenizer
 
 

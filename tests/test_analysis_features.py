@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 
 from gear_studio import plots, readout, runs
-from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.analysis import codes, features
 from gear_studio.analysis.features import extract, reader
 from gear_studio.analysis.similarity import Estimate, Null
 from gear_studio.data import to_float
 from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
-from gear_studio.models.pretrained import write_json
-from gear_studio.readout import Assignment
+from gear_studio.files import write_json
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.readout import Assignment
 
 TOKENS = tiny.GENERATOR.grid**2
 

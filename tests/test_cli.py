@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from gear_studio import Run, cli
-from gear_studio.training import jobs
 from gear_studio.studies import reproduce
+from gear_studio.training import jobs
 
 
 @pytest.fixture

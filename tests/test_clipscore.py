@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.models import clipscore
-from gear_studio.models.clipscore import CLIPScore
 from gear_studio.analysis.fidelity import Options, evaluate
 from gear_studio.data.pictures import to_uint8
-from gear_studio.models.pretrained import write_json
+from gear_studio.files import write_json
+from gear_studio.models import clipscore
+from gear_studio.models.clipscore import CLIPScore
 from gear_studio.models.text import Words
 from gear_studio.models.tokenizer import Tokenizer
 

@@ -20,8 +20,6 @@ from torch import nn
 
 from gear_studio import Run, cli, data, sampling
 from gear_studio.analysis import fidelity, reference
-from gear_studio.models import dinov2
-from gear_studio.models import inception
 from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
 from gear_studio.analysis.statistics import (
     Moments,
@@ -32,7 +30,8 @@ from gear_studio.analysis.statistics import (
     precision_recall,
 )
 from gear_studio.data.pictures import to_uint8
-from gear_studio.models.pretrained import write_json
+from gear_studio.files import write_json
+from gear_studio.models import dinov2, inception
 from gear_studio.models.tokenizer import Tokenizer
 
 

@@ -10,11 +10,11 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from gear_studio.models.projector import Projector, ProjectorConfig
+from gear_studio.files import atomic
 from gear_studio.models.conditions import ClassCondition
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import FeedForward, Generator, RMSNorm, paper_config, rotary_table, rotate
-from gear_studio.models.pretrained import atomic
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 
 

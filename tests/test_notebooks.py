@@ -30,12 +30,12 @@ from PIL import Image
 
 import gear_studio
 from gear_studio import notebook, studies
-from gear_studio.training import jobs
+from gear_studio.files import write_json
 from gear_studio.models.projector import Projector, ProjectorConfig
-from gear_studio.notebook import Interactive, Retrain
-from gear_studio.models.pretrained import write_json
-from gear_studio.runs import Run
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.notebook import Interactive, Retrain
+from gear_studio.runs import Run
+from gear_studio.training import jobs
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

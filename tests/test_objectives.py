@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from gear_studio import readout
-from gear_studio.models.projector import alignment_loss, patch_cosine
+from gear_studio.analysis.codebook import entropy
 from gear_studio.models.discriminator import hinge_loss
+from gear_studio.models.projector import alignment_loss, patch_cosine
+from gear_studio.readout import Assignment
 from gear_studio.training.objectives import (
-    entropy,
     entropy_loss,
     mean_assignment,
     next_token_loss,
     perceptual_loss,
     straight_through_next_token_loss,
 )
-from gear_studio.readout import Assignment
 
 
 def test_entropy_loss_against_numpy():

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from gear_studio import Run
 from gear_studio.data import PATIENCE
-from gear_studio.training.objectives import entropy_loss
 from gear_studio.training import loop
 from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.objectives import entropy_loss
 
 STEPS = 4
 TOKENIZERS = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gear_studio import cli, studies
+from gear_studio.places import ZOO
 from gear_studio.studies import report
-from gear_studio.runs import ZOO
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text()

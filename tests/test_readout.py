@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from gear_studio import readout
-from gear_studio.training.objectives import entropy_loss
 from gear_studio.readout import Assignment
+from gear_studio.training.objectives import entropy_loss
 
 
 def assignment(dtype: torch.dtype = torch.float32, grad: bool = False) -> tuple[Assignment, torch.Tensor]:

@@ -2,8 +2,8 @@
 
 import json
 
+from gear_studio.places import ZOO
 from gear_studio.studies import report
-from gear_studio.runs import ZOO
 
 
 def test_a_retrained_teacher_is_shown_with_its_own_figures(tmp_path):

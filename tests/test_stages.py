@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gear_studio.training.objectives import perceptual_loss
-from gear_studio.readout import Assignment
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.readout import Assignment
 from gear_studio.training import execution, stages
 from gear_studio.training.execution import Execution
 from gear_studio.training.loop import Meter
+from gear_studio.training.objectives import perceptual_loss
 from gear_studio.training.stages import Stage
 
 GAN = {"gan_weight": 0.1}

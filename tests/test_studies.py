@@ -21,14 +21,14 @@ from PIL import Image
 from test_cli import command, complains  # noqa: F401
 
 from gear_studio import cli, plots, runs, studies
-from gear_studio.training import jobs
 from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
-from gear_studio.models.pretrained import write_json
-from gear_studio.runs import ZOO, Run
-from gear_studio.studies import STUDIES, Arm, Study, World, chain
+from gear_studio.files import write_json
 from gear_studio.models.teachers import load_teachers
-from gear_studio.training import loop
+from gear_studio.places import ZOO
+from gear_studio.runs import Run
+from gear_studio.studies import STUDIES, Arm, Study, World, chain
+from gear_studio.training import jobs, loop
 from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, named, small
 
 SMALL = ("generator.dim=32", "generator.blocks=3")  # of what every test trains here

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gear_studio import data
-from gear_studio.models.judges import ATTRIBUTES, AttributeJudge, Judge
 from gear_studio.analysis.probes import probe_patches
+from gear_studio.models.judges import ATTRIBUTES, AttributeJudge, Judge
 from gear_studio.models.teachers import Teacher
 from gear_studio.training import teacher as training
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from gear_studio import cli
 from gear_studio.models.projector import Projector, alignment_loss, alignment_target, spatial_norm
-from gear_studio.runs import Run
 from gear_studio.models.teachers import PUBLISHED, Teacher, TeacherConfig, build_encoder, load_teachers
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.runs import Run
 from gear_studio.training import loop
 from gear_studio.training.stages import Stage, frozen
 

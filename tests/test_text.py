@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from gear_studio import Run, cli, data
-from gear_studio.data import prompts
+from gear_studio.data import prompts, shapes
 from gear_studio.models import text
-from gear_studio.data import shapes
 from gear_studio.models.text import Words
 from gear_studio.training import loop, recipes
 

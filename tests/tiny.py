@@ -21,9 +21,9 @@ from torch import nn
 from gear_studio import cli, data
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.generator import Generator, GeneratorConfig
-from gear_studio.runs import ZOO
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.places import ZOO
 from gear_studio.training import stages
 from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.recipes import Recipe

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
-from gear_studio.training.objectives import entropy
+
+def entropy(p: Tensor) -> Tensor:
+    """H(p) in nats over the last axis; probabilities are kept above 1e-5 inside the logarithm."""
+    return -(p * p.clamp_min(1e-5).log()).sum(-1)
 
 
 def usage_statistics(counts: Tensor) -> dict[str, Tensor]:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.models.projector import Projector, patch_cosine
 from gear_studio.analysis.similarity import sample_rows
 from gear_studio.models.generator import Generator
-from gear_studio.runs import Run
+from gear_studio.models.projector import Projector, patch_cosine
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.runs import Run
 
 MODULES = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector, "teacher": Teacher}
 PLACES = "tokenizer.z, tokenizer.c_q, generator.BLOCK, teacher or teacher.BLOCK"

@@ -27,13 +27,10 @@ from tqdm import tqdm
 
 from gear_studio import data, sampling
 from gear_studio.analysis import agreement
-from gear_studio.models import clipscore
-from gear_studio.models import dinov2
-from gear_studio.models import inception
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
-from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.analysis.likeness import IMAGES, likeness
-from gear_studio.analysis.reference import Cache, Reference, fingerprint, of_source, open_reference
+from gear_studio.analysis.reconstruction import psnr, ssim
+from gear_studio.analysis.reference import Cache, Reference, of_source, open_reference
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -42,12 +39,15 @@ from gear_studio.analysis.statistics import (
     precision_recall,
 )
 from gear_studio.data import PATIENCE, at_once, chosen
-from gear_studio.data.stream import skipped
-from gear_studio.models.perceptual import LPIPS
 from gear_studio.data.pictures import Series, to_uint8
 from gear_studio.data.prompts import Asked, Captions, Labels, Written, read_prompts
-from gear_studio.runs import Run
+from gear_studio.data.stream import skipped
+from gear_studio.models import clipscore, dinov2, inception
+from gear_studio.models.judges import AttributeJudge, Judge
+from gear_studio.models.perceptual import LPIPS
+from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.teachers import Teacher
+from gear_studio.runs import Run
 
 METRICS = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness")
 DISTANCES = ("fd", "fd-dinov2", "fid", "sfid")
@@ -89,20 +89,6 @@ class Options:
     def __post_init__(self):
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise ValueError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")
-
-
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, for values in [-1, 1]. (B, 3, H, W) twice -> (B,)."""
-    return 10 * torch.log10(4 / (images - reference).square().flatten(1).mean(1))
-
-
-def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004; Gaussian window of 11 px, sigma 1.5), at most 1.
-    (B, 3, H, W) in [-1, 1] twice -> (B,)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure as measure
-
-    # As brightness from 0 to 1: the measure compares means relative to black.
-    return measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")
 
 
 def spread(values: list[float]) -> dict:
@@ -155,7 +141,8 @@ class Features:
     def fingerprint(self, metric: str) -> str:
         network = self.network(metric)
         if network not in self._fingerprints:
-            self._fingerprints[network] = fingerprint(network)
+            config = repr(getattr(network, "config", type(network).__name__))
+            self._fingerprints[network] = f"{config} {fingerprint(network)}"
         return self._fingerprints[network]
 
     def keeper(self, metric: str, count: int, stride: int) -> Moments | Predictions | Points:

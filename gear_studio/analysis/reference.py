@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gear_studio.models.inception import DIMS
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.folder import fit, open_rgb
 from gear_studio.data.source import Source
-from gear_studio.models.pretrained import atomic
+from gear_studio.files import atomic
+from gear_studio.models.inception import DIMS
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KEYS = {  # ADM's names
@@ -124,15 +124,6 @@ def _of_npz(path: Path) -> Reference:
     count = 0 if pictures is None else len(pictures)
     digest = _files_digest([path]).hex()
     return Reference(str(path), count, digest, None if pictures is None else read, statistics)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Changes with any weight of a network, and with its config where it has one."""
-    digest = hashlib.sha256(repr(getattr(network, "config", type(network).__name__)).encode())
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Cache:

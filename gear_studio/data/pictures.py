@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import save_image
 
-from gear_studio.models.pretrained import atomic
+from gear_studio.files import atomic
 
 
 def write_grid(images: Tensor, path: str | Path, columns: int = 8, padding: int = 2) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from gear_studio.data.folder import SPLITS, SUFFIXES, Pictures, check_split, digest, held_out, passed_over
-from gear_studio.models.pretrained import atomic
+from gear_studio.files import atomic
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
 WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet

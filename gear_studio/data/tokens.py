@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from gear_studio.data.source import Source, to_float
 from gear_studio.data.stream import Reader, noted
-from gear_studio.models.pretrained import atomic, read_json, write_json
+from gear_studio.files import atomic, read_json, write_json
+from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.tokenizer import Tokenizer
 
 _FORMAT = 1
@@ -108,7 +109,7 @@ def encode(
             "pictures": source.fingerprint(),
             "image_size": source.image_size,
             "views": views,
-            "tokenizer": _weights_digest(tokenizer),
+            "tokenizer": f"{tokenizer.config} {fingerprint(tokenizer)}",
             "precision": accelerator.mixed_precision,
         }
         there = folder / "tokens.json"
@@ -199,11 +200,3 @@ def _merge(blocks: list[Path], folder: Path, shape: tuple[int, int, int], dtype:
 
 def _smallest(tokenizer: Tokenizer) -> type:
     return np.uint16 if tokenizer.config.codes <= 2**16 else np.int32
-
-
-def _weights_digest(tokenizer: Tokenizer) -> str:
-    found = hashlib.sha256(repr(tokenizer.config).encode())
-    for name, tensor in tokenizer.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gear_studio.data.shapes import COLORS, POSITIONS, SHAPES, TEXTURES
 from gear_studio.models.pretrained import load_weights
-from gear_studio.models.teachers import ZOO, read_config, to_size, write_half
+from gear_studio.models.teachers import read_config, to_size, write_half
+from gear_studio.places import ZOO
 
 SHIPPED = {"judge": ZOO / "judge", "attribute-judge": ZOO / "attribute-judge"}
 IMAGE_SIZE = 64
 ATTRIBUTES = {
-    "shape": len(SHAPES),
-    "texture": len(TEXTURES),
-    "color": len(COLORS),
-    "position": len(POSITIONS),
-}
+    "shape": 6,
+    "texture": 4,
+    "color": 8,
+    "position": 9,
+}  # how many values `data.shapes` has of each
 
 
 class _Classifier(nn.Module):

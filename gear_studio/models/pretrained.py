@@ -6,11 +6,8 @@ model.
 """
 
 import dataclasses
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -19,37 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of `path`; it takes the name only when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: Path, what: str) -> dict:
-    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a
-    run"."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
-        ) from error
+from gear_studio.files import atomic, read_json, write_json
+from gear_studio.places import find_folder
 
 
 def check_shapes(where: str | Path, model: str, found: Mapping, expected: Mapping) -> None:
@@ -68,6 +36,15 @@ def check_shapes(where: str | Path, model: str, found: Mapping, expected: Mappin
             f"{where} does not fit {model} ({len(problems)} keys differ: {shown}); "
             "it belongs to another model or another configuration"
         )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's weights and buffers, however they are named and wherever they lie."""
+    digests = [
+        hashlib.sha256(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
+        for value in module.state_dict().values()
+    ]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -106,9 +83,7 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
         """Read a folder, or the part of this kind out of a Run's folder or a shipped Run's name. Returned in
         eval mode."""
-        from gear_studio.runs import find
-
-        folder = find(name_or_folder)
+        folder = find_folder(name_or_folder)
         part = folder / cls.__name__.lower()
         folder = part if part.is_dir() else folder
         config = read_json(folder / "config.json", f"a {cls.__name__}")

@@ -15,7 +15,6 @@ Notable here:
   kind, so that another model's folder is refused by name.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,9 +24,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from gear_studio.models.pretrained import atomic, load_weights, read_json, write_json
+from gear_studio.files import atomic, first_line, read_json, write_json
+from gear_studio.models.pretrained import fingerprint, load_weights
+from gear_studio.places import ZOO
 
-ZOO = Path(__file__).parent / "zoo"
 SHIPPED = {"tiny": ZOO / "teacher"}
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
 UNTRAINED = ("random", "pixels")  # controls: the tiny one with random weights, and no network at all
@@ -189,12 +189,6 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """An error's text on one line, cut to what can be read at a glance."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "..."
-
-
 def to_size(images: torch.Tensor, size: int) -> torch.Tensor:
     """Resize (B,3,H,W) to (B,3,size,size), bicubic with antialiasing; images of that size pass untouched."""
     if images.ndim != 4 or images.shape[1] != 3:
@@ -277,11 +271,7 @@ class Teacher(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the blocks' weights: the same for every grid, and however the tensors are named."""
-        digests = [
-            hashlib.sha256(value.cpu().contiguous().numpy()).digest()
-            for value in self.encoder.blocks.state_dict().values()
-        ]
-        return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+        return fingerprint(self.encoder.blocks)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode: a teacher is frozen, also inside a module that is being trained."""

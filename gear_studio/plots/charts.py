@@ -1,75 +1,22 @@
-"""Every figure, once, in one style: matplotlib Figures for charts, PIL images for pictures and token maps.
+"""Charts, as matplotlib Figures."""
 
-Notable here:
-- Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
-- Pictures and token maps are enlarged without smoothing, cell for cell: a click or a look finds its token.
-- Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
-  states a map's scale and unit. Colours of lines mean arms: each has a dash pattern too, so that two that
-  coincide are both seen. Seeds are grey.
-"""
-
-import html
 import math
-import textwrap
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import wraps
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from gear_studio.analysis.codes import Candidate
 from gear_studio.analysis.convergence import SpeedUp
 from gear_studio.analysis.similarity import Estimate
+from gear_studio.plots.maps import enlarge, mark, to_rgb
+from gear_studio.plots.style import DASHES, GREYS, INK, MARKERS, OKABE_ITO, PALE, styled, with_protocol
 from gear_studio.runs import Run
-
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS, DASHES = "osD^vPX*", ("-", (0, (6, 1.5)), (0, (2.5, 1)), (0, (6, 1, 1.5, 1)))  # of arms
-GREYS = ("#1f1f1f", "#666666", "#9c9c9c")  # of seeds
-INK, PALE, PENDING = "#1f2933", "#d5dae0", 128  # text; grid lines; grey of what is not decoded yet
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=OKABE_ITO),
-    "grid.color": PALE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "figure.dpi": 144,
-    "figure.facecolor": "white",
-}
-_style = threading.Lock()  # matplotlib's settings are the process's, not the thread's
-
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure's function in the house style."""
-
-    @wraps(draw)
-    def inside(*args, **settings) -> Figure:
-        with _style, matplotlib.rc_context(STYLE):
-            return draw(*args, **settings)
-
-    return inside
-
-
-# Charts
 
 
 @styled
@@ -186,7 +133,7 @@ def by_seed(
     if found:
         found["median"] = matplotlib.lines.Line2D([], [], color=INK, linewidth=2)
         figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=len(found))
-    return _with_protocol(figure, protocol)
+    return with_protocol(figure, protocol)
 
 
 @styled
@@ -259,19 +206,6 @@ def prompt_scores(
 
 
 @styled
-def tellings(images: Tensor, captions: Sequence[Sequence[str]]) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1] under each other, beside each its captions, a line each."""
-    figure = Figure(figsize=(8.8, 1.45 * len(images)), layout="constrained")
-    grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5.4])
-    for (left, right), picture, lines in zip(grid, to_rgb(images), captions, strict=True):
-        left.imshow(picture)
-        right.text(0, 0.5, "\n".join(lines), va="center", linespacing=1.6, fontsize=10)
-        left.axis("off")
-        right.axis("off")
-    return figure
-
-
-@styled
 def encoded_caption(features: Tensor, words: Sequence[str], parts: Mapping[str, int]) -> Figure:
     """An encoded caption as it stands: a row a position, a column a feature.
 
@@ -328,35 +262,6 @@ def attention_mask(seen: Tensor, words: Sequence[str], positions: int) -> Figure
 
 
 @styled
-def sample_grid(
-    images: Tensor,
-    columns: int,
-    titles: Sequence[str] | None = None,
-    rows_named: Sequence[str] = (),
-    protocol: str = "",
-) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture, from the first on;
-    rows_named: one at the left of each row; protocol: how they came about, under the figure."""
-    count = len(images)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(1.4 * columns, (1.65 if titles else 1.4) * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if i < count:
-            axes.imshow(to_rgb(images[i]))
-            if titles and i < len(titles):
-                axes.set_title(titles[i], fontsize=9, fontweight="normal", loc="center")
-        if i % columns == 0 and i // columns < len(rows_named):
-            _name_row(axes, rows_named[i // columns])
-    return _with_protocol(figure, protocol)
-
-
-def _name_row(axes: Axes, name: str) -> None:
-    where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
-    axes.text(-0.06, 0.5, name, **where)
-
-
-@styled
 def estimate_panels(
     panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]],
     protocol: str = "",
@@ -392,7 +297,7 @@ def estimate_panels(
     else:
         handles = _estimate_handles(drawn)
         figure.legend(handles=handles, loc="outside upper center", ncols=min(5, len(handles)), fontsize=10)
-    return _with_protocol(figure, protocol)
+    return with_protocol(figure, protocol)
 
 
 def _estimates(
@@ -461,60 +366,7 @@ def interval_bars(
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(ylabel)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _with_protocol(figure, protocol)
-
-
-@styled
-def map_grid(
-    images: Tensor,
-    maps: Mapping[str, Tensor],
-    quantity: str = "",
-    limits: tuple[float, float] | None = None,
-    cmap: str = "viridis",
-    protocol: str = "",
-    patch: int | None = None,
-    rows_named: Sequence[str] = (),
-) -> Figure:
-    """Pictures in rows, beside each the token map that every model makes of it.
-
-    images: (B, 3, H, W) in [-1, 1]. maps: model -> colours (B, N, 3) in [0, 1], such as `features.pca_rgb` of
-    each picture, or numbers (B, N), such as `features.similarity`, which all share one colour scale: quantity
-    is its label, with its unit, limits its ends (by default those of the numbers). patch: one to frame.
-    rows_named: one at the left of each row."""
-    numbers = [values for values in maps.values() if values.ndim == 2]
-    if limits is None and numbers:
-        limits = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
-    figure = Figure(
-        figsize=(1.5 * (1 + len(maps)) + bool(numbers), 1.55 * len(images) + 0.5), layout="constrained"
-    )
-    grid = figure.subplots(len(images), 1 + len(maps), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for row, picture in enumerate(to_rgb(images)):
-        shown = {"picture": picture}
-        for model, values in maps.items():
-            cells = values[row].detach().float().cpu()
-            colors = (
-                colored(cells, *limits, cmap) if cells.ndim == 1 else (cells * 255).round().byte().numpy()
-            )
-            shown[model] = np.asarray(grid_map(colors, picture.shape[0]))
-        for axes, (title, pixels) in zip(grid[row], shown.items(), strict=True):
-            axes.imshow(pixels, interpolation="nearest")
-            if patch is not None:
-                side = math.isqrt(values.shape[1])
-                cell = len(pixels) / side
-                corner = patch % side * cell - 0.5, patch // side * cell - 0.5
-                for color, width in (("black", 3), ("#ffd400", 1.5)):
-                    frame = {"fill": False, "edgecolor": color, "linewidth": width}
-                    axes.add_patch(Rectangle(corner, cell, cell, **frame))
-            if row == 0:
-                axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
-        if row < len(rows_named):
-            _name_row(grid[row, 0], rows_named[row])
-    if numbers:
-        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
-        figure.colorbar(scale, ax=grid[:, -1].tolist(), label=quantity, fraction=0.1)
-    return _with_protocol(figure, protocol)
+    return with_protocol(figure, protocol)
 
 
 @styled
@@ -539,15 +391,7 @@ def layouts(
         axes.set_title(title, fontsize=10)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(names), fontsize=10, markerscale=1.8)
-    return _with_protocol(figure, protocol)
-
-
-def _with_protocol(figure: Figure, protocol: str) -> Figure:
-    """How the features were taken, small, under the figure."""
-    if protocol:
-        width = int(figure.get_figwidth() * 17)
-        figure.supxlabel(textwrap.fill(protocol, width), x=0.01, ha="left", fontsize=8, color=INK)
-    return figure
+    return with_protocol(figure, protocol)
 
 
 @styled
@@ -687,7 +531,7 @@ def against_tau(
         for line in axes.get_lines():
             named.setdefault(line.get_label(), line)
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), fontsize=10)
-    return _with_protocol(figure, protocol)
+    return with_protocol(figure, protocol)
 
 
 @styled
@@ -737,190 +581,3 @@ def gradient_matrix(
         label="norm of the gradient (blank: none)",
     )
     return figure
-
-
-# Pictures and token maps
-
-
-@styled
-def picture_row(pictures: Sequence[np.ndarray | Image.Image], titles: Sequence[str]) -> Figure:
-    """Square pictures side by side, each under its title; of more than four, several rows."""
-    rows = math.ceil(len(pictures) / 4)
-    columns = math.ceil(len(pictures) / rows)
-    figure = Figure(figsize=(3.1 * columns, 3.4 * rows), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in all_axes:
-        axes.axis("off")
-    for axes, picture, title in zip(all_axes[: len(pictures)], pictures, titles, strict=True):
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(title)
-    return figure
-
-
-@styled
-def token_maps(
-    values: Tensor,
-    titles: Sequence[str],
-    label: str,
-    low: float,
-    high: float,
-    image: Tensor | None = None,
-    cmap: str = "viridis",
-    protocol: str = "",
-) -> Figure:
-    """Maps of one number a token, side by side on one colour scale; first the picture, where it is given.
-
-    values: (m, N) in raster order. label: the quantity and its unit. image: (3, H, W) in [-1, 1]. protocol:
-    how they came about, under the figure."""
-    count, grid = len(values) + (image is not None), math.isqrt(values.shape[1])
-    figure = Figure(figsize=(1.9 * count + 0.9, 2.2), layout="compressed")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    if image is not None:
-        axes[0].imshow(to_rgb(image))
-        titles = ["picture", *titles]
-    for each, row in zip(axes[count - len(values) :], values.cpu().numpy(), strict=True):
-        shown = each.imshow(row.reshape(grid, grid), cmap=cmap, vmin=low, vmax=high)
-    for each, title in zip(axes, titles, strict=True):
-        each.axis("off")
-        each.set_title(title)
-    figure.colorbar(shown, ax=axes, label=label, pad=0.015)
-    return _with_protocol(figure, protocol)
-
-
-def text_font(size: float) -> ImageFont.FreeTypeFont:
-    """The charts' typeface, for text in pictures; size in pixels."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
-def to_rgb(images: Tensor) -> np.ndarray:
-    """(..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3) on the CPU."""
-    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
-    return pixels.movedim(-3, -1).cpu().numpy()
-
-
-def colored(values: Tensor, low: float, high: float, cmap: str) -> np.ndarray:
-    """Values of any shape -> uint8 colours (..., 3); what lies outside low..high gets the end colours."""
-    scaled = ((values.float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
-    return (matplotlib.colormaps[cmap](scaled)[..., :3] * 255).round().astype(np.uint8)
-
-
-def enlarge(pixels: np.ndarray, side: int = 512) -> Image.Image:
-    """uint8 (H, W, 3) -> an image `side` high, every pixel a crisp block."""
-    height, width = pixels.shape[:2]
-    return Image.fromarray(pixels).resize((side * width // height, side), Image.Resampling.NEAREST)
-
-
-def grid_map(colors: np.ndarray, side: int = 512) -> Image.Image:
-    """One colour a token, uint8 (N, 3) in raster order, as a square picture."""
-    grid = math.isqrt(len(colors))
-    return enlarge(colors.reshape(grid, grid, 3), side)
-
-
-def heat_map(values: Tensor, low: float, high: float, cmap: str = "viridis", side: int = 512) -> Image.Image:
-    """One number a token, (N,), as a square picture."""
-    return grid_map(colored(values, low, high, cmap), side)
-
-
-def index_map(indices: Tensor, colors: Tensor, side: int = 512) -> Image.Image:
-    """Indices (N,) written into cells of their code's mean colour; colors: (K, 3) in [0, 1]."""
-    cells = (colors[indices.cpu()] * 255).round().byte().numpy()
-    picture = grid_map(cells, side)
-    grid = math.isqrt(len(indices))
-    cell, draw = side / grid, ImageDraw.Draw(picture)
-    font = text_font(cell * 0.3)
-    for token, (index, color) in enumerate(zip(indices.tolist(), cells.tolist(), strict=True)):
-        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-        middle = (token % grid + 0.5) * cell, (token // grid + 0.5) * cell
-        draw.text(middle, str(index), fill=INK if bright else "white", font=font, anchor="mm")
-    return picture
-
-
-def mark(picture: Image.Image, token: int | None, grid: int) -> Image.Image:
-    """A copy with one cell of the token grid framed; without a token, as it was."""
-    picture = picture.copy()
-    if token is not None:
-        cell = picture.height / grid
-        left, top = token % grid * cell, token // grid * cell
-        box = (left, top, left + cell, top + cell)
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle(box, outline="black", width=6)
-        draw.rectangle(tuple(np.add(box, (1, 1, -1, -1))), outline="#ffd400", width=3)
-    return picture
-
-
-def patch_gallery(crops: Tensor, columns: int = 6, side: int = 96, gap: int = 8) -> Image.Image:
-    """Patches in their surroundings, uint8 (m, 3, s, s) with the patch in the middle third, framed."""
-    rows = math.ceil(len(crops) / columns)
-    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
-    for i, crop in enumerate(crops):
-        tile = mark(enlarge(crop.permute(1, 2, 0).numpy(), side), token=4, grid=3)
-        sheet.paste(tile, (i % columns * (side + gap), i // columns * (side + gap)))
-    return sheet
-
-
-def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, codes: int) -> Image.Image:
-    """Pictures being sampled, each above its maps of log-probability and entropy; what is to come is grey.
-
-    images: (B, 3, H, W) in [-1, 1]. log_probs, entropy: (B, N) in nats, of which [:, :done] is known.
-    codes: K, which sets both colour scales: log-probability -ln K..0, entropy 0..ln K."""
-    count, tokens = log_probs.shape
-    grid, columns = math.isqrt(tokens), math.ceil(math.sqrt(count))
-    # Of many pictures small ones: a page shows a sheet no wider, and packing it takes longer than sampling.
-    side, size = {1: (512, 22), 2: (384, 22), 3: (288, 17)}.get(columns, (168, 12))
-    known, gap, caption = done // grid / grid, 12, 2 * size
-    half = (side - gap) // 2
-    height = side + 6 + half + caption
-    rows = math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (height + gap) - gap), "white")
-    draw, font = ImageDraw.Draw(sheet), text_font(size)
-    limit = math.log(codes)
-    for i, pixels in enumerate(to_rgb(images)):
-        maps = [pixels]
-        for values, low, high, cmap in (
-            (log_probs, -limit, 0, "magma"),
-            (entropy, 0, limit, "viridis"),
-        ):
-            maps.append(colored(values[i], low, high, cmap).reshape(grid, grid, 3))
-        left, top = i % columns * (side + gap), i // columns * (height + gap)
-        places = [
-            (left, top, side),
-            (left, top + side + 6, half),
-            (left + half + gap, top + side + 6, half),
-        ]
-        for part, (x, y, width) in zip(maps, places, strict=True):
-            part[round(known * len(part)) :] = PENDING
-            sheet.paste(enlarge(part, width), (x, y))
-        means = [float(values[i, :done].mean()) for values in (log_probs, entropy)]
-        for x, name, mean in zip((left, left + half + gap), ("log p", "H"), means, strict=True):
-            draw.text(
-                (x, top + height - caption + 5), f"{name} {mean:.2f}".replace("-", "−"), fill=INK, font=font
-            )
-    return sheet
-
-
-def attention_sheet(images: Tensor, maps: Tensor, high: float) -> Image.Image:
-    """Pictures, each with its map of attention on its right, in as many columns as `sample_sheet` has.
-
-    images: (B, 3, H, W) in [-1, 1]. maps: (B, N), coloured from 0 to `high`."""
-    count, tokens = maps.shape
-    grid, columns, gap = math.isqrt(tokens), math.ceil(math.sqrt(count)), 12
-    side = {1: 256, 2: 192, 3: 144}.get(columns, 120)
-    width, rows = 2 * side + 4, math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (side + gap) - gap), "white")
-    colors = colored(maps, 0, high, "cividis").reshape(count, grid, grid, 3)
-    for i, (pixels, shares) in enumerate(zip(to_rgb(images), colors, strict=True)):
-        left, top = i % columns * (width + gap), i // columns * (side + gap)
-        sheet.paste(enlarge(pixels, side), (left, top))
-        sheet.paste(enlarge(shares, side), (left + side + 4, top))
-    return sheet
-
-
-def legend(text: str, low: float, high: float, cmap: str = "viridis", digits: int = 1) -> str:
-    """A colour scale as HTML, with its ends and middle labelled. text: the quantity and its unit."""
-    stops = map(matplotlib.colors.to_hex, matplotlib.colormaps[cmap](np.linspace(0, 1, 9)))
-    ticks = "".join(f"<span>{value:.{digits}f}</span>" for value in (low, (low + high) / 2, high))
-    bar = f"background:linear-gradient(90deg,{','.join(stops)})"
-    return (
-        f'<div class="scale"><div class="bar" style="{bar}"></div>'
-        f'<div class="ticks">{ticks}</div><div class="unit">{html.escape(text)}</div></div>'
-    )

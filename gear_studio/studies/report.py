@@ -9,16 +9,12 @@ from matplotlib.figure import Figure
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
+from gear_studio.files import read_json
 from gear_studio.models.judges import ATTRIBUTES
-from gear_studio.models.pretrained import read_json
+from gear_studio.places import ZOO
+from gear_studio.runs import Run
 from gear_studio.studies.reproduce import GENERATORS, TOKENIZERS
-from gear_studio.runs import ZOO, Run
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+from gear_studio.studies.tables import markdown_table
 
 
 def with_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
@@ -56,7 +52,7 @@ def teacher_table(folder: Path) -> str:
         ]
         for key, label in (("teacher", "tiny teacher"), ("random", "the same ViT, random weights"))
     ]
-    probes = table(["linear probe on held-out patches (%)", *tasks], rows)
+    probes = markdown_table(["linear probe on held-out patches (%)", *tasks], rows)
     each = ", ".join(f"{name} {100 * attributes[name]:.1f} %" for name in (*ATTRIBUTES, "all"))
     accuracy = f"The judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
     text = f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
@@ -97,7 +93,7 @@ def tokenizer_table(runs: dict[str, Run]) -> str:
         f"images are at FD {e['real_fd']:.2f}; of the images themselves the judge names "
         f"{100 * e['judge_accuracy']['real']:.2f} % right."
     )
-    return f"{table(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def generator_table(runs: dict[str, Run]) -> str:
@@ -116,7 +112,7 @@ def generator_table(runs: dict[str, Run]) -> str:
             ]
         )
     header = ["generator", "NTP (nats/token)", "alignment (-cos)", "FD", "FD, guidance 1.5"]
-    return table([*header, "tokenizer's rFD"], rows)
+    return markdown_table([*header, "tokenizer's rFD"], rows)
 
 
 def agreement_table(runs: dict[str, Run]) -> str:
@@ -128,7 +124,7 @@ def agreement_table(runs: dict[str, Run]) -> str:
     if seeds > 1:
         note = f"± is the standard deviation over {seeds} sampling seeds, here of {note}"
     header = ["samples that show the asked class (%)", *(f"guidance {scale}" for scale in scales)]
-    return f"{table(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def speed_table(runs: dict[str, Run]) -> str:
@@ -142,7 +138,7 @@ def speed_table(runs: dict[str, Run]) -> str:
         rows.append(
             [label, *("not reached" if not np.isfinite(r) or r == 0 else f"{r:.2f}x" for r in ratios)]
         )
-    return table(["measure", "gear against baseline", "gear against continued"], rows)
+    return markdown_table(["measure", "gear against baseline", "gear against continued"], rows)
 
 
 def figures(folder: Path, out: Path) -> list[Path]:

@@ -6,8 +6,9 @@ shipped ones: distances in the feature spaces of two teachers do not compare.
 
 from pathlib import Path
 
+from gear_studio.places import ZOO
+from gear_studio.runs import Run
 from gear_studio.training.jobs import Job
-from gear_studio.runs import ZOO, Run
 from gear_studio.training.recipes import BUDGETS, EVALUATION
 
 TOKENIZERS = ("warmup", "continued", "gear")

@@ -21,9 +21,9 @@ from torch import Tensor
 from gear_studio import data, sampling
 from gear_studio.analysis.fidelity import shares
 from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
-from gear_studio.models.generator import Generator
 from gear_studio.data.pictures import to_uint8
 from gear_studio.data.prompts import Asked
+from gear_studio.models.generator import Generator
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gear_studio import data, sampling
-from gear_studio.models import text
 from gear_studio.data import tokens
+from gear_studio.data.pictures import write_grid
+from gear_studio.data.prompts import Asked, Captions, Labels
 from gear_studio.data.stream import skipped, skipped_line
+from gear_studio.files import atomic, read_json, write_json
+from gear_studio.models import text
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import GeneratorConfig
-from gear_studio.data.pictures import write_grid
-from gear_studio.models.pretrained import atomic, read_json, write_json
-from gear_studio.data.prompts import Asked, Captions, Labels
-from gear_studio.runs import Run
 from gear_studio.models.teachers import load_teachers
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.runs import Run
 from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import ARMS, WITHOUT_GENERATOR, Recipe

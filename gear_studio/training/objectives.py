@@ -18,11 +18,6 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return x
 
 
-def entropy(p: Tensor) -> Tensor:
-    """H(p) in nats over the last axis; probabilities are kept above 1e-5 inside the logarithm."""
-    return -(p * p.clamp_min(1e-5).log()).sum(-1)
-
-
 ENTROPY_TEMPERATURE = 0.01
 
 

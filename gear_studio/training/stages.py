@@ -39,22 +39,14 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gear_studio import readout
-from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss, alignment_target
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.models.discriminator import Discriminator, hinge_loss
 from gear_studio.models.generator import Generator
-from gear_studio.training.objectives import (
-    entropy_loss,
-    mean_assignment,
-    mean_over_processes,
-    next_token_loss,
-    perceptual_loss,
-    straight_through_next_token_loss,
-)
 from gear_studio.models.perceptual import LPIPS
-from gear_studio.readout import Assignment
+from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss, alignment_target
 from gear_studio.models.teachers import SHIPPED, Teacher
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.readout import Assignment
 from gear_studio.training.execution import (
     WHOLE,
     Execution,
@@ -64,6 +56,14 @@ from gear_studio.training.execution import (
     prepare_tokenizer,
     shard,
     whole,
+)
+from gear_studio.training.objectives import (
+    entropy_loss,
+    mean_assignment,
+    mean_over_processes,
+    next_token_loss,
+    perceptual_loss,
+    straight_through_next_token_loss,
 )
 from gear_studio.training.recipes import WEIGHT_DECAY, WITHOUT_GENERATOR, Recipe
 

@@ -31,9 +31,9 @@ from torch import nn
 from tqdm import tqdm
 
 from gear_studio import data
-from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.analysis.probes import probe_patches
-from gear_studio.models.pretrained import atomic, read_json, write_json
+from gear_studio.files import atomic, read_json, write_json
+from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 
 NOTE = (

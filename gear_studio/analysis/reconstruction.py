@@ -1,0 +1,18 @@
+"""How alike a picture and its reconstruction are, pixel by pixel."""
+
+import torch
+from torch import Tensor
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, for values in [-1, 1]. (B, 3, H, W) twice -> (B,)."""
+    return 10 * torch.log10(4 / (images - reference).square().flatten(1).mean(1))
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004; Gaussian window of 11 px, sigma 1.5), at most 1.
+    (B, 3, H, W) in [-1, 1] twice -> (B,)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as measure
+
+    # As brightness from 0 to 1: the measure compares means relative to black.
+    return measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")

@@ -1,0 +1,46 @@
+"""Small files: written whole or not at all, read with errors that name them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of `path`; it takes the name only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict:
+    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a
+    run"."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """An error's text as one line of at most 300 characters, or the name of its type where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."

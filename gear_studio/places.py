@@ -1,0 +1,19 @@
+"""Where shipped things lie, and how a name becomes a folder."""
+
+from pathlib import Path
+
+ZOO = Path(__file__).parent / "zoo"
+STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+
+
+def find_folder(name_or_folder: str | Path) -> Path:
+    """A folder as given, or the folder of a shipped Run by name.
+
+    Raises FileNotFoundError listing the shipped names."""
+    for folder in (Path(name_or_folder), ZOO / name_or_folder):
+        if folder.is_dir():
+            return folder
+    shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
+    raise FileNotFoundError(
+        f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
+    )

@@ -1,0 +1,108 @@
+"""Every figure, once, in one style: matplotlib Figures for charts, PIL images for pictures and token maps.
+
+    style.py    colours, typeface and settings that all share
+    charts.py   measures against steps, seeds, blocks and temperatures
+    maps.py     one picture's tokens and patches
+    sheets.py   many pictures
+
+Notable here:
+- Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
+- Pictures and token maps are enlarged without smoothing, cell for cell: a click or a look finds its token.
+- Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
+  states a map's scale and unit. Colours of lines mean arms: each has a dash pattern too, so that two that
+  coincide are both seen. Seeds are grey.
+"""
+
+from gear_studio.plots.charts import (
+    against_tau,
+    attention_mask,
+    by_seed,
+    code_map,
+    convergence,
+    curves,
+    encoded_caption,
+    estimate_panels,
+    gradient_matrix,
+    interval_bars,
+    layouts,
+    prompt_scores,
+    speed_ups,
+    token_codes,
+    usage_histogram,
+)
+from gear_studio.plots.maps import (
+    colored,
+    enlarge,
+    grid_map,
+    heat_map,
+    index_map,
+    legend,
+    map_grid,
+    mark,
+    to_rgb,
+    token_maps,
+)
+from gear_studio.plots.sheets import (
+    attention_sheet,
+    patch_gallery,
+    picture_row,
+    sample_grid,
+    sample_sheet,
+    tellings,
+)
+from gear_studio.plots.style import (
+    DASHES,
+    GREYS,
+    INK,
+    MARKERS,
+    OKABE_ITO,
+    PALE,
+    PENDING,
+    STYLE,
+    styled,
+    text_font,
+)
+
+__all__ = [
+    "DASHES",
+    "GREYS",
+    "INK",
+    "MARKERS",
+    "OKABE_ITO",
+    "PALE",
+    "PENDING",
+    "STYLE",
+    "against_tau",
+    "attention_mask",
+    "attention_sheet",
+    "by_seed",
+    "code_map",
+    "colored",
+    "convergence",
+    "curves",
+    "encoded_caption",
+    "enlarge",
+    "estimate_panels",
+    "gradient_matrix",
+    "grid_map",
+    "heat_map",
+    "index_map",
+    "interval_bars",
+    "layouts",
+    "legend",
+    "map_grid",
+    "mark",
+    "patch_gallery",
+    "picture_row",
+    "prompt_scores",
+    "sample_grid",
+    "sample_sheet",
+    "speed_ups",
+    "styled",
+    "tellings",
+    "text_font",
+    "to_rgb",
+    "token_codes",
+    "token_maps",
+    "usage_histogram",
+]

@@ -1,0 +1,238 @@
+"""From Runs to a table."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
+from gear_studio.files import atomic, write_json
+from gear_studio.runs import Run
+from gear_studio.studies.catalogue import Study
+from gear_studio.studies.measures import CURVES, LIKENESS, MEASURES, Measure, last
+from gear_studio.studies.training import FD_SAMPLES
+from gear_studio.studies.world import World
+from gear_studio.training.recipes import (
+    EVALUATION,
+)
+
+
+def by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
+    """Each arm's Runs, in the order of their seeds."""
+    arms: dict[str, list[Run]] = {}
+    for (label, _), run in sorted(runs.items(), key=lambda item: item[0][1]):
+        arms.setdefault(label, []).append(run)
+    return arms
+
+
+def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
+    """One dict an arm and seed: arm, seed, run, the study's measures, and speed-ups where it has controls.
+    None: not measured."""
+    table = []
+    for arm in study.arms:
+        for label, seed in runs:
+            if label == arm.label:
+                run = runs[label, seed]
+                row = {"arm": label, "seed": seed, "run": run.name}
+                row |= {key: MEASURES[key].read(run) for key in study.measures}
+                row |= {key: measure.read(run) for key, measure in LIKENESS.items()}
+                row |= speed_ups({control: runs[control, seed] for control in study.controls}, run)
+                table.append(row)
+    return table
+
+
+def speed_ups(controls: dict[str, Run], run: Run) -> dict[str, float | None]:
+    """Steps each control needs to its own final value over the steps this Run needs to get there, for each
+    of `CURVES`; 0 where it never does, None where it was not measured."""
+    found: dict[str, float | None] = {}
+    for key in CURVES:
+        for name, control in controls.items():
+            both = all(last(key)(each) is not None for each in (control, run))
+            value = speed_up(control.series(key), run.series(key)) if both else None
+            found[f"{key.removeprefix('val_')}_speed_up_over_{name}"] = value
+    return found
+
+
+def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[str]]:
+    """Header and rows: for each arm its speed-up over each control, with its interval where seeds are
+    several."""
+
+    of = by_arm(runs)
+
+    def cell(key: str, control: str, label: str) -> str:
+        pair = of[control], of[label]
+        if any(last(key)(run) is None for side in pair for run in side):
+            return "not measured"
+        controls, arms = ([run.series(key) for run in side] for side in pair)
+        if len(arms) > 1:
+            return str(speed_up_over_seeds(controls, arms))
+        ratio = speed_up(controls[0], arms[0])
+        return f"{ratio:.2f}x" if ratio else "not reached"
+
+    pairs = [(key, control) for key in CURVES for control in study.controls]
+    titles = {"val_ntp": "NTP", "val_alignment": "alignment", "val_fd": "FD"}
+    header = [study.varies, *(f"{titles[key]}, over {control}" for key, control in pairs)]
+    return [header, *([arm.label, *(cell(*pair, arm.label) for pair in pairs)] for arm in study.arms)]
+
+
+def beside(table: Sequence[dict], arm: str, other: str, key: str) -> tuple[str, str]:
+    """How a measure of one arm lies beside another's: ("above" or "below", "in every seed" or "in 2 of 3
+    seeds"). Compared are the arms of one seed, which share their warm-up and their pictures.
+
+    table: `rows`. Where neither has more: ("equal to", "in every seed") or ("above and below", "in as many
+    seeds"). Raises ValueError where a seed has only one of the two."""
+    ours, theirs = ({row["seed"]: row[key] for row in table if row["arm"] == each} for each in (arm, other))
+    if ours.keys() != theirs.keys() or None in [*ours.values(), *theirs.values()]:
+        raise ValueError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
+    above = sum(ours[seed] > theirs[seed] for seed in ours)
+    below = sum(ours[seed] < theirs[seed] for seed in ours)
+    if above == below:
+        return ("above and below", "in as many seeds") if above else ("equal to", "in every seed")
+    most = max(above, below)
+    often = "in every seed" if most == len(ours) else f"in {most} of {len(ours)} seeds"
+    return ("above" if above > below else "below"), often
+
+
+def tokenizer_changes(runs: Sequence[Run]) -> list[dict]:
+    """How much more like the teacher tokenizers are than their controls of the same seed, in CKA of z and of
+    c_q, patch by patch.
+
+    runs: generators as `shipped` finds them, whose evaluations measured their tokenizers; a warm-up's is
+    there where some generator was trained on it. One dict a tokenizer and seed: `arm` (its Run's name
+    without the seed), `seed`, `z_cka_over_CONTROL`, `c_q_cka_over_CONTROL`. warmup: the tokenizer that this
+    one was trained from. continued: the arm, of the same quantizer; None for itself, and where it was not
+    trained."""
+    tokenizers = {run.parent.name: run.parent for run in runs}
+    measured = {
+        run.parent.name: {key: LIKENESS[key].read(run) for key in ("z_cka", "c_q_cka")} for run in runs
+    }
+    table = []
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.parent is None:
+            continue
+        arm, _, seed = name.rpartition("-s")
+        quantizer = tokenizer.config["recipe"]["tokenizer"]["quantizer"]
+        continued = f"continued-s{seed}" if quantizer == "vq" else f"continued-{quantizer}-s{seed}"
+        row = {"arm": arm, "seed": int(seed)}
+        for control, other in {"warmup": tokenizer.parent.name, "continued": continued}.items():
+            of_control = measured.get(other) if other != name else None
+            for key, value in measured[name].items():
+                row[f"{key}_over_{control}"] = value - of_control[key] if of_control else None
+        table.append(row)
+    return table
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def over_seeds(values: list[float | None], write: Callable[[float], str]) -> str:
+    """Median, and minimum to maximum where there are several seeds."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "not measured"
+    text = write(float(np.median(known)))
+    return f"{text} ({write(min(known))} to {write(max(known))})" if len(known) > 1 else text
+
+
+def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
+    """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
+    table = rows(study, runs)
+
+    def over_arms(measures: dict[str, Measure]) -> str:
+        lines = []
+        for arm in study.arms:
+            of_arm = [row for row in table if row["arm"] == arm.label]
+            cells = [
+                over_seeds([row[key] for row in of_arm], lambda v, m=measure: f"{v:.{m.digits}f}")
+                for key, measure in measures.items()
+            ]
+            lines.append([arm.label, str(len(of_arm)), *cells])
+        return markdown_table(
+            [study.varies, "seeds", *(measure.label for measure in measures.values())], lines
+        )
+
+    seeds = ", ".join(map(str, sorted({seed for _, seed in runs})))
+    parts = [f"## {study.name}", study.question]
+    parts.append(over_arms({key: MEASURES[key] for key in study.measures}))
+    parts.append(
+        f"Median over training seeds ({seeds}), in brackets the least and the most. {study.note}".strip()
+    )
+    parts += ["How like the teacher's the features are, patch by patch:", over_arms(LIKENESS)]
+    if study.controls:
+        parts.append(
+            "Steps a control needs to its own final value, over the steps to get there; of several seeds the "
+            "median, in brackets a bootstrap's 95 % interval over seeds, which is rough when they are few."
+        )
+        header, *lines = speed_up_table(study, runs)
+        parts.append(markdown_table(header, lines))
+    if study.paper:
+        parts.append(
+            markdown_table(
+                ["measure, on the paper's own data", "paper"], list(map(list, study.paper.items()))
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, ...] = ()) -> dict:
+    """What was asked of a study: its world, seeds, values set on top, and the recipe of each stage."""
+    return {
+        "study": study.name,
+        "source": world.source,
+        "folder": str(Path(world.folder).absolute()) if world.folder else None,
+        "recipe_name": world.recipe,
+        "budget": world.budget,
+        "seeds": list(seeds),
+        "set": list(extra),
+        "fd_samples": {"table": EVALUATION[world.budget][0], "curves": FD_SAMPLES[world.budget]},
+        "recipe": {stage: world.stage(stage).asdict() for stage in ("warmup", "joint", "generator")},
+    }
+
+
+def told(asked: dict) -> str:
+    """A record in a sentence."""
+    steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in asked["recipe"].items())
+    recipe = asked["recipe"]["generator"]
+    settings = f" Set on top: {', '.join(asked['set'])}." if asked["set"] else ""
+    world = World.recorded(asked)
+    own = f"Budget {world.budget}" if world.recipe == "small" else f"Recipe {world.recipe}"
+    source = "" if world.source == "shapes" else f", source {world.source}"
+    return (
+        f"{own}{source}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
+        f"{recipe['batch_size']} images each, of {recipe['tokenizer']['image_size']} px; "
+        f"{recipe['tokenizer']['codes']:,} codes; a generator of {recipe['generator']['blocks']} blocks, "
+        f"{recipe['generator']['dim']} wide. FD is of {asked['fd_samples']['table']:,} samples, against "
+        f"steps of {asked['fd_samples']['curves']:,}.{settings}"
+    )
+
+
+def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: dict) -> str:
+    """Write table.csv, summary.md, record.json and figure.png into `folder`; returns what to print. asked: a
+    `record`."""
+    from gear_studio import plots
+
+    table = rows(study, runs)
+    text = f"{summary(study, runs)}\n\n{told(asked)}"
+    write_json(folder / "record.json", asked)
+    with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    with atomic(folder / "summary.md") as temporary:
+        temporary.write_text(text + "\n")
+    if study.shown:
+        labels = {key: MEASURES[key].label for key in study.shown}
+        figure = plots.by_seed(table, labels, study.varies)
+    else:
+        known = {
+            k: label for k, label in CURVES.items() if any(last(k)(run) is not None for run in runs.values())
+        }
+        figure = plots.curves(by_arm(runs), known)
+    with atomic(folder / "figure.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    names = ("table.csv", "summary.md", "record.json", "figure.png")
+    return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)
