@@ -1,0 +1,153 @@
+"""A training asked for, as one value: the command line, studies and the app all make it, the loop takes it.
+
+`Training.command` is the one place that turns it into words, and tyro, reading the fields below, the one that
+turns words into it: the two are inverses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from gear_studio.data import SOURCES
+from gear_studio.models.tokenizer import PRESETS, preset
+from gear_studio.training.execution import Execution
+from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, STAGES, Recipe, captioned, change, named
+
+if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
+    SourceName = StageName = ArmName = BudgetName = TokenizerName = str
+    RecipeName = str | Recipe
+else:
+    SourceName, StageName, BudgetName = Literal[*SOURCES], Literal[*STAGES], Literal[*BUDGETS]
+    ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
+    TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage of one training. What is left out follows from the rest: the arm, the run's folder, and the
+    run it builds on.
+
+    Raises ValueError for an arm that the stage does not have."""
+
+    source: Positional[SourceName]
+    """What to train on: the embedded world, real handwritten digits, a folder of pictures by class, or
+    WebDataset shards."""
+    stage: StageName = "warmup"
+    """warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen tokenizer)."""
+    arm: ArmName | None = None
+    """What is compared: baseline, gear, continued, or one of the ablations straight-through, soft-ntp and
+    latent. Default: gear, or warmup for the warm-up."""
+    recipe: RecipeName = "small"
+    """small, or one of the paper's; `gear-studio recipe NAME` prints it."""
+    seed: int = 0
+    """Decides weights, images and dropout."""
+    out: Path | None = None
+    """The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED."""
+    parent: Path | None = None
+    """The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for the
+    warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to start
+    from; its discriminator is new."""
+    folder: Path | None = None
+    """For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source `shards`: a
+    folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'."""
+    budget: BudgetName = "shipped"
+    """Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps."""
+    steps: int | None = None
+    """Steps, instead of the recipe's."""
+    batch_size: int | None = None
+    """Images a step over all processes, instead of the recipe's."""
+    tokenizer: TokenizerName | None = None
+    """What the warm-up trains instead of the recipe's tokenizer. Given to the later stages too, it finds the
+    runs: runs/SOURCE-TOKENIZER-STAGE-..."""
+    condition: Literal["class", "caption"] | None = None
+    """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
+    .txt beside each picture). Default: the recipe's. The run is called runs/SOURCE-caption-STAGE-... and
+    builds on the same tokenizers."""
+    set: tuple[str, ...] = ()
+    """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
+    generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate or
+    sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes ten crops
+    of every picture ahead, once a tokenizer."""
+    teacher_weights: tuple[Path, ...] = ()
+    """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
+    teachers one for each."""
+    workers: int | None = None
+    """Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0."""
+    execution: OmitArgPrefixes[Execution] = Execution()
+    """How steps are computed."""
+    extend: bool = False
+    """Go on with a run that was asked for fewer steps, finished or not, as if it had been asked for these."""
+
+    def __post_init__(self):
+        if self.stage not in STAGES:
+            raise ValueError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
+        arm = self.arm or ("warmup" if self.stage == "warmup" else "gear")
+        if arm not in ARMS[self.stage]:
+            raise ValueError(
+                f"stage {self.stage} has no arm {arm!r}; choose one of {', '.join(ARMS[self.stage])}"
+            )
+        self._complete("arm", arm)
+        label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
+        asked_by = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
+        self._complete("out", Path(self.out or Path("runs") / self._run_name(label + asked_by, self.stage)))
+        if self.parent is None and self.stage != "warmup":
+            built_on = "joint" if self.stage == "generator" and arm != "baseline" else "warmup"
+            self._complete("parent", self.out.parent / self._run_name(label, built_on))
+
+    def _complete(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
+
+    def _run_name(self, label: str, stage: str) -> str:
+        arm = "" if stage == "warmup" else f"-{self.arm}"
+        return f"{label}-{stage}{arm}-s{self.seed}"
+
+    @cached_property
+    def resolved(self) -> Recipe:
+        """The recipe with everything that is set on top of it.
+
+        Raises ValueError for a recipe, budget or setting that does not exist, and for classes asked of a
+        recipe of captions."""
+        if isinstance(self.recipe, Recipe):
+            recipe = self.recipe
+        else:
+            recipe = named(self.recipe, self.stage, self.budget)
+        changes = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "tokenizer": preset(self.tokenizer) if self.tokenizer else None,
+        }
+        recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+        if self.condition == "class" and recipe.text_encoder:
+            raise ValueError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
+        if self.condition == "caption":
+            recipe = captioned(recipe)
+        for setting in self.set:
+            recipe = change(recipe, *setting.partition("=")[::2])
+        if self.teacher_weights:  # absolute, so that the run finds them again from anywhere
+            files = tuple(str(Path(file).resolve()) for file in self.teacher_weights)
+            recipe = replace(recipe, teacher_weights=files)
+        return recipe
+
+    def command(self) -> list[str]:
+        """The words after `gear-studio` that ask for the same.
+
+        Raises ValueError for a recipe that was made in Python and has no name."""
+        if isinstance(self.recipe, Recipe):
+            raise ValueError("a recipe made in Python has no name to write on a command line; give its name")
+        words = ["train", self.source]
+        for value, of in ((self, Training), (self.execution, Execution)):
+            for field in fields(of):
+                given, option = getattr(value, field.name), "--" + field.name.replace("_", "-")
+                if field.name in ("source", "execution") or given in (field.default, ()):
+                    continue
+                words += [option] if given is True else [option, *_words(given)]
+        return words
+
+
+def _words(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
