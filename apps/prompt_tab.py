@@ -192,7 +192,7 @@ def _draw(studio, names, text, control, count, guidance, temperature, top_k, top
     sides = []
     for name in names:
         given, generator = studio.runs[name].encode(captions), studio.generator(name)
-        stream = sampling.stream(generator, given, scale, temperature, top_k, top_p, seed, numbers)
+        stream = sampling.sample_by_row(generator, given, scale, temperature, top_k, top_p, seed, numbers)
         sides.append(_sheets(studio, name, stream, count))
     notes, blank = _notes(studio, names, text), (None,) * len(names)
     title = f"Control: the same random numbers, asked for “{other}”" if control else ""

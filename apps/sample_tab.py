@@ -85,7 +85,9 @@ def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed
             raise ValueError(f"Run {name} does not know the class {label!r}; it knows {', '.join(classes)}.")
         number = generator.condition.null if label == ANY else classes.index(label)
         condition = torch.full((count,), number)
-        streams.append(sampling.stream(generator, condition, scale, temperature, int(top_k), top_p, seed))
+        streams.append(
+            sampling.sample_by_row(generator, condition, scale, temperature, int(top_k), top_p, seed)
+        )
     captions = [drawn_by(name, label, scale, seed) for name in names]
     for rows in together([_sheets(studio, *side) for side in zip(names, streams, strict=True)]):
         (*_, (done, tokens)) = (place for _, place in rows)

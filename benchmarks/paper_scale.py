@@ -41,7 +41,7 @@ from gear_studio.readout import Assignment
 from gear_studio.training.execution import Execution, prepare_tokenizer
 from gear_studio.training.loop import Meter, device_name
 from gear_studio.training.objectives import next_token_loss, perceptual_loss
-from gear_studio.training.recipes import Recipe, named
+from gear_studio.training.recipes import Recipe, recipe_of
 from gear_studio.training.stages import Stage, frozen
 
 WARM_UP = 5  # steps that are not counted: compilation, choice of kernels, first allocations
@@ -124,7 +124,7 @@ class Plain:
 
 def paper(batch: int) -> tuple[Recipe, TeacherConfig]:
     """The recipe, and a teacher of DINOv2 ViT-B/14's shape on 224 px."""
-    recipe = replace(named("imagenet-b-vq", "joint"), batch_size=batch)
+    recipe = replace(recipe_of("imagenet-b-vq", "joint"), batch_size=batch)
     return recipe, TeacherConfig(image_size=224, patch_size=14, dim=768, depth=12, heads=12)
 
 

@@ -22,7 +22,7 @@ from gear_studio import data
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training.loop import device_name
-from gear_studio.training.recipes import small
+from gear_studio.training.recipes import small_recipe
 from gear_studio.training.stages import Stage
 
 WARM_UP = 3
@@ -30,7 +30,7 @@ WARM_UP = 3
 
 def step_seconds(stage: str, steps: int, accelerator: Accelerator) -> tuple[list[float], int]:
     """Seconds of each of `steps` steps, and the images in one."""
-    recipe = small(stage)
+    recipe = small_recipe(stage)
     arm = "warmup" if stage == "warmup" else "gear"
     training = Stage(stage, arm, recipe, Teacher.random(), accelerator, Tokenizer(recipe.tokenizer))
     batch = data.load("shapes").read(range(recipe.batch_size))

@@ -14,7 +14,15 @@ import tyro
 
 from gear_studio.models.tokenizer import preset
 from gear_studio.studies import STUDIES
-from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, captioned, change, lines, named
+from gear_studio.training.recipes import (
+    ARMS,
+    BUDGETS,
+    NAMES,
+    recipe_lines,
+    recipe_of,
+    with_captions,
+    with_setting,
+)
 
 Positional = tyro.conf.Positional
 Stage = Literal["warmup", "joint", "generator"]
@@ -108,14 +116,14 @@ def train(
     from gear_studio.training.loop import train as run_training
 
     arm = arm or ("warmup" if stage == "warmup" else "gear")
-    recipe = named(recipe_name, stage, budget)
+    recipe = recipe_of(recipe_name, stage, budget)
     changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
     if condition == "class" and recipe.text_encoder:
         raise ValueError(f"recipe {recipe_name} is one of captions; choose another for --condition class")
-    recipe = captioned(recipe) if condition == "caption" else recipe
+    recipe = with_captions(recipe) if condition == "caption" else recipe
     for assignment in set or []:
-        recipe = change(recipe, *assignment.partition("=")[::2])
+        recipe = with_setting(recipe, *assignment.partition("=")[::2])
     if teacher_weights:  # absolute, so that the run finds them again from anywhere
         recipe = dataclasses.replace(recipe, teacher_weights=tuple(str(p.resolve()) for p in teacher_weights))
     label = f"{source}-{tokenizer}" if tokenizer else source
@@ -163,7 +171,7 @@ def recipe(
         stage: warmup, joint or generator.
         budget: Of the small recipe.
     """
-    print("\n".join(lines(name, stage, named(name, stage, budget))))
+    print("\n".join(recipe_lines(name, stage, recipe_of(name, stage, budget))))
 
 
 def supervise(

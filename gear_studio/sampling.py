@@ -52,7 +52,7 @@ def uniforms(seed: int, batch: int, length: int, first: int | Sequence[int] = 0)
 
 
 @torch.no_grad()
-def stream(
+def sample_by_row(
     gen: Generator,
     condition: Tensor,
     cfg_scale: float = 1.5,
@@ -133,5 +133,5 @@ def sample(
     and top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1,
     s = 1.5 or 1.0). first: the number of the first picture, so that a slice of a long series gets the
     pictures that the whole series would have there."""
-    *_, last = stream(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
+    *_, last = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
     return last.indices

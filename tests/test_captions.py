@@ -118,7 +118,7 @@ def test_without_guidance_and_with_none_worth_the_name_samples_are_the_same(gen)
 
 
 def test_guidance_leads_away_from_the_null_caption(gen):
-    *_, last = sampling.stream(gen, GIVEN, cfg_scale=2.0, temperature=0)
+    *_, last = sampling.sample_by_row(gen, GIVEN, cfg_scale=2.0, temperature=0)
     conditional = logits(gen, last.indices, GIVEN)
     null = logits(gen, last.indices, gen.condition.nulls(4))
     assert not torch.allclose(conditional, null)

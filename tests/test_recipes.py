@@ -78,7 +78,7 @@ def test_the_printed_recipe_is_the_paper_s_line_by_line(size, quantizer, stage, 
 @pytest.mark.parametrize("stage", STEPS)
 def test_what_is_printed_is_what_training_is_given(stage, monkeypatch, capsys):
     """Every field of the recipe is printed; optimizers, averages and modules are made of them."""
-    recipe = recipes.named("imagenet-b-vq", stage)
+    recipe = recipes.recipe_of("imagenet-b-vq", stage)
     _, found = printed("imagenet-b-vq", stage, monkeypatch, capsys)
     for key, value in recipe.asdict().items():
         parts = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
@@ -108,12 +108,12 @@ def test_what_is_printed_is_what_training_is_given(stage, monkeypatch, capsys):
 @pytest.mark.parametrize(("size", "millions"), [("b", 111), ("l", 343), ("xl", 775)])
 def test_the_generators_have_the_paper_s_number_of_weights(size, millions):
     with torch.device("meta"):
-        generator = Generator(recipes.named(f"imagenet-{size}-vq", "generator").generator)
+        generator = Generator(recipes.recipe_of(f"imagenet-{size}-vq", "generator").generator)
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def test_the_small_recipe_is_the_one_that_trains_when_none_is_named(monkeypatch, capsys):
-    assert recipes.named("small", "joint", "quick") == recipes.small("joint", "quick")
+    assert recipes.recipe_of("small", "joint", "quick") == recipes.small_recipe("joint", "quick")
     _, found = printed("small", "warmup", monkeypatch, capsys)
     assert found["tokenizer.image_size"] == "64" and found["teacher"] == "tiny" and "images" not in found
 
@@ -139,8 +139,8 @@ def test_recipes_that_do_not_exist_are_refused():
     with pytest.raises(
         ValueError, match="unknown recipe 'imagenet-s-vq'; choose one of small, imagenet-b-vq"
     ):
-        recipes.named("imagenet-s-vq", "joint")
+        recipes.recipe_of("imagenet-s-vq", "joint")
     with pytest.raises(ValueError, match="unknown stage 'cool-down'"):
-        recipes.named("imagenet-b-vq", "cool-down")
+        recipes.recipe_of("imagenet-b-vq", "cool-down")
     with pytest.raises(ValueError, match="budget 'quick' is of the small recipe"):
-        recipes.named("imagenet-b-vq", "joint", "quick")
+        recipes.recipe_of("imagenet-b-vq", "joint", "quick")

@@ -54,7 +54,7 @@ def test_guidance_matters_but_a_scale_of_one_is_none(gen):
 
 
 def test_stream_yields_every_row_and_ends_with_what_sample_returns(gen):
-    steps = list(sampling.stream(gen, LABELS, seed=7, temperature=0.9, top_k=20, top_p=0.9))
+    steps = list(sampling.sample_by_row(gen, LABELS, seed=7, temperature=0.9, top_k=20, top_p=0.9))
     assert [step.done for step in steps] == [4, 8, 12, 16]
     final = sampling.sample(gen, LABELS, seed=7, temperature=0.9, top_k=20, top_p=0.9)
     assert torch.equal(steps[-1].indices, final)
@@ -64,7 +64,7 @@ def test_stream_yields_every_row_and_ends_with_what_sample_returns(gen):
 
 
 def test_reported_log_probabilities_and_entropies_are_those_of_the_guided_model(gen):
-    *_, last = sampling.stream(gen, LABELS, cfg_scale=2.0, temperature=0.5, top_k=5, seed=1)
+    *_, last = sampling.sample_by_row(gen, LABELS, cfg_scale=2.0, temperature=0.5, top_k=5, seed=1)
     conditional = full_logits(gen, last.indices, LABELS)
     null = full_logits(gen, last.indices, torch.full_like(LABELS, 10))
     log_p = (null + 2 * (conditional - null)).log_softmax(-1)
@@ -132,7 +132,9 @@ def test_top_p_counts_the_mass_that_top_k_left():
 def test_draws_follow_the_distribution(temperature, top_k):
     gen = tiny.generator(codes=6)
     count = 3000
-    first = next(sampling.stream(gen, torch.full((count,), 2), 1.0, temperature, top_k, seed=0)).indices[:, 0]
+    first = next(
+        sampling.sample_by_row(gen, torch.full((count,), 2), 1.0, temperature, top_k, seed=0)
+    ).indices[:, 0]
     with torch.no_grad():
         logits = full_logits(gen, torch.zeros(1, 16, dtype=torch.long), torch.tensor([2]))[0, 0]
     p = sampling.filter_logits(logits[None] / temperature, top_k)[0].softmax(-1).double()
@@ -166,7 +168,7 @@ def test_the_generator_is_left_in_the_mode_it_was_in(training):
     gen = tiny.generator().train(training)
     sampling.sample(gen, LABELS, seed=0)
     assert gen.training == gen.condition.training == training
-    rows = sampling.stream(gen, LABELS, seed=0)
+    rows = sampling.sample_by_row(gen, LABELS, seed=0)
     next(rows)
     assert not gen.training
     rows.close()

@@ -29,7 +29,7 @@ from gear_studio.places import ZOO
 from gear_studio.runs import Run
 from gear_studio.studies import STUDIES, Arm, Study, World, chain
 from gear_studio.training import jobs, loop
-from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, named, small
+from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, recipe_of, small_recipe
 
 SMALL = ("generator.dim=32", "generator.blocks=3")  # of what every test trains here
 PLUMBING = Study(
@@ -71,7 +71,7 @@ def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same()
 
 def test_the_recipe_s_own_value_of_a_sweep_is_the_run_that_all_have():
     for name, field in (("temperature", "tau"), ("lambda", "alignment_weight")):
-        own = f"{getattr(small('joint'), field):g}"
+        own = f"{getattr(small_recipe('joint'), field):g}"
         (arm,) = [arm for arm in STUDIES[name].arms if arm.label == own]
         assert [t.name for t in chain(arm)] == ["warmup", "gear", "generator-gear"]
 
@@ -98,7 +98,7 @@ def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_a
             assert done.issuperset(job.needs) and job.name not in done
             done.add(job.name)
             for setting in [word for word in job.command if word.startswith("fd_every=")]:
-                recipe = small(job.command[job.command.index("--stage") + 1], budget)
+                recipe = small_recipe(job.command[job.command.index("--stage") + 1], budget)
                 assert int(setting.removeprefix("fd_every=")) % recipe.log_every == 0
 
 
@@ -163,7 +163,7 @@ def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say(asked, tmp_path, 
     for name, recipe in recipes.items():
         stage = asked[f"{name}-s0"][0]
         curves = {"fd_every": recipe.steps // 8} if recipe.fd_every else {}
-        own = replace(named("imagenet-b-vq", stage), **curves)
+        own = replace(recipe_of("imagenet-b-vq", stage), **curves)
         if "=" not in name and name not in ("warmup-lfq", "warmup-ibq"):
             assert recipe == own and recipe.teacher == "dinov2-b"
     assert {name for name, recipe in recipes.items() if recipe.fd_every} == {
@@ -171,7 +171,7 @@ def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say(asked, tmp_path, 
         *(f"generator-{arm}" for arm in ("baseline", "continued", "gear")),
     }
     for quantizer in ("lfq", "ibq"):
-        assert recipes[f"warmup-{quantizer}"] == named(f"imagenet-b-{quantizer}", "warmup")
+        assert recipes[f"warmup-{quantizer}"] == recipe_of(f"imagenet-b-{quantizer}", "warmup")
     # Lambda is 1 in the small recipe and 0.5 in the paper's: what is set and what is not changes places.
     weights = {"gear": 0.5, "gear-alignment_weight=1.0": 1.0, "gear-alignment_weight=4.0": 4.0}
     assert {name: recipes[name].alignment_weight for name in weights} == weights

@@ -178,16 +178,16 @@ def test_training_on_a_language_model_s_features(qwen, trained, teacher_folder, 
 def test_samples_are_asked_for_every_class_or_every_caption_in_turn():
     world = data.load("shapes", "val", captions=True)
     encoder = Words()
-    asked = prompts.Captions(encoder, world, [7, 3])
-    assert torch.equal(asked.numbered(range(1, 4)), encoder([world.captions([i])[0] for i in (3, 7, 3)]))
-    assert asked.told(range(1, 4)) == [world.captions([i])[0] for i in (3, 7, 3)]
-    assert torch.equal(asked.of(world.read([5])), encoder(world.captions([5])))
-    written = prompts.Written(encoder, ["a ring", "a star"])
-    assert written.told([1, 2]) == ["a star", "a ring"]
-    assert torch.equal(written.numbered([1, 2]), encoder(["a star", "a ring"]))
-    labels = prompts.Labels(3)
-    assert labels.numbered(range(2, 5)).tolist() == [2, 0, 1]
-    assert torch.equal(labels.of(world.read([5])), world.read([5])["label"])
+    asked = prompts.SourceCaptions(encoder, world, [7, 3])
+    assert torch.equal(asked.for_samples(range(1, 4)), encoder([world.captions([i])[0] for i in (3, 7, 3)]))
+    assert asked.captions(range(1, 4)) == [world.captions([i])[0] for i in (3, 7, 3)]
+    assert torch.equal(asked.of_batch(world.read([5])), encoder(world.captions([5])))
+    written = prompts.WrittenCaptions(encoder, ["a ring", "a star"])
+    assert written.captions([1, 2]) == ["a star", "a ring"]
+    assert torch.equal(written.for_samples([1, 2]), encoder(["a star", "a ring"]))
+    labels = prompts.ClassLabels(3)
+    assert labels.for_samples(range(2, 5)).tolist() == [2, 0, 1]
+    assert torch.equal(labels.of_batch(world.read([5])), world.read([5])["label"])
 
 
 def test_prompt_files_of_every_kind(tmp_path):
@@ -374,4 +374,4 @@ def test_the_recipe_of_text_to_image_is_the_paper_s(monkeypatch, capsys):
         "steps": "390000",
     }
     assert {key: found.get(key) for key in expected} == expected
-    assert recipes.named("gpic-1b", "joint").steps == 400_000
+    assert recipes.recipe_of("gpic-1b", "joint").steps == 400_000

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
-from gear_studio.data.prompts import Labels
+from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import loop, stages
 from gear_studio.training.fd import SampledDistance
-from gear_studio.training.recipes import Recipe, small
+from gear_studio.training.recipes import Recipe, small_recipe
 
 STAGES = {  # name: stage, arm, parent, changes to the recipe
     "warmup": ("warmup", "warmup", None, {"gan_weight": 0.1}),
@@ -160,7 +160,7 @@ def test_validation_sees_all_classes_of_a_finite_source_and_the_start_of_an_endl
 
     def seen(length: int) -> tuple[torch.Tensor, torch.Tensor]:
         found = loop.held_out_batches(
-            Sorted(length), Labels(10), tiny.recipe(validation_images=200), Accelerator(cpu=True)
+            Sorted(length), ClassLabels(10), tiny.recipe(validation_images=200), Accelerator(cpu=True)
         )
         assert [len(images) for images, _ in found] == [64, 64, 64, 8]
         return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -227,7 +227,7 @@ def test_large_pictures_are_measured_few_at_a_time(size, most):
             return {"image": torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)}
 
     read: list[int] = []
-    SampledDistance(Source(), Labels(10), tiny.teacher(), 300, Accelerator(cpu=True))
+    SampledDistance(Source(), ClassLabels(10), tiny.teacher(), 300, Accelerator(cpu=True))
     assert max(read) == most and sum(read) == 300
 
 
@@ -638,9 +638,9 @@ def test_recipes_that_cannot_resume_exactly_or_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="checkpoint_every 5 is not a multiple of log_every 2"):
         Recipe(steps=1, batch_size=1, log_every=2, checkpoint_every=5)
     with pytest.raises(ValueError, match="unknown stage 'cool-down'"):
-        small("cool-down")
+        small_recipe("cool-down")
     with pytest.raises(ValueError, match="unknown budget 'lavish'"):
-        small("warmup", "lavish")
+        small_recipe("warmup", "lavish")
 
 
 def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_folder):

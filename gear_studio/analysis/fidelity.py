@@ -30,7 +30,7 @@ from gear_studio.analysis import agreement
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
 from gear_studio.analysis.likeness import IMAGES, likeness
 from gear_studio.analysis.reconstruction import psnr, ssim
-from gear_studio.analysis.reference import Cache, Reference, of_source, open_reference
+from gear_studio.analysis.reference import Reference, StatisticsCache, of_source, open_reference
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -40,7 +40,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data import PATIENCE, at_once, chosen
 from gear_studio.data.pictures import Series, to_uint8
-from gear_studio.data.prompts import Asked, Captions, Labels, Written, read_prompts
+from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import skipped
 from gear_studio.models import clipscore, dinov2, inception
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -107,7 +107,7 @@ def shares(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
             yield range(begin, min(begin + size, count))
 
 
-class Features:
+class FeatureNetworks:
     """The feature networks that some metrics need: uint8 pictures (B, 3, H, W) on their device -> rows by
     metric.
 
@@ -172,8 +172,8 @@ class Evaluation:
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
         self.batch_size = options.batch_size or at_once(size)
-        self.cache = Cache(options.cache)
-        self.features = Features(
+        self.cache = StatisticsCache(options.cache)
+        self.features = FeatureNetworks(
             options.metrics,
             self.teacher,
             options,
@@ -199,16 +199,18 @@ class Evaluation:
             count = min(options.samples, len(self.source))
             self.numbers = chosen(len(self.source), count)
             self.real = [of_source(self.source, numbers) for numbers in self.numbers]
-        self.asked: Asked = Labels(len(run.config["classes"]))
+        self.conditions: Conditions = ClassLabels(len(run.config["classes"]))
         if options.prompts:
-            self.asked = Written(encoder, [prompt.text for prompt in read_prompts(options.prompts)])
+            self.conditions = WrittenCaptions(
+                encoder, [prompt.text for prompt in read_prompts(options.prompts)]
+            )
         elif encoder:
             if self.source is None:
                 raise ValueError(
                     f"run {run.name} is asked by captions: those of its held-out pictures; name their "
                     "folder, or a file of others with --prompts"
                 )
-            self.asked = Captions(encoder, self.source, self.numbers[0])
+            self.conditions = SourceCaptions(encoder, self.source, self.numbers[0])
         if encoder:
             run.encode([""])  # an imported generator gets its null caption
         self.judge = None
@@ -350,13 +352,13 @@ class Evaluation:
         return likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
 
     def samples(
-        self, count: int, scale: float, seed: int, asked: Asked | None = None
+        self, count: int, scale: float, seed: int, conditions: Conditions | None = None
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's share of `count` samples: number of the first, uint8 pictures, what they were asked
         for: `asked`, or what the Run's own data gives."""
         generator = self.run.generator.to(self.device)
         for part in shares(count, self.batch_size, self.accelerator):
-            given = (asked or self.asked).numbered(part).to(self.device)
+            given = (conditions or self.conditions).for_samples(part).to(self.device)
             indices = sampling.sample(generator, given, cfg_scale=scale, seed=seed, first=part.start)
             yield part.start, to_uint8(self.tokenizer.decode(indices)), given
 
@@ -364,7 +366,7 @@ class Evaluation:
         """The same batches; each picture's CLIPScore with its caption is put into `scores`, by its number."""
         for start, pictures in batches:
             part = range(start, start + len(pictures))
-            scores[part.start : part.stop] = self.clip(pictures, self.asked.told(part))
+            scores[part.start : part.stop] = self.clip(pictures, self.conditions.captions(part))
             yield start, pictures
 
     def generated(self) -> dict:
@@ -403,7 +405,7 @@ class Evaluation:
             for name in figures[0]:
                 result[name + suffix] = spread([one[name] for one in figures])
         result["cfg_scale"] = options.cfg_scale
-        if self.judge and isinstance(self.asked, Labels):
+        if self.judge and isinstance(self.conditions, ClassLabels):
             result["class_agreement"] = {f"{scale:g}": self.agreement(scale) for scale in AGREEMENT_SCALES}
         elif self.judge:
             result["prompts"] = {kind: self.prompted(kind) for kind in agreement.KINDS}
@@ -418,7 +420,10 @@ class Evaluation:
         for seed in range(self.options.seeds):
             said = {name: torch.zeros(len(captions), dtype=torch.long, device=self.device) for name in wanted}
             of = self.samples(
-                len(captions), self.options.cfg_scale, 1000 + seed, Written(self.asked.encoder, captions)
+                len(captions),
+                self.options.cfg_scale,
+                1000 + seed,
+                WrittenCaptions(self.conditions.encoder, captions),
             )
             for start, pictures, _ in of:
                 for name, ids in judge.says(data.to_float(pictures)).items():

@@ -20,7 +20,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from gear_studio import data
 
-Features = Callable[[torch.Tensor], torch.Tensor]
+FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 Probe = Callable[..., float]
 
 
@@ -50,7 +50,7 @@ def knn_probe(train_x, train_y, test_x, test_y, k: int = 20) -> float:
 
 
 def probe_patches(
-    features: Features,
+    features: FeatureFunction,
     seed: int = 0,
     train_images: int = 1500,
     test_images: int = 800,
@@ -77,7 +77,7 @@ def probe_patches(
 
 
 def probe_images(
-    features: Features,
+    features: FeatureFunction,
     seed: int = 0,
     train_images: int = 1500,
     test_images: int = 800,
@@ -95,7 +95,7 @@ def probe_images(
 
 
 def segmentation_iou(
-    features: Features,
+    features: FeatureFunction,
     seed: int = 0,
     train_images: int = 500,
     test_images: int = 400,
@@ -127,7 +127,7 @@ def _pictures(seed: int, train_images: int, test_images: int) -> tuple[range, ra
 
 
 def _batches(
-    features: Features, pictures: range, image_size: int
+    features: FeatureFunction, pictures: range, image_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Features (b,64,d) and truth of some pictures at a time. Raises ValueError for features of another
     shape."""
@@ -146,7 +146,7 @@ def _batches(
 
 
 def _patches(
-    features: Features, pictures: range, patches: int, seed: int, image_size: int
+    features: FeatureFunction, pictures: range, patches: int, seed: int, image_size: int
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng((seed, pictures.start))
     found: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}

@@ -126,7 +126,7 @@ def _of_npz(path: Path) -> Reference:
     return Reference(str(path), count, digest, None if pictures is None else read, statistics)
 
 
-class Cache:
+class StatisticsCache:
     """Statistics and feature points on disk, one .npz each in ADM's layout, written atomically.
 
     folder: default gear-studio/ in the user's cache folder."""

@@ -1,8 +1,7 @@
 """What a generator is asked for, by training and by measurements; and the prompt files of benchmarks.
 
-`Labels` and `Captions` have one interface: `of` a batch of pictures, what these show; and `numbered`, for
-samples: every class in turn, or the captions of held-out pictures, in order. Captions are also `told`, as
-text.
+All `Conditions` have one interface: `of_batch`, what a batch of pictures shows; and `for_samples`, what
+samples are asked for: every class in turn, or captions in order. Those of captions also give them as text.
 """
 
 import functools
@@ -21,58 +20,58 @@ from gear_studio.data.pictures import to_uint8, write_grid, write_png
 from gear_studio.models.text import TextEncoder, split
 
 
-class Asked(Protocol):
-    def of(self, batch: dict) -> Tensor:
+class Conditions(Protocol):
+    def of_batch(self, batch: dict) -> Tensor:
         """What the pictures of a source's batch show, as a generator's `condition` takes it."""
         ...
 
-    def numbered(self, numbers: Sequence[int]) -> Tensor:
+    def for_samples(self, numbers: Sequence[int]) -> Tensor:
         """What samples of these numbers are asked for."""
         ...
 
 
-class Labels:
+class ClassLabels:
     def __init__(self, classes: int):
         self.classes = classes
 
-    def of(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: dict) -> Tensor:
         return batch["label"]
 
-    def numbered(self, numbers: Sequence[int]) -> Tensor:
+    def for_samples(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(list(numbers)) % self.classes
 
 
-class Captions:
+class SourceCaptions:
     """chosen: the source's pictures whose captions are asked for, in this order; None is all of them."""
 
     def __init__(self, encoder: TextEncoder, source: Source, chosen: Sequence[int] | None = None):
         self.encoder, self.source = encoder, source
         self.chosen = range(len(source)) if chosen is None else chosen
 
-    def of(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: dict) -> Tensor:
         return self.encoder(batch["caption"])
 
-    def numbered(self, numbers: Sequence[int]) -> Tensor:
-        return self.encoder(self.told(numbers))
+    def for_samples(self, numbers: Sequence[int]) -> Tensor:
+        return self.encoder(self.captions(numbers))
 
-    def told(self, numbers: Sequence[int]) -> list[str]:
+    def captions(self, numbers: Sequence[int]) -> list[str]:
         return self.source.captions([self.chosen[number % len(self.chosen)] for number in numbers])
 
 
-class Written:
+class WrittenCaptions:
     """Captions that are written out, in this order."""
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str]):
-        self.encoder, self.captions = encoder, captions
+        self.encoder, self.texts = encoder, captions
 
-    def of(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: dict) -> Tensor:
         return self.encoder(batch["caption"])
 
-    def numbered(self, numbers: Sequence[int]) -> Tensor:
-        return self.encoder(self.told(numbers))
+    def for_samples(self, numbers: Sequence[int]) -> Tensor:
+        return self.encoder(self.captions(numbers))
 
-    def told(self, numbers: Sequence[int]) -> list[str]:
-        return [self.captions[number % len(self.captions)] for number in numbers]
+    def captions(self, numbers: Sequence[int]) -> list[str]:
+        return [self.texts[number % len(self.texts)] for number in numbers]
 
 
 # Words

@@ -61,7 +61,7 @@ class Shards(Pictures):
         self.image_size = image_size
         self.with_captions = captions
         self.skipped: set[str] = set()
-        self._shards = find(self.folder)
+        self._shards = find_shards(self.folder)
         tables = list(indexed(self._shards))
         if not captions:
             for shard, table in zip(self._shards, tables, strict=True):
@@ -170,7 +170,7 @@ class Shards(Pictures):
         return held_out(keys, split)
 
 
-def find(folder: Path) -> list[Path]:
+def find_shards(folder: Path) -> list[Path]:
     """The shards that a folder or pattern stands for, in order. Raises ValueError when there are none."""
     expected = "expected a folder of .tar files or a pattern like 'PATH/{000000..000099}.tar'"
     shards = []

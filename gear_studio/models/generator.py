@@ -68,7 +68,7 @@ def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int =
     return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap, zero_condition_key=True)
 
 
-class Cache:
+class KeyValueCache:
     """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a
     block. visible: as in `attention_mask`."""
 
@@ -160,7 +160,13 @@ class Attention(nn.Module):
         return rotate(q, angles), rotate(k, angles), v
 
     def forward(
-        self, x: Tensor, angles: Tensor, cache: Cache | None, block: int, mask: Tensor | None, words: int
+        self,
+        x: Tensor,
+        angles: Tensor,
+        cache: KeyValueCache | None,
+        block: int,
+        mask: Tensor | None,
+        words: int,
     ) -> Tensor:
         q, k, v = self.projected(x, angles, words)
         if cache is not None:
@@ -205,7 +211,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         angles: Tensor,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         block: int = 0,
         mask: Tensor | None = None,
         words: int = 0,
@@ -300,13 +306,13 @@ class Generator(Pretrained):
         logits = self.logits(states[-1])
         return (logits, states[0]) if tap else logits
 
-    def new_cache(self, condition: Tensor) -> Cache:
+    def new_cache(self, condition: Tensor) -> KeyValueCache:
         """For decoding what `condition` asks for, from its own positions on."""
         length = self.condition.positions - 1 + self.length
         visible = self.condition.visible(condition)
-        return Cache(self.config, len(condition), length, self.token_table, visible)
+        return KeyValueCache(self.config, len(condition), length, self.token_table, visible)
 
-    def decode(self, x: Tensor, cache: Cache) -> Tensor:
+    def decode(self, x: Tensor, cache: KeyValueCache) -> Tensor:
         """One cached step. x: the condition, embedded, or the last token (B, 1, d). Returns logits (B, K) of
         the next token."""
         begin, end = cache.length, cache.length + x.shape[1]

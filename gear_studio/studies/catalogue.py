@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.training.recipes import (
     QUANTIZERS,
-    small,
+    small_recipe,
 )
 
 
@@ -34,7 +34,7 @@ def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
     arms = []
     for value in values:
         said = (f"{setting}={value}",)
-        own = value == getattr(small("joint"), setting)
+        own = value == getattr(small_recipe("joint"), setting)
         arms.append(Arm(f"{value:g}", own=said) if own else Arm(f"{value:g}", joint_set=said))
     return tuple(arms)
 

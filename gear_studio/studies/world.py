@@ -7,10 +7,10 @@ from pathlib import Path
 from gear_studio.data import Source, load
 from gear_studio.training.recipes import (
     Recipe,
-    change,
+    recipe_of,
     small_tokenizer,
+    with_setting,
 )
-from gear_studio.training.recipes import named as recipe_named
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class World:
 
     def stage(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
         """The recipe of a stage with values set on top. Raises ValueError for one that it does not have."""
-        recipe = recipe_named(self.recipe, stage, self.budget)
+        recipe = recipe_of(self.recipe, stage, self.budget)
         for setting in settings:
-            recipe = change(recipe, *setting.partition("=")[::2])
+            recipe = with_setting(recipe, *setting.partition("=")[::2])
         return recipe
 
     def tokenizer(self, quantizer: str) -> str:

@@ -22,7 +22,7 @@ from gear_studio import data, sampling
 from gear_studio.analysis.fidelity import shares
 from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
 from gear_studio.data.pictures import to_uint8
-from gear_studio.data.prompts import Asked
+from gear_studio.data.prompts import Conditions
 from gear_studio.models.generator import Generator
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
@@ -30,12 +30,17 @@ from gear_studio.models.tokenizer import Tokenizer
 
 class SampledDistance:
     """held_out: where `samples` real pictures are taken from, fewer where it has fewer. Several processes
-    share the work; each must call it. asked: what the samples are asked for."""
+    share the work; each must call it. conditions: what the samples are asked for."""
 
     def __init__(
-        self, held_out: data.Source, asked: Asked, teacher: Teacher, samples: int, accelerator: Accelerator
+        self,
+        held_out: data.Source,
+        conditions: Conditions,
+        teacher: Teacher,
+        samples: int,
+        accelerator: Accelerator,
     ):
-        self.asked, self.teacher, self.accelerator = asked, teacher, accelerator
+        self.conditions, self.teacher, self.accelerator = conditions, teacher, accelerator
         self.at_once = data.at_once(held_out.image_size)
         self.count = min(samples, len(held_out))
         numbers = data.chosen(len(held_out), self.count)[0]
@@ -62,8 +67,8 @@ class SampledDistance:
 
         def drawn() -> Iterable[Tensor]:
             for part in self._parts():
-                given = self.asked.numbered(part)
-                indices = sampling.sample(generator, given, cfg_scale=1.0, seed=0, first=part.start)
+                condition = self.conditions.for_samples(part)
+                indices = sampling.sample(generator, condition, cfg_scale=1.0, seed=0, first=part.start)
                 yield to_uint8(tokenizer.decode(indices))
 
         return frechet_distance(self._statistics(drawn()), self.real)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from gear_studio import data, sampling
 from gear_studio.data import tokens
 from gear_studio.data.pictures import write_grid
-from gear_studio.data.prompts import Asked, Captions, Labels
+from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import skipped, skipped_line
 from gear_studio.files import atomic, read_json, write_json
 from gear_studio.models import text
@@ -376,10 +376,10 @@ def train(
         execution,
         null=encoder([""])[0] if encoder else None,
     )
-    asked: Asked = Labels(len(train_source.classes))
+    conditions: Conditions = ClassLabels(len(train_source.classes))
     if encoder:
         numbers = data.chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
-        asked = Captions(encoder, held_out, numbers)
+        conditions = SourceCaptions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
     start, elapsed = 0, 0.0
@@ -391,10 +391,10 @@ def train(
         resume_metrics(metrics, start)
         write_record(out, accelerator, execution, elapsed, finished=False)
 
-    validation = held_out_batches(held_out, asked, recipe, accelerator)
+    validation = held_out_batches(held_out, conditions, recipe, accelerator)
     distance = None
     if recipe.fd_every:
-        distance = SampledDistance(held_out, asked, training.teacher, recipe.fd_samples, accelerator)
+        distance = SampledDistance(held_out, conditions, training.teacher, recipe.fd_samples, accelerator)
     if recipe.token_views:
         # With the tokenizer's run, for every generator that is trained on it.
         kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
@@ -421,14 +421,14 @@ def train(
     last_good = f"{checkpoints.paths()[-1]}" if checkpoints.paths() else "none yet"
     for step, batch in enumerate(batches, start=start + 1):
         seed_step(seed, step, accelerator.process_index)
-        batch["asked"] = asked.of(batch)
+        batch["condition"] = conditions.of_batch(batch)
         batch = {
             name: value.to(accelerator.device, non_blocking=True)
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
         images = data.to_float(batch["image"]) if "image" in batch else None
-        meter.add(step, training.step(step, images, batch["asked"], batch.get("tokens")))
+        meter.add(step, training.step(step, images, batch["condition"], batch.get("tokens")))
         if step % recipe.log_every and step < recipe.steps:
             continue
         row, bad = meter.read()
@@ -458,7 +458,7 @@ def train(
         if checkpoint:  # what is sharded, every process helps to gather
             parts, state = training.parts(), training.state_dict()
             if main:
-                pictures(training, parts, validation[0][0], asked, out, stage)
+                pictures(training, parts, validation[0][0], conditions, out, stage)
                 seconds = elapsed + time.monotonic() - began
                 if recipe.keep_every and step % recipe.keep_every == 0:
                     kept = snapshot(out, step, parts)
@@ -520,7 +520,7 @@ def write_record(
 
 
 def held_out_batches(
-    held_out: data.Source, asked: Asked, recipe: Recipe, accelerator: Accelerator
+    held_out: data.Source, conditions: Conditions, recipe: Recipe, accelerator: Accelerator
 ) -> list[tuple[Tensor, Tensor]]:
     """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
     what they show."""
@@ -528,7 +528,9 @@ def held_out_batches(
     batches = []
     for start in range(0, len(numbers), 64):
         batch = held_out.read(numbers[start : start + 64])
-        batches.append((batch["image"].to(accelerator.device), asked.of(batch).to(accelerator.device)))
+        batches.append(
+            (batch["image"].to(accelerator.device), conditions.of_batch(batch).to(accelerator.device))
+        )
     return batches
 
 
@@ -547,7 +549,12 @@ def validate(
 
 @torch.no_grad()
 def pictures(
-    training: Stage, parts: dict[str, nn.Module], held_out: Tensor, asked: Asked, out: Path, stage: str
+    training: Stage,
+    parts: dict[str, nn.Module],
+    held_out: Tensor,
+    conditions: Conditions,
+    out: Path,
+    stage: str,
 ) -> None:
     """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with guidance
     1.5."""
@@ -555,5 +562,5 @@ def pictures(
         images = data.to_float(held_out[:8])
         write_grid(torch.cat([images, parts["tokenizer"].reconstruct(images)]), out / "reconstructions.png")
     if stage == "generator":
-        indices = sampling.sample(parts["generator"], asked.numbered(range(32)), seed=0)
+        indices = sampling.sample(parts["generator"], conditions.for_samples(range(32)), seed=0)
         write_grid(training.tokenizer.decode(indices), out / "samples.png")

@@ -141,7 +141,7 @@ EVALUATION = {  # samples behind every figure, sampling seeds
 }
 
 
-def small(stage: str, budget: str = "shipped") -> Recipe:
+def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
     """The small recipe of a stage. Raises ValueError for a stage or budget that does not exist."""
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
@@ -160,7 +160,7 @@ def small_tokenizer(budget: str, quantizer: str = "vq") -> str:
     return ("mini" if budget == "quick" else "small") + ("" if quantizer == "vq" else f"-{quantizer}")
 
 
-def captioned(recipe: Recipe) -> Recipe:
+def with_captions(recipe: Recipe) -> Recipe:
     """The same, with its generator conditioned on captions, those of the small world unless it says which."""
     if recipe.text_encoder:
         return recipe
@@ -178,12 +178,12 @@ GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper repo
 PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}
 
 
-def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
+def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
     """The recipe of a stage by its name in `NAMES`. budget: of the small recipe alone.
 
     Raises ValueError for a name, stage or budget that does not exist."""
     if name == "small":
-        return small(stage, budget)
+        return small_recipe(stage, budget)
     if name not in NAMES:
         raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
     if stage not in STAGES:
@@ -191,7 +191,7 @@ def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
     if budget != "shipped":
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
-        recipe = named("imagenet-xl-vq", stage)
+        recipe = recipe_of("imagenet-xl-vq", stage)
         sizes = {"caption_dim": 2048, "caption_length": 300}
         generator = replace(paper_config("1B", classes=0), **sizes)
         steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
@@ -221,7 +221,7 @@ def named(name: str, stage: str, budget: str = "shipped") -> Recipe:
     )
 
 
-def change(config: Any, name: str, value: str) -> Any:
+def with_setting(config: Any, name: str, value: str) -> Any:
     """A config with the field `name` (dots reach into nested configs) set to `value`, read as the field's
     type.
 
@@ -234,7 +234,7 @@ def change(config: Any, name: str, value: str) -> Any:
     if rest:
         if not is_dataclass(old):
             raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
-        return replace(config, **{name: change(old, rest, value)})
+        return replace(config, **{name: with_setting(old, rest, value)})
     try:
         new = value if isinstance(old, str) else type(old)(ast.literal_eval(value))
     except (ValueError, SyntaxError, TypeError):
@@ -264,7 +264,7 @@ _NOTES = {
 }
 
 
-def lines(name: str, stage: str, recipe: Recipe) -> list[str]:
+def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
     """A recipe as text to lay beside the paper: every setting under the name that `--set` takes, then what
     follows from them and what no recipe changes."""
 

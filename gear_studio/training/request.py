@@ -16,7 +16,16 @@ from tyro.conf import OmitArgPrefixes, Positional
 from gear_studio.data import SOURCES
 from gear_studio.models.tokenizer import PRESETS, preset
 from gear_studio.training.execution import Execution
-from gear_studio.training.recipes import ARMS, BUDGETS, NAMES, STAGES, Recipe, captioned, change, named
+from gear_studio.training.recipes import (
+    ARMS,
+    BUDGETS,
+    NAMES,
+    STAGES,
+    Recipe,
+    recipe_of,
+    with_captions,
+    with_setting,
+)
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
     SourceName = StageName = ArmName = BudgetName = TokenizerName = str
@@ -71,8 +80,8 @@ class Training:
     set: tuple[str, ...] = ()
     """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
     generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate or
-    sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes ten crops
-    of every picture ahead, once a tokenizer."""
+    sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes ten
+    crops of every picture ahead, once a tokenizer."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""
@@ -94,7 +103,8 @@ class Training:
         self._complete("arm", arm)
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
         asked_by = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
-        self._complete("out", Path(self.out or Path("runs") / self._run_name(label + asked_by, self.stage)))
+        own_place = Path("runs") / self._run_name(label + asked_by, self.stage)
+        self._complete("out", Path(self.out or own_place))
         if self.parent is None and self.stage != "warmup":
             built_on = "joint" if self.stage == "generator" and arm != "baseline" else "warmup"
             self._complete("parent", self.out.parent / self._run_name(label, built_on))
@@ -115,7 +125,7 @@ class Training:
         if isinstance(self.recipe, Recipe):
             recipe = self.recipe
         else:
-            recipe = named(self.recipe, self.stage, self.budget)
+            recipe = recipe_of(self.recipe, self.stage, self.budget)
         changes = {
             "steps": self.steps,
             "batch_size": self.batch_size,
@@ -125,9 +135,9 @@ class Training:
         if self.condition == "class" and recipe.text_encoder:
             raise ValueError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
         if self.condition == "caption":
-            recipe = captioned(recipe)
+            recipe = with_captions(recipe)
         for setting in self.set:
-            recipe = change(recipe, *setting.partition("=")[::2])
+            recipe = with_setting(recipe, *setting.partition("=")[::2])
         if self.teacher_weights:  # absolute, so that the run finds them again from anywhere
             files = tuple(str(Path(file).resolve()) for file in self.teacher_weights)
             recipe = replace(recipe, teacher_weights=files)
