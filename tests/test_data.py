@@ -16,9 +16,10 @@ from PIL import Image
 
 from gear_studio import data
 from gear_studio.data import shapes
-from gear_studio.data.folder import Folder, UnreadableImage, fit, open_rgb
+from gear_studio.data.folder import Folder
+from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
-from gear_studio.data.stream import skipped, skipped_line
+from gear_studio.data.stream import collect_skipped, describe_skipped
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
 CAPTIONS = [
@@ -597,12 +598,12 @@ def test_what_loading_processes_could_not_read_is_known_to_the_one_that_trains(p
         open(path, "wb").write(b"")
     for batch in data.stream(source, 8, seed=0, steps=5, workers=workers):  # all 38, and two once more
         assert batch.keys() == {"image", "label"}
-    assert source.skipped == bad and skipped(source, Counting()) == sorted(bad)
+    assert source.skipped == bad and collect_skipped(source, Counting()) == sorted(bad)
 
 
 def test_what_was_skipped_is_said_in_a_line():
-    assert skipped_line(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
-    assert skipped_line(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
+    assert describe_skipped(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
+    assert describe_skipped(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
 
 
 def test_a_folder_is_known_by_names_and_sizes_wherever_it_lies(pets, tmp_path):
@@ -759,11 +760,11 @@ def test_a_large_photo_may_be_decoded_smaller_but_not_too_small(tmp_path):
     Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "photo.jpg")
     assert open_rgb(tmp_path / "photo.jpg").size == (1600, 1200)
     assert open_rgb(tmp_path / "photo.jpg", at_least=64).size == (200, 150)
-    assert fit(open_rgb(tmp_path / "photo.jpg"), 64).shape == (3, 64, 64)
+    assert crop_and_resize(open_rgb(tmp_path / "photo.jpg"), 64).shape == (3, 64, 64)
 
 
 def test_a_very_long_picture_is_fitted():
-    assert fit(Image.new("RGB", (30_000, 1), "red"), 64).shape == (3, 64, 64)
+    assert crop_and_resize(Image.new("RGB", (30_000, 1), "red"), 64).shape == (3, 64, 64)
 
 
 def test_what_is_no_picture_says_so(tmp_path):

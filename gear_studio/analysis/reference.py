@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gear_studio.analysis.statistics import Statistics
-from gear_studio.data.folder import fit, open_rgb
+from gear_studio.data.images import crop_and_resize, open_rgb
 from gear_studio.data.source import Source
 from gear_studio.files import atomic
 from gear_studio.models.inception import DIMS
@@ -84,7 +84,7 @@ def _of_pictures(folder: Path, image_size: int) -> Reference:
         raise ValueError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
 
     def read(part: range) -> Tensor:
-        return torch.stack([fit(open_rgb(files[i], image_size), image_size) for i in part])
+        return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
 
     digest = hashlib.sha256(_files_digest(files) + str(image_size).encode()).hexdigest()
     return Reference(str(folder), len(files), digest, read)

@@ -1,10 +1,9 @@
-"""Pictures on disk: grids of images as one PNG, and long series as a folder of PNGs or as one array."""
+"""Writing pictures: a grid of images as one PNG, and long series as a folder of PNGs or as one array."""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -24,11 +23,6 @@ def write_png(picture: Tensor, path: Path) -> None:
     """Write a picture, uint8 (3, H, W), replacing the file atomically."""
     with atomic(path) as temporary:
         Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8 in 0..255, rounded: what a file holds. The inverse of data.to_float."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class Series:
