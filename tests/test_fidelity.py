@@ -29,7 +29,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.data.images import to_uint8
+from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import dinov2, inception
 from gear_studio.models.tokenizer import Tokenizer
@@ -524,6 +524,19 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     for name in ("fd", "fd_dinov2", "fid", "sfid", "precision", "recall"):
         assert by_folder[name]["mean"] == pytest.approx(by_array[name]["mean"])
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
+
+
+def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
+    suffixes = [suffix for suffix in SUFFIXES if suffix != ".pgm"] + [".TIF"]  # pgm: of grays alone
+    for shade, suffix in enumerate(suffixes):
+        Image.new("RGB", (40, 30), (20 * shade, 0, 0)).save(tmp_path / f"{shade:02}{suffix}")
+    Image.new("L", (40, 30), 7).save(tmp_path / "99.pgm")
+    Image.new("RGB", (40, 30)).save(tmp_path / ".hidden.tif")
+    opened = reference.open_reference(tmp_path, 32)
+    assert opened.count == len(SUFFIXES) + 1 and {".tif", ".gif", ".ppm"} < set(suffixes)
+    red = opened.read(range(opened.count))[:, 0].float().mean((1, 2))
+    expected = [20.0 * shade for shade in range(len(suffixes))] + [7.0]
+    assert red.tolist() == pytest.approx(expected, abs=3)  # some formats lose a little
 
 
 def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):

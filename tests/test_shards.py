@@ -18,6 +18,7 @@ from gear_studio.analysis.reference import of_source
 from gear_studio.data import shards
 from gear_studio.data.images import crop_and_resize
 from gear_studio.data.shards import Shards
+from gear_studio.data.source import Ordered
 
 PER_SHARD = 12
 COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size"}
@@ -291,6 +292,7 @@ def test_an_error_in_another_process_is_as_clear(six, monkeypatch):
 
 def test_the_shuffle_shows_all_once_and_stays_near(six, monkeypatch):
     source = Shards(six)
+    assert isinstance(source, Ordered)
     monkeypatch.setattr(source, "_labels", np.zeros(1000))  # its length is all that matters here
     monkeypatch.setattr(shards, "RUN", 10)
     monkeypatch.setattr(shards, "WINDOW", 100)

@@ -88,6 +88,8 @@ def test_tokens_are_those_of_the_same_view_encoded_on_the_fly(pictures, tmp_path
     assert set(chosen) == set(range(VIEWS))
     views = of.read(range(23), [view_rng(i, v) for i, v in enumerate(chosen)])
     assert torch.equal(batch["image"], views["image"])
+    with pytest.raises(ValueError, match="only training views of folder are encoded"):
+        kept.read([0])
     assert len({stored[0, v].tobytes() for v in range(VIEWS)}) == VIEWS  # and the views are different ones
 
 

@@ -186,8 +186,8 @@ class Evaluation:
             self.clip = clipscore.CLIPScore(options.clip or clipscore.MODEL).to(self.device)
         self.source, self.real = None, []
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
-        files = run.config["source"] in ("folder", "shards")
-        if not files or options.folder or not options.reference:
+        kind = data.find_source(run.config["source"])
+        if not kind.on_disk or options.folder or not options.reference:
             seen = run.config["recipe"].get("held_out_combinations", False)
             self.source = data.load(
                 run.config["source"],
@@ -215,7 +215,7 @@ class Evaluation:
         if encoder:
             run.encode([""])  # an imported generator gets its null caption
         self.judge = None
-        if run.config["source"] == "shapes":
+        if kind.embedded:
             self.judge = Judge.from_pretrained().to(self.device)
 
     def summary(

@@ -174,7 +174,7 @@ class Shapes(ListedSource):
     has_captions = True
     has_seeds = True
     has_combinations = True
-    has_truth = True
+    embedded = True
 
     def __init__(
         self,

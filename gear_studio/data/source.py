@@ -98,7 +98,7 @@ class ListedSource(Source, Protocol):
     has_captions: ClassVar[bool] = False
     has_seeds: ClassVar[bool] = False  # every seed has pictures of its own
     has_combinations: ClassVar[bool] = False  # some combinations of attributes can be kept from training
-    has_truth: ClassVar[bool] = False  # all that its pictures show is known, and shipped judges can see it
+    embedded: ClassVar[bool] = False  # the world that shipped teachers, judges and word lists know
 
     def __init__(self, *, split: str, image_size: int, **options: Any) -> None: ...
 

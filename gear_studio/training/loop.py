@@ -28,6 +28,7 @@ from tqdm import tqdm
 from gear_studio import data, sampling
 from gear_studio.data import tokens
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
+from gear_studio.data.source import OnDisk
 from gear_studio.data.stream import collect_skipped, describe_skipped
 from gear_studio.data.writing import write_grid
 from gear_studio.files import atomic, read_json, write_json
@@ -221,7 +222,7 @@ def pictures_of(folder: Path, source: data.Source) -> dict:
 
     A run continued keeps what it says, wherever the same files lie now; one from before runs said so takes
     any. Raises ValueError where it is on other files."""
-    if not hasattr(source, "identity"):
+    if not isinstance(source, OnDisk):
         return {}
     now = {"folder": str(source.folder.absolute()), "sha256": source.identity()}
     if not (folder / "config.json").exists():
