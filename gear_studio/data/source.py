@@ -90,8 +90,8 @@ class Skipping(Source, Protocol):
 class ListedSource(Source, Protocol):
     """The base of the classes in `data.SOURCES`: what each says about itself, so that nobody compares names.
 
-    Where it is `on_disk` it is made with a folder too, and with captions, seed and combinations where it has
-    them."""
+    `data.load` makes it with a split and an image_size; with a folder where it is `on_disk`; and with
+    captions, seed and combinations where it has them."""
 
     on_disk: ClassVar[bool] = False  # its pictures lie in a place that the user names (`--folder`)
     place: ClassVar[str] = ""  # what that place is, in an error that asks for it
@@ -104,10 +104,10 @@ class ListedSource(Source, Protocol):
 
 
 def choose_pictures(length: int, count: int) -> list[list[int]]:
-    """Choose which pictures of a source to look at: [`count` numbers, and as many others].
+    """Choose which pictures of a source to look at: two lists of `count` ascending numbers, without overlap.
 
-    Parts for which there are too few pictures are left out. A finite source's are drawn, since the first few
-    of a source in the order of its classes would be of one class."""
+    A list for which there are too few pictures is left out. Those of a finite source are drawn: the first few
+    would all be of one class where it is in the order of its classes."""
     order = range(2 * count) if length >= ENDLESS else np.random.default_rng(0).permutation(length).tolist()
     parts = [sorted(order[:count]), sorted(order[count : 2 * count])]
     return [part for part in parts if len(part) == count]
@@ -119,7 +119,7 @@ def batch_size_for(image_size: int) -> int:
 
 
 def check_split(source: str, split: str) -> None:
-    """Raise ValueError, naming the splits there are, for another one."""
+    """Raise ValueError for a split that is neither train nor val. source: its name, for the message."""
     if split not in SPLITS:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(SPLITS)}")
 

@@ -20,11 +20,11 @@ class UploadError(ValueError):
 
 
 def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
-    """The middle square of an uploaded picture, uint8 RGB (3,image_size,image_size).
+    """Read the middle square of an uploaded picture: uint8 RGB (3,image_size,image_size).
 
-    Turned upright by its EXIF orientation, transparency laid on white, greyscale and 16-bit made RGB; of an
-    animation, the first frame. Raises UploadError for a file that is empty, above 20 MB, no picture or a
-    damaged one, or above 4096 px a side.
+    The picture is turned upright by its EXIF orientation, transparency is laid on white, greyscale and 16-bit
+    are made RGB, and of an animation the first frame is taken. Raises UploadError for a file that is empty,
+    above 20 MB, no picture or a damaged one, or above 4096 px a side.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -50,7 +50,7 @@ def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
 
 
 def _read_dimensions(path: Path) -> tuple[int, int]:
-    """Width and height from the header alone, so that a small file cannot unpack into a huge picture."""
+    """Read width and height from the header alone, so that a small file cannot unpack into a huge picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter

@@ -26,7 +26,7 @@ def write_png(picture: Tensor, path: Path) -> None:
 
 
 class Series:
-    """`count` pictures of size x size px on their way to disk, from all processes at once.
+    """Writes `count` pictures of size x size px, from all processes at once.
 
     A path that ends in .npz becomes one file with `arr_0`, uint8 (count, size, size, 3), which the ADM
     evaluator reads. Any other becomes a folder with 000000.png, 000001.png, ... All processes must see one
@@ -46,7 +46,7 @@ class Series:
             self.path.mkdir(parents=True, exist_ok=True)
 
     def add(self, start: int, pictures: Tensor) -> None:
-        """Pictures uint8 (B, 3, H, W), number `start` on."""
+        """Write pictures, uint8 (B, 3, H, W); the first is number `start` of the series."""
         if self.array is not None:
             self.array[start : start + len(pictures)] = pictures.permute(0, 2, 3, 1).cpu().numpy()
             return
@@ -54,6 +54,7 @@ class Series:
             write_png(picture, self.path / f"{number:06d}.png")
 
     def close(self) -> None:
+        """Complete the series; an .npz appears only now."""
         if self.array is None:
             return
         self.array.flush()
