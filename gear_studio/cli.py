@@ -101,7 +101,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from accelerate import PartialState
 
     from gear_studio.analysis import fidelity
-    from gear_studio.data.stream import skipped_line
+    from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
     from gear_studio.runs import Run
 
@@ -114,7 +114,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
             if unread := result.get("skipped"):
-                print(skipped_line(unread))
+                print(describe_skipped(unread))
 
 
 def sample(
@@ -150,8 +150,8 @@ def sample(
     import torch
 
     from gear_studio import sampling
-    from gear_studio.data.pictures import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     if sum(given is not None for given in (labels, prompt, prompts)) > 1:
@@ -194,13 +194,13 @@ def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Pa
     import torch
 
     from gear_studio import data
-    from gear_studio.data.folder import fit, open_rgb
-    from gear_studio.data.pictures import write_grid
+    from gear_studio.data.images import crop_and_resize, open_rgb
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     tokenizer = Run.from_pretrained(run).tokenizer
     images = torch.stack(
-        [data.to_float(fit(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
+        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
     )
     with torch.no_grad():
         write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))

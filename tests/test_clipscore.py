@@ -14,7 +14,7 @@ from PIL import Image
 
 from gear_studio import Run, cli, data, sampling
 from gear_studio.analysis.fidelity import Options, evaluate
-from gear_studio.data.pictures import to_uint8
+from gear_studio.data.images import to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import clipscore
 from gear_studio.models.clipscore import CLIPScore

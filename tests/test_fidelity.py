@@ -20,7 +20,7 @@ from torch import nn
 
 from gear_studio import Run, cli, data, sampling
 from gear_studio.analysis import fidelity, reference
-from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
+from gear_studio.analysis.fidelity import METRICS, Options, evaluate
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -29,7 +29,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.data.pictures import to_uint8
+from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import dinov2, inception
 from gear_studio.models.tokenizer import Tokenizer
@@ -375,7 +375,7 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
     run = Run.from_pretrained(run_folder)
     found = evaluate(run, options(tmp_path, batch_size=7))
     source = data.load("digits", "val", 32)
-    numbers = chosen(len(source), COUNT)
+    numbers = data.choose_pictures(len(source), COUNT)
     real, others = (source.read(part)["image"] for part in numbers)
     net, other = small_inception(), SmallDINOv2()
     with torch.no_grad():
@@ -455,7 +455,7 @@ def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monke
         run, options(tmp_path, metrics=("ssim", "lpips"), batch_size=5)
     ).reconstructions()
     source = data.load("digits", "val", 32)
-    real = data.to_float(source.read(chosen(len(source), COUNT)[0])["image"])
+    real = data.to_float(source.read(data.choose_pictures(len(source), COUNT)[0])["image"])
     with torch.no_grad():
         reconstructed = data.to_float(to_uint8(run.tokenizer.reconstruct(real)))
     assert found["lpips"] == pytest.approx((reconstructed - real).abs().mean().item(), rel=1e-4)
@@ -524,6 +524,19 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     for name in ("fd", "fd_dinov2", "fid", "sfid", "precision", "recall"):
         assert by_folder[name]["mean"] == pytest.approx(by_array[name]["mean"])
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
+
+
+def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
+    suffixes = [suffix for suffix in SUFFIXES if suffix != ".pgm"] + [".TIF"]  # pgm: of grays alone
+    for shade, suffix in enumerate(suffixes):
+        Image.new("RGB", (40, 30), (20 * shade, 0, 0)).save(tmp_path / f"{shade:02}{suffix}")
+    Image.new("L", (40, 30), 7).save(tmp_path / "99.pgm")
+    Image.new("RGB", (40, 30)).save(tmp_path / ".hidden.tif")
+    opened = reference.open_reference(tmp_path, 32)
+    assert opened.count == len(SUFFIXES) + 1 and {".tif", ".gif", ".ppm"} < set(suffixes)
+    red = opened.read(range(opened.count))[:, 0].float().mean((1, 2))
+    expected = [20.0 * shade for shade in range(len(suffixes))] + [7.0]
+    assert red.tolist() == pytest.approx(expected, abs=3)  # some formats lose a little
 
 
 def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):
@@ -622,11 +635,11 @@ def test_the_cache_of_a_source_without_files_knows_its_pictures_and_their_number
 
 
 def test_a_finite_source_is_drawn_from_and_its_others_are_not_the_same():
-    first, second = chosen(1000, 400)
+    first, second = data.choose_pictures(1000, 400)
     assert len(set(first) | set(second)) == 800 and first == sorted(first)
     assert 350 < np.median(first) < 650  # a source in the order of its classes shows all of them
-    assert len(chosen(1000, 501)) == 1
-    assert chosen(2**40, 3) == [[0, 1, 2], [3, 4, 5]]
+    assert len(data.choose_pictures(1000, 501)) == 1
+    assert data.choose_pictures(2**40, 3) == [[0, 1, 2], [3, 4, 5]]
 
 
 # Several processes, the command line

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gear_studio import data
-from gear_studio.data.pictures import to_uint8
+from gear_studio.data.images import to_uint8
 from gear_studio.data.shapes import COLORS, POSITIONS, SHAPES, TEXTURES, Shapes, describe
 from gear_studio.models.judges import ATTRIBUTES, AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer

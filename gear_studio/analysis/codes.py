@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gear_studio.analysis.features import umap_layout
-from gear_studio.data.source import Source, to_float
+from gear_studio.data.images import to_float
+from gear_studio.data.source import Source
 from gear_studio.models.tokenizer import Tokenizer
 
 

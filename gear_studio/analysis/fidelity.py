@@ -38,10 +38,11 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.data import PATIENCE, at_once, chosen
-from gear_studio.data.pictures import Series, to_uint8
+from gear_studio.data import PATIENCE, batch_size_for, choose_pictures
+from gear_studio.data.images import to_uint8
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
-from gear_studio.data.stream import skipped
+from gear_studio.data.stream import collect_skipped
+from gear_studio.data.writing import Series
 from gear_studio.models import clipscore, dinov2, inception
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
@@ -171,7 +172,7 @@ class Evaluation:
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
-        self.batch_size = options.batch_size or at_once(size)
+        self.batch_size = options.batch_size or batch_size_for(size)
         self.cache = StatisticsCache(options.cache)
         self.features = FeatureNetworks(
             options.metrics,
@@ -185,8 +186,8 @@ class Evaluation:
             self.clip = clipscore.CLIPScore(options.clip or clipscore.MODEL).to(self.device)
         self.source, self.real = None, []
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
-        files = run.config["source"] in ("folder", "shards")
-        if not files or options.folder or not options.reference:
+        kind = data.find_source(run.config["source"])
+        if not kind.on_disk or options.folder or not options.reference:
             seen = run.config["recipe"].get("held_out_combinations", False)
             self.source = data.load(
                 run.config["source"],
@@ -197,7 +198,7 @@ class Evaluation:
                 combinations="seen" if seen else "all",
             )
             count = min(options.samples, len(self.source))
-            self.numbers = chosen(len(self.source), count)
+            self.numbers = choose_pictures(len(self.source), count)
             self.real = [of_source(self.source, numbers) for numbers in self.numbers]
         self.conditions: Conditions = ClassLabels(len(run.config["classes"]))
         if options.prompts:
@@ -214,7 +215,7 @@ class Evaluation:
         if encoder:
             run.encode([""])  # an imported generator gets its null caption
         self.judge = None
-        if run.config["source"] == "shapes":
+        if kind.embedded:
             self.judge = Judge.from_pretrained().to(self.device)
 
     def summary(
@@ -491,7 +492,7 @@ def evaluate(run: Run, options: Options = Options()) -> dict:
             result["likeness"] = evaluation.likeness()
     if run.has("generator"):
         result |= evaluation.generated()
-    if unread := skipped(evaluation.source):
+    if unread := collect_skipped(evaluation.source):
         result["skipped"] = unread
     evaluation.accelerator.wait_for_everyone()
     return result

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from gear_studio.analysis.statistics import Statistics
-from gear_studio.data.folder import fit, open_rgb
-from gear_studio.data.source import Source
+from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
+from gear_studio.data.source import Fingerprinted, Source
 from gear_studio.files import atomic
 from gear_studio.models.inception import DIMS
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KEYS = {  # ADM's names
     "fd": ("mu", "sigma"),
     "fd-dinov2": ("mu", "sigma"),
@@ -52,7 +51,7 @@ def of_source(source: Source, numbers: Sequence[int]) -> Reference:
 
     A source of files is known by them, another by its name and a few of its pictures."""
     digest = hashlib.sha256(repr((source.name, source.image_size, list(numbers))).encode())
-    if hasattr(source, "fingerprint"):
+    if isinstance(source, Fingerprinted):
         digest.update(source.fingerprint().encode())
     else:
         some = [numbers[i * len(numbers) // 8] for i in range(8)]
@@ -79,12 +78,12 @@ def open_reference(path: str | Path, image_size: int) -> Reference:
 
 
 def _of_pictures(folder: Path, image_size: int) -> Reference:
-    files = [file for file in _walk(folder) if file.suffix.lower() in SUFFIXES]
+    files = [file for file in _walk(folder) if is_picture(file.name)]
     if not files:
         raise ValueError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
 
     def read(part: range) -> Tensor:
-        return torch.stack([fit(open_rgb(files[i], image_size), image_size) for i in part])
+        return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
 
     digest = hashlib.sha256(_files_digest(files) + str(image_size).encode()).hexdigest()
     return Reference(str(folder), len(files), digest, read)
@@ -161,8 +160,7 @@ class StatisticsCache:
 
 def _walk(folder: Path) -> list[Path]:
     """Every file below a folder, in an order that is the same everywhere."""
-    found = [Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(file for file in found if not file.name.startswith("."))
+    return sorted(Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def _files_digest(files: Sequence[Path]) -> bytes:

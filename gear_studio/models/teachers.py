@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from gear_studio.files import atomic, first_line, read_json, write_json
+from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.models.pretrained import fingerprint, load_weights
 from gear_studio.places import ZOO
 
@@ -164,7 +164,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         except Exception as error:  # the hub, its client and the disk have many ways to fail
             raise FileNotFoundError(
                 f"the weights of {name!r} could not be downloaded from the Hugging Face repository "
-                f"timm/{model} ({type(error).__name__}: {first_line(error)}); with a connection, try again. "
+                f"timm/{model} ({type(error).__name__}: {one_line(error)}); with a connection, try again. "
                 f"Without one, run 'hf download timm/{model}' on another machine and bring its "
                 f"model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
             ) from error
@@ -184,7 +184,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         )
     except Exception as error:  # whatever a foreign file does to the reader or to timm's conversion
         raise ValueError(
-            f"{weights} does not hold the weights of {model} ({first_line(error)}); expected safetensors or "
+            f"{weights} does not hold the weights of {model} ({one_line(error)}); expected safetensors or "
             f"a torch file of tensors, such as model.safetensors of the Hugging Face repository timm/{model}"
         ) from error
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gear_studio.data.pictures import to_uint8
+from gear_studio.data.images import to_uint8
 from gear_studio.plots.style import INK, name_row, styled, text_font, with_protocol
 
 

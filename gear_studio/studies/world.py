@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gear_studio.data import Source, load
+from gear_studio.data import SOURCES, Source, find_source, load
 from gear_studio.training.recipes import (
     Recipe,
     recipe_of,
@@ -28,11 +28,13 @@ class World:
     how: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.source in ("folder", "shards") and self.folder is None:
+        on_disk = find_source(self.source).on_disk
+        if on_disk and self.folder is None:
             raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
-        if self.source in ("shapes", "digits") and self.folder is not None:
+        if self.folder is not None and not on_disk:
+            able = " or ".join(name for name, kind in SOURCES.items() if kind.on_disk)
             raise ValueError(
-                f"folder {self.folder} is of no use to source {self.source!r}; add --source folder or shards"
+                f"folder {self.folder} is of no use to source {self.source!r}; add --source {able}"
             )
         self.stage("joint")
 
@@ -50,7 +52,7 @@ class World:
     @property
     def embedded(self) -> bool:
         """Whether it is the one that the tiny teacher knows, with the recipe that has it."""
-        return (self.source, self.recipe) == ("shapes", "small")
+        return find_source(self.source).embedded and self.recipe == "small"
 
     @property
     def words(self) -> list[str]:

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from gear_studio import data, sampling
 from gear_studio.data import tokens
-from gear_studio.data.pictures import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
-from gear_studio.data.stream import skipped, skipped_line
+from gear_studio.data.source import OnDisk
+from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.data.writing import write_grid
 from gear_studio.files import atomic, read_json, write_json
 from gear_studio.models import text
 from gear_studio.models.discriminator import Discriminator
@@ -221,7 +222,7 @@ def pictures_of(folder: Path, source: data.Source) -> dict:
 
     A run continued keeps what it says, wherever the same files lie now; one from before runs said so takes
     any. Raises ValueError where it is on other files."""
-    if not hasattr(source, "identity"):
+    if not isinstance(source, OnDisk):
         return {}
     now = {"folder": str(source.folder.absolute()), "sha256": source.identity()}
     if not (folder / "config.json").exists():
@@ -378,7 +379,7 @@ def train(
     )
     conditions: Conditions = ClassLabels(len(train_source.classes))
     if encoder:
-        numbers = data.chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+        numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
         conditions = SourceCaptions(encoder, held_out, numbers)
     checkpoints, metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
     state = checkpoints.load()
@@ -399,7 +400,7 @@ def train(
         # With the tokenizer's run, for every generator that is trained on it.
         kept = start_from.folder / "tokens" / f"{source}-{recipe.token_views}"
         tokens.encode(train_source, tokenizer, recipe.token_views, kept, accelerator, workers, progress)
-        train_source = tokens.Encoded(train_source, kept, pixels=recipe.alignment_weight > 0)
+        train_source = tokens.EncodedSource(train_source, kept, pixels=recipe.alignment_weight > 0)
     batches = data.stream(
         train_source,
         recipe.batch_size,
@@ -468,14 +469,14 @@ def train(
             del parts, state
         window = time.monotonic()
     bar.close()
-    parts, unread = training.parts(), skipped(train_source, held_out)
+    parts, unread = training.parts(), collect_skipped(train_source, held_out)
     if main:
         for name, module in parts.items():
             module.save_pretrained(out / name)
         seconds = elapsed + time.monotonic() - began
         write_record(out, accelerator, execution, seconds, finished=True, unread=unread)
         if unread:
-            print(skipped_line(unread))
+            print(describe_skipped(unread))
     accelerator.wait_for_everyone()
     return Run(out)
 
@@ -524,7 +525,7 @@ def held_out_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
     what they show."""
-    numbers = data.chosen(len(held_out), min(recipe.validation_images, len(held_out)))[0]
+    numbers = data.choose_pictures(len(held_out), min(recipe.validation_images, len(held_out)))[0]
     batches = []
     for start in range(0, len(numbers), 64):
         batch = held_out.read(numbers[start : start + 64])
