@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from gear_studio.models.generator import GeneratorConfig, paper_config
+from gear_studio.models.teachers import TEACHERS, teacher_names
 from gear_studio.models.text import LENGTH, Words
 from gear_studio.models.tokenizer import PRESETS, TokenizerConfig
 
@@ -275,8 +276,10 @@ def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
         return {k: v for part in parts for k, v in part.items()}
 
     grid, size = recipe.tokenizer.grid, recipe.tokenizer.image_size
-    # DINOv2's patches are 14 px wide; it is shown images on which they are as many as the tokens.
-    seen = f" of an image of {14 * grid} px" if recipe.teacher.startswith("dinov2") else ""
+    # A teacher is shown images on which its patches are as many as the tokens: DINOv2's, 14 px wide, of 224.
+    teacher = TEACHERS.get(teacher_names(recipe.teacher)[0])
+    patch = teacher.patch_size if teacher else None
+    seen = f" of an image of {patch * grid} px" if patch and patch * grid != size else ""
     follows = {
         "downsampling": f"f = {size // grid}",
         "tokens": f"N = {grid**2} ({grid} x {grid})",
