@@ -77,13 +77,13 @@ def supervise(
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
     """
-    from gear_studio.training import teacher
+    from gear_studio.training import supervised
 
     out = out or Path("runs") / model
     train_model, evaluate_model = {
-        "teacher": (teacher.train_teacher, teacher.evaluate_teacher),
-        "judge": (teacher.train_judge, teacher.evaluate_judge),
-        "attribute-judge": (teacher.train_attribute_judge, teacher.evaluate_attribute_judge),
+        "teacher": (supervised.train_teacher, supervised.evaluate_teacher),
+        "judge": (supervised.train_judge, supervised.evaluate_judge),
+        "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
     }[model]
     train_model(out, steps or BUDGETS["shipped"][model], seed)
     evaluate_model(out)

@@ -126,7 +126,7 @@ def timm_name(name: str) -> str:
             f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a control "
             f"({', '.join(UNTRAINED)}) nor a folder nor published "
             f"({', '.join(PUBLISHED)}, or a model of timm {timm.__version__}); check the name, or train "
-            "one with gear_studio.training.teacher.train_teacher(folder)."
+            "one with gear_studio.training.supervised.train_teacher(folder)."
         )
     return wanted
 

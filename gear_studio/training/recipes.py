@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from gear_studio.models.generator import GeneratorConfig, paper_config
+from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.text import LENGTH, Words
 from gear_studio.models.tokenizer import PRESETS, TokenizerConfig
 
@@ -22,6 +23,10 @@ ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's
     "generator": ("baseline", *_JOINT),
 }
 WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
+
+
+def trains_generator(stage: str, arm: str) -> bool:
+    return stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ _SMALL_STAGES = {
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
     "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
-_QUICK = {  # what differs from the small recipe, beside the steps; chosen on seed 100
+_QUICK: dict[str, Any] = {  # what differs from the small recipe, beside the steps; chosen on seed 100
     "batch_size": 16,
     "tokenizer": PRESETS["mini"],
     "generator": replace(_SMALL.generator, blocks=4, dim=96, tap=2),
@@ -168,7 +173,7 @@ def with_captions(recipe: Recipe) -> Recipe:
     return replace(recipe, text_encoder=Words.name, generator=generator)
 
 
-IMAGENET_SIZES, QUANTIZERS = ("b", "l", "xl"), ("vq", "lfq", "ibq")
+IMAGENET_SIZES = ("b", "l", "xl")
 NAMES = (
     "small",
     *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS),
@@ -192,8 +197,7 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
         recipe = recipe_of("imagenet-xl-vq", stage)
-        sizes = {"caption_dim": 2048, "caption_length": 300}
-        generator = replace(paper_config("1B", classes=0), **sizes)
+        generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
         steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
         return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
