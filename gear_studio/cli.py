@@ -7,7 +7,7 @@ Errors that a user can act on end in one line, not in a traceback.
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -77,13 +77,13 @@ def supervise(
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
     """
-    from gear_studio.training import teacher
+    from gear_studio.training import supervised
 
     out = out or Path("runs") / model
     train_model, evaluate_model = {
-        "teacher": (teacher.train_teacher, teacher.evaluate_teacher),
-        "judge": (teacher.train_judge, teacher.evaluate_judge),
-        "attribute-judge": (teacher.train_attribute_judge, teacher.evaluate_attribute_judge),
+        "teacher": (supervised.train_teacher, supervised.evaluate_teacher),
+        "judge": (supervised.train_judge, supervised.evaluate_judge),
+        "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
     }[model]
     train_model(out, steps or BUDGETS["shipped"][model], seed)
     evaluate_model(out)
@@ -106,7 +106,9 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from gear_studio.runs import Run
 
     if options.save_samples and len(runs) > 1:
-        raise ValueError(f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named")
+        raise ValueError(
+            f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
+        )
     for name in runs:
         run = Run.from_pretrained(name)
         result = fidelity.evaluate(run, options)
@@ -235,7 +237,7 @@ def reproduce(
 
 def study(
     name: Positional[str],
-    source: Source = "shapes",
+    source: SourceName = "shapes",
     folder: Path | None = None,
     recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
     budget: Literal["shipped", "quick", "smoke"] = "shipped",

@@ -50,7 +50,10 @@ def test_imports_point_down(imports):
     wrong = [
         (above, below)
         for above, below in imports.edges
-        if room(above) and room(below) and room(above) != room(below) and height[room(above)] <= height[room(below)]
+        if room(above)
+        and room(below)
+        and room(above) != room(below)
+        and height[room(above)] <= height[room(below)]
     ]
     assert len(imports) > 40 and not wrong
 

@@ -85,6 +85,14 @@ class EncodedSource:
         return np.load(self.folder / "tokens.npy", mmap_mode="r")
 
 
+def check_source(source: Source) -> None:
+    """Refuse a source without end, for which nothing can be encoded ahead. Raises ValueError."""
+    if not isinstance(source, Fingerprinted):
+        raise ValueError(
+            f"{source.name} has no end of new pictures, so none can be encoded ahead; set token_views=0"
+        )
+
+
 def encode(
     source: Source,
     tokenizer: Tokenizer,
@@ -98,12 +106,9 @@ def encode(
 
     All processes call it; each encodes its share, in blocks that a later call finds again if this one is
     killed. They need one file system. The tokenizer runs in the accelerator's precision, as in training.
-    Raises ValueError for a source without end, for which nothing can be encoded ahead.
+    Raises ValueError as `check_source` does.
     """
-    if not isinstance(source, Fingerprinted):
-        raise ValueError(
-            f"{source.name} has no end of new pictures, so none can be encoded ahead; set token_views=0"
-        )
+    check_source(source)
     made_from = done = None
     if accelerator.is_main_process:
         made_from = {

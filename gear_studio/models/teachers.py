@@ -185,7 +185,7 @@ def timm_name(name: str) -> str:
         raise FileNotFoundError(
             f"teacher {name!r} is neither shipped ({shipped}) nor a control ({controls}) nor a folder nor "
             f"published ({published}, or a model of timm {timm.__version__}); check the name, or train "
-            "one with gear_studio.training.teacher.train_teacher(folder)."
+            "one with gear_studio.training.supervised.train_teacher(folder)."
         )
     return model
 

@@ -26,6 +26,10 @@ ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's
 WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
 
 
+def trains_generator(stage: str, arm: str) -> bool:
+    return stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of
@@ -100,7 +104,7 @@ _SMALL_STAGES = {
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
     "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
-_QUICK = {  # what differs from the small recipe, beside the steps; chosen on seed 100
+_QUICK: dict[str, Any] = {  # what differs from the small recipe, beside the steps; chosen on seed 100
     "batch_size": 16,
     "tokenizer": PRESETS["mini"],
     "generator": replace(_SMALL.generator, blocks=4, dim=96, tap=2),
@@ -195,8 +199,7 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
         recipe = recipe_of("imagenet-xl-vq", stage)
-        sizes = {"caption_dim": 2048, "caption_length": 300}
-        generator = replace(paper_config("1B", classes=0), **sizes)
+        generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
         steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
         return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
