@@ -40,6 +40,7 @@ from gear_studio.runs import Run
 from gear_studio.training.execution import WHOLE, Execution
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import ARMS, WITHOUT_GENERATOR, Recipe
+from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
 SHOWN = ("l1", "ntp", "alignment_soft", "alignment_hard", "usage")  # on the progress bar
@@ -252,10 +253,10 @@ def resume_metrics(path: Path, step: int) -> None:
 
 
 def train(
-    source: str,
-    stage: str,
-    arm: str,
-    recipe: Recipe,
+    source: str | Training,
+    stage: str = "",
+    arm: str = "",
+    recipe: Recipe | None = None,
     seed: int = 0,
     out: str | Path = "runs/run",
     parent: str | Path | None = None,
@@ -274,6 +275,23 @@ def train(
     is continued. extend: go on with a run that was asked for fewer steps than the recipe's. Raises
     ValueError for an arm the stage does not know, a folder that holds another run or a damaged checkpoint;
     DivergedError when a loss is not finite."""
+    if isinstance(source, Training):  # until this function takes nothing else
+        asked = source
+        return train(
+            asked.source,
+            asked.stage,
+            asked.arm,
+            asked.resolved,
+            asked.seed,
+            asked.out,
+            asked.parent,
+            asked.folder,
+            asked.workers,
+            progress,
+            asked.execution,
+            asked.extend,
+        )
+
     if arm not in ARMS[stage]:
         raise ValueError(f"stage {stage} has no arm {arm!r}; choose one of {', '.join(ARMS[stage])}")
     if stage != "warmup" and parent is None:
