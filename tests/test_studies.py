@@ -100,9 +100,10 @@ def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_a
         for job in studies.study_jobs(study, World(budget=budget), (0, 1), tmp_path):
             assert done.issuperset(job.needs) and job.name not in done
             done.add(job.name)
-            # A recipe whose fd_every is no multiple of log_every is refused.
-            if job.command[0] == "train" and "-s0" in job.name:
-                assert parse(job.command).resolved.steps == BUDGETS[budget][parse(job.command).stage]
+            if job.command[0] == "train" and job.name.endswith("-s0"):
+                training = parse(job.command)
+                # `resolved` refuses an fd_every that is no multiple of log_every.
+                assert training.resolved.steps == BUDGETS[budget][training.stage]
 
 
 def test_every_job_is_a_command_that_trains_what_the_arm_says():
