@@ -1,4 +1,4 @@
-"""The house stands as docs/architecture.md draws it: floors, no circles, and additions that touch one room."""
+"""The house stands as docs/architecture.md draws it: floors, no circles, additions that touch one room."""
 
 import re
 from pathlib import Path
