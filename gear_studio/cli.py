@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gear_studio.analysis.metrics import METRICS
 from gear_studio.models.tokenizer import preset
 from gear_studio.studies import STUDIES
 from gear_studio.training.recipes import (
@@ -29,7 +30,7 @@ Stage = Literal["warmup", "joint", "generator"]
 Source = Literal["shapes", "digits", "folder", "shards"]
 RecipeName = Literal[*NAMES]
 Arm = Literal["warmup", *ARMS["generator"]]
-Metric = Literal["fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness"]
+Metric = Literal[*METRICS]
 
 
 def run_name(label: str, stage: str, arm: str, seed: int) -> str:
@@ -257,7 +258,7 @@ def evaluate(
 
     if save_samples and len(runs) > 1:
         raise ValueError(f"--save-samples {save_samples} is one place, but {len(runs)} runs were named")
-    options = fidelity.Options(
+    options = fidelity.EvaluationOptions(
         samples=samples,
         seeds=seeds,
         cfg_scale=cfg_scale,

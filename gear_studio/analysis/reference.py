@@ -47,7 +47,7 @@ class Reference:
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
-def of_source(source: Source, numbers: Sequence[int]) -> Reference:
+def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
     """Pictures `numbers` of a source, evaluation view.
 
     A source of files is known by them, another by its name and a few of its pictures."""

@@ -8,10 +8,12 @@ Notable here:
   network. In any other space the same formula is called FD here: numbers of different spaces do not compare.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 SPLITS = 10  # parts that an Inception Score is averaged over
@@ -23,6 +25,14 @@ class Statistics:
 
     mean: np.ndarray
     covariance: np.ndarray
+
+
+def split_among_processes(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
+    """This process's batches of 0..count-1, `size` at a time. The batches do not depend on the number of
+    processes."""
+    for number, begin in enumerate(range(0, count, size)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            yield range(begin, min(begin + size, count))
 
 
 class Moments:
