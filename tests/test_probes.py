@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gear_studio import Run, data
-from gear_studio.analysis.features import reader
+from gear_studio.analysis.features import to_function
 from gear_studio.analysis.probes import (
     knn_probe,
     linear_probe,
@@ -141,7 +141,7 @@ def test_a_shipped_study_run_is_probed_at_its_own_size():
     size = run.tokenizer.config.image_size
     assert size == 32
     sample = {"train_images": 100, "test_images": 60}
-    place = reader(run, "generator.2")
+    place = to_function(run, "generator.2")
     assert probe_patches(place, **sample, image_size=size)["foreground"] > 0.75
     with pytest.raises(ValueError, match=r"\(B, 3, 32, 32\)"):
         probe_patches(place, **sample)

@@ -5,8 +5,8 @@ of the world that nothing trains on ("probe"), and another seed means other pict
 the uncertainty.
 
 Features are any function of images (B,3,S,S) in [-1,1] to (B,64,d), one row a cell of the world's 8 x 8
-grid: a Teacher, or a place of a model by `features.reader(run, "generator.3")`. S is the `image_size` that is
-asked for: 64, or what the tokenizer takes, `run.tokenizer.config.image_size`.
+grid: a Teacher, or a place of a model by `features.to_function(run, "generator.3")`. S is the
+argument `image_size`: 64, or what the tokenizer takes, `run.tokenizer.config.image_size`.
 """
 
 from collections.abc import Callable, Iterator
