@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gear_studio import Run, data
+from gear_studio.analysis import probes
 from gear_studio.analysis.features import to_function
 from gear_studio.analysis.probes import (
     knn_probe,
@@ -123,7 +124,7 @@ def test_segmentation_by_hand(monkeypatch):
             image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
             return {"image": image, "patch_foreground": true, **same}
 
-    monkeypatch.setattr(data, "load", lambda *asked: World())
+    monkeypatch.setattr(probes, "Shapes", lambda *arguments: World())
     iou = segmentation_iou(lambda x: next(parts).flatten(1)[..., None], train_images=2, test_images=2)
     assert iou == pytest.approx(3 / 7)
 
