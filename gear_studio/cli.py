@@ -12,7 +12,7 @@ from typing import Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from gear_studio.analysis.fidelity import EvaluationOptions
+from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.studies import STUDIES, World
 from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training

@@ -14,7 +14,7 @@ import webdataset
 from PIL import Image
 
 from gear_studio import data
-from gear_studio.analysis.reference import of_source
+from gear_studio.analysis.reference import reference_of
 from gear_studio.data import shards
 from gear_studio.data.images import crop_and_resize
 from gear_studio.data.shards import Shards
@@ -72,8 +72,8 @@ def six(tmp_path) -> Path:
 
 def test_statistics_of_the_pictures_of_one_pattern_are_not_taken_for_another_s(six):
     halves = [data.load("shards", folder=f"{six}/{{{part}}}.tar") for part in ("000..002", "003..005")]
-    one, other = (of_source(half, range(9)).fingerprint for half in halves)
-    assert one != other and one == of_source(halves[0], range(9)).fingerprint
+    one, other = (reference_of(half, range(9)).fingerprint for half in halves)
+    assert one != other and one == reference_of(halves[0], range(9)).fingerprint
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

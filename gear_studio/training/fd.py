@@ -19,8 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio import data, sampling
-from gear_studio.analysis.fidelity import shares
-from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
+from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance, split_among_processes
 from gear_studio.data.images import to_uint8
 from gear_studio.data.prompts import Conditions
 from gear_studio.models.generator import Generator
@@ -50,7 +49,7 @@ class SampledDistance:
         )
 
     def _parts(self) -> Iterable[range]:
-        return shares(self.count, self.at_once, self.accelerator)
+        return split_among_processes(self.count, self.at_once, self.accelerator)
 
     @torch.no_grad()
     def _measure(self, pictures: Iterable[Tensor]) -> Statistics:
