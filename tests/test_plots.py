@@ -13,6 +13,7 @@ from gear_studio.analysis.codes import top_codes
 from gear_studio.analysis.convergence import SpeedUp
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.models.generator import attention_mask
+from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.runs import Run
 
 
@@ -24,12 +25,17 @@ def test_one_token_and_its_codes():
     torch.manual_seed(0)
     scores, image = -torch.rand(64), torch.rand(3, 32, 32) * 2 - 1
     best = top_codes(scores, tau=0.1, count=5)
-    picture, bars = plots.token_codes(image, 6, best, grid=4).axes
+    picture, bars = plots.token_codes(image, 6, best, 4, QUANTIZERS["vq"].formula).axes
     assert picture.get_title(loc="left") == "token 6"
     assert [label.get_text() for label in bars.get_yticklabels()] == [str(each.code) for each in best]
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], scores.topk(5).values)
 
-    *_, weights = plots.token_codes(image, 6, best, grid=4, tau=0.1).axes
+    assert bars.get_xlabel() == "score A$_k$ = −‖z − c$_k$‖²"
+    for name, formula in (("lfq", "2 ⟨z, c$_k$⟩"), ("ibq", "⟨z, c$_k$⟩")):
+        _, bars = plots.token_codes(image, 6, best, 4, QUANTIZERS[name].formula).axes
+        assert bars.get_xlabel() == f"score A$_k$ = {formula}"
+
+    *_, weights = plots.token_codes(image, 6, best, 4, QUANTIZERS["vq"].formula, tau=0.1).axes
     widths = [bar.get_width() for bar in weights.patches]
     assert widths[:5] == [1, 0, 0, 0, 0]
     np.testing.assert_allclose(widths[5:], torch.softmax(scores / 0.1, 0).topk(5).values)

@@ -15,6 +15,7 @@ Notable here:
   kind, so that another model's folder is refused by name.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,28 +29,83 @@ from gear_studio.files import atomic, first_line, read_json, write_json
 from gear_studio.models.pretrained import fingerprint, load_weights
 from gear_studio.places import ZOO
 
-SHIPPED = {"tiny": ZOO / "teacher"}
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
-UNTRAINED = ("random", "pixels")  # controls: the tiny one with random weights, and no network at all
-PUBLISHED = {  # short names; any other timm name works as well
-    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
-    "dinov2-s-reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
-    "dinov2-g-reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
-    "dinov3-s": "vit_small_patch16_dinov3.lvd1689m",
-    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
-    "dinov3-l": "vit_large_patch16_dinov3.lvd1689m",
-    "dinov3-h": "vit_huge_plus_patch16_dinov3.lvd1689m",
-    "siglip2-b": "vit_base_patch16_siglip_256.v2_webli",
-    "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
-    "siglip2-so400m": "vit_so400m_patch16_siglip_256.v2_webli",
-    "clip-b": "vit_base_patch16_clip_quickgelu_224.openai",  # OpenAI trained with QuickGELU
-    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
+
+
+@dataclass(frozen=True)
+class KnownTeacher:
+    """What is special about a teacher. timm: timm's name of a published one. folder: of a shipped one; with
+    neither it is a control. spatial_norm: what "auto" means for its alignment target (see `spatial_norm`)."""
+
+    timm: str = ""
+    folder: Path | None = None
+    spatial_norm: str = "none"
+
+    @property
+    def kind(self) -> str:
+        """shipped, control or published."""
+        return "published" if self.timm else "shipped" if self.folder else "control"
+
+    @property
+    def patch_size(self) -> int | None:
+        """Pixels along a side of a published one's patches, as timm's name has it; None for the others."""
+        patch = re.search(r"_patch(\d+)", self.timm)
+        return int(patch[1]) if patch else None
+
+
+# Any other timm name works as well; `default_spatial_norm` has a rule for those.
+TEACHERS = {
+    "tiny": KnownTeacher(folder=ZOO / "teacher"),
+    "random": KnownTeacher(),  # tiny with random weights
+    "pixels": KnownTeacher(),  # no network at all
+    "dinov2-s": KnownTeacher("vit_small_patch14_dinov2.lvd142m"),
+    "dinov2-b": KnownTeacher("vit_base_patch14_dinov2.lvd142m"),
+    "dinov2-l": KnownTeacher("vit_large_patch14_dinov2.lvd142m"),
+    "dinov2-g": KnownTeacher("vit_giant_patch14_dinov2.lvd142m"),
+    "dinov2-s-reg": KnownTeacher("vit_small_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-b-reg": KnownTeacher("vit_base_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-l-reg": KnownTeacher("vit_large_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-g-reg": KnownTeacher("vit_giant_patch14_reg4_dinov2.lvd142m"),
+    "dinov3-s": KnownTeacher("vit_small_patch16_dinov3.lvd1689m"),
+    "dinov3-b": KnownTeacher("vit_base_patch16_dinov3.lvd1689m"),
+    "dinov3-l": KnownTeacher("vit_large_patch16_dinov3.lvd1689m"),
+    "dinov3-h": KnownTeacher("vit_huge_plus_patch16_dinov3.lvd1689m"),
+    "siglip2-b": KnownTeacher("vit_base_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    "siglip2-l": KnownTeacher("vit_large_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    "siglip2-so400m": KnownTeacher("vit_so400m_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    # OpenAI trained with QuickGELU
+    "clip-b": KnownTeacher("vit_base_patch16_clip_quickgelu_224.openai", spatial_norm="zscore"),
+    "clip-l": KnownTeacher("vit_large_patch14_clip_quickgelu_224.openai", spatial_norm="zscore"),
 }
+
+
+def teachers_of(kind: str) -> list[str]:
+    """Names in `TEACHERS` that are shipped, control or published."""
+    return [name for name, teacher in TEACHERS.items() if teacher.kind == kind]
+
+
+def default_spatial_norm(arch: str) -> str:
+    """What the spatial norm "auto" is for a teacher with `TeacherConfig.arch`.
+
+    Of a timm model that `TEACHERS` does not list: zscore for SigLIP, CLIP and V-JEPA, whose patches share a
+    large mean, none for all others (paper)."""
+    for teacher in TEACHERS.values():
+        if teacher.timm and arch == f"timm:{teacher.timm}":
+            return teacher.spatial_norm
+    return "zscore" if any(family in arch for family in ("siglip", "clip", "jepa")) else "none"
+
+
+def spatial_norm(features: torch.Tensor, kind: str, alpha: float = 0.6) -> torch.Tensor:
+    """Norm a teacher's features (B, N, d_f) over the N patches of each picture, channel by channel (paper).
+
+    Some teachers' patches of one picture have much in common, which hides where is what.
+    kind: "none"; "demean", z - alpha mean_tokens z; "zscore", that divided by std_tokens z."""
+    if kind == "none":
+        return features
+    z = features.float()
+    centred = z - alpha * z.mean(1, keepdim=True)
+    return centred if kind == "demean" else centred / (z.std(1, keepdim=True) + 1e-6)
 
 
 @dataclass
@@ -115,20 +171,23 @@ class PatchPixels(nn.Module):
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a teacher: a short name of `PUBLISHED`, "timm:NAME" or NAME itself.
+    """timm's name of a teacher: a published one's short name in `TEACHERS`, "timm:NAME" or NAME itself.
 
     Raises FileNotFoundError where timm has no such model."""
     import timm
 
-    wanted = PUBLISHED.get(name, name.removeprefix("timm:"))
-    if not timm.is_model(wanted):
+    known = TEACHERS.get(name)
+    model = known.timm if known else name.removeprefix("timm:")
+    if not timm.is_model(model):
+        shipped, controls, published = (
+            ", ".join(teachers_of(kind)) for kind in ("shipped", "control", "published")
+        )
         raise FileNotFoundError(
-            f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a control "
-            f"({', '.join(UNTRAINED)}) nor a folder nor published "
-            f"({', '.join(PUBLISHED)}, or a model of timm {timm.__version__}); check the name, or train "
+            f"teacher {name!r} is neither shipped ({shipped}) nor a control ({controls}) nor a folder nor "
+            f"published ({published}, or a model of timm {timm.__version__}); check the name, or train "
             "one with gear_studio.training.teacher.train_teacher(folder)."
         )
-    return wanted
+    return model
 
 
 def timm_encoder(name: str, **pretrained) -> nn.Module:
@@ -231,8 +290,8 @@ class Teacher(nn.Module):
         teacher. Weights of folders are stored in half precision and returned in float32.
         """
         name = str(name_or_folder)
-        folder = SHIPPED.get(name, Path(name))
-        if name in PUBLISHED or not (folder.is_dir() or name in UNTRAINED):
+        known = TEACHERS.get(name)
+        if known.kind == "published" if known else not Path(name).is_dir():
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
             return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
@@ -243,12 +302,13 @@ class Teacher(nn.Module):
         if name == "pixels":
             config = TeacherConfig(arch=name, dim=3 * 8 * 8, depth=1, heads=1, note="Raw pixels, no network.")
             return cls(config, build_encoder(config), grid, name)
+        folder = known.folder if known and known.folder else Path(name)
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )
         encoder = build_encoder(config)
         load_weights(encoder, folder / "model.safetensors")
-        return cls(config, encoder, grid, name if name in SHIPPED else folder.name)
+        return cls(config, encoder, grid, name if known else folder.name)
 
     @classmethod
     def random(cls, seed: int = 0, name: str = "tiny", grid: int | None = None) -> "Teacher":
@@ -304,6 +364,18 @@ class Teacher(nn.Module):
         )
         by_block = dict(zip(order, found, strict=True))
         return [by_block[block] for block in blocks]
+
+    def alignment_target(
+        self, features: torch.Tensor, kind: str = "auto", alpha: float = 0.6
+    ) -> torch.Tensor:
+        """What a projection is aligned with: this teacher's features (B, N, dim) after a spatial norm.
+
+        kind: one of `SPATIAL_NORMS`; "auto" is the teacher's own (`default_spatial_norm`). alpha: see
+        `spatial_norm`. Raises ValueError for a norm that does not exist."""
+        if kind not in SPATIAL_NORMS:
+            raise ValueError(f"unknown spatial_norm {kind!r}; choose one of {', '.join(SPATIAL_NORMS)}")
+        own = default_spatial_norm(self.config.arch)
+        return spatial_norm(features, own if kind == "auto" else kind, alpha)
 
 
 def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:

@@ -465,12 +465,18 @@ def code_map(
 
 @styled
 def token_codes(
-    image: Tensor, token: int, candidates: Sequence[Candidate], grid: int, tau: float | None = None
+    image: Tensor,
+    token: int,
+    candidates: Sequence[Candidate],
+    grid: int,
+    formula: str,
+    tau: float | None = None,
 ) -> Figure:
     """One token of a picture and its best codes: their scores and, given tau, their weights in both
     read-outs.
 
-    image: (3, H, W) in [-1, 1]. candidates: best first, as `top_codes` returns them for this tau."""
+    image: (3, H, W) in [-1, 1]. candidates: best first, as `top_codes` returns them for this tau.
+    formula: of the scores, as the quantizer has it."""
     figure = Figure(figsize=(9.8 if tau else 6.8, 3.7), layout="constrained")
     axes = figure.subplots(1, 3 if tau else 2, width_ratios=[1.25, 1.3, 1.6][: 3 if tau else 2])
     axes[0].imshow(mark(enlarge(to_rgb(image)), token, grid))
@@ -480,7 +486,7 @@ def token_codes(
     places = np.arange(len(candidates))
     axes[1].barh(places, [each.score for each in candidates], color=OKABE_ITO[0])
     axes[1].set_title("its best codes")
-    axes[1].set(xlabel="score A$_k$ = −‖z − c$_k$‖²", ylabel="code k")
+    axes[1].set(xlabel=f"score A$_k$ = {formula}", ylabel="code k")
     if tau:
         axes[2].set_title(f"weights at τ = {tau:g}")
         for shift, kind, color in ((-0.21, "hard", OKABE_ITO[1]), (0.21, "soft", OKABE_ITO[0])):

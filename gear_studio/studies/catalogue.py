@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gear_studio.models.judges import ATTRIBUTES
-from gear_studio.training.recipes import (
-    QUANTIZERS,
-    small_recipe,
-)
+from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.training.recipes import small_recipe
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from gear_studio.analysis.codebook import assignment_statistics, usage_statistic
 from gear_studio.models.discriminator import Discriminator, hinge_loss
 from gear_studio.models.generator import Generator
 from gear_studio.models.perceptual import LPIPS
-from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss, alignment_target
-from gear_studio.models.teachers import SHIPPED, Teacher
+from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss
+from gear_studio.models.teachers import Teacher, teachers_of
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.readout import Assignment
 from gear_studio.training.execution import (
@@ -145,7 +145,7 @@ class Stage:
         self.teacher = self.teachers[0]
         self.lpips: LPIPS | None = None
         self.perceiver = self.teacher
-        if stage != "generator" and recipe.perceptual in SHIPPED:
+        if stage != "generator" and recipe.perceptual in teachers_of("shipped"):
             perceiver = Teacher.from_pretrained(recipe.perceptual, tokenizer.grid)
             self.perceiver = perceiver.to(accelerator.device)
         elif stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
@@ -307,7 +307,7 @@ class Stage:
         features = [last, *(teacher(images) for teacher in self.teachers[1:])]
         norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
         return [
-            alignment_target(z, teacher, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+            teacher.alignment_target(z, *norm) for z, teacher in zip(features, self.teachers, strict=True)
         ]
 
     def align(
