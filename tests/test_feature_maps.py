@@ -58,9 +58,16 @@ def test_any_model_with_a_feature_map_is_a_teacher():
     assert teacher.config.patch_size == 16 and teacher(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 256)
 
 
-def test_a_model_without_one_is_refused_in_words():
-    with pytest.raises(ValueError, match="timm's mixer_s32_224 is neither a plain ViT nor has it"):
-        Teacher.random(0, "mixer_s32_224")
+def test_a_model_that_cannot_be_one_is_refused_in_words(monkeypatch):
+    with pytest.raises(
+        ValueError, match="timm's swin_tiny_patch4_window7_224 takes pictures of one size only"
+    ):
+        Teacher.random(0, "timm:swin_tiny_patch4_window7_224")
+    monkeypatch.setattr(feature_maps, "STRIDE", 1)
+    with pytest.raises(
+        ValueError, match="resnet18 is neither a plain ViT nor has it a feature map of stride 1"
+    ):
+        Teacher.random(0, "resnet18")
 
 
 def test_another_file_in_the_package_s_place_is_refused(monkeypatch):

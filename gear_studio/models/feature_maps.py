@@ -41,6 +41,8 @@ class FeatureMap(nn.Module):
                 "choose another model"
             ) from error
         self.blocks = timm.create_model(name, features_only=True, out_indices=(level,), **pretrained)
+        if self.blocks.pretrained_cfg.get("fixed_input_size"):
+            raise ValueError(f"timm's {name} takes pictures of one size only; choose another model")
         self.patch_size, self.dim = info.reduction()[level], info.channels()[level]
         self.pretrained_cfg = self.blocks.pretrained_cfg
 
