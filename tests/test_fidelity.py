@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import fidelity, reference
+from gear_studio.analysis import fidelity, metrics, reference
 from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
 from gear_studio.analysis.networks import FeatureNetworks
 from gear_studio.analysis.statistics import (

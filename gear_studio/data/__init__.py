@@ -6,6 +6,7 @@ from typing import Any
 from gear_studio.data.digits import Digits
 from gear_studio.data.folder import Folder
 from gear_studio.data.images import to_float, to_uint8
+from gear_studio.data.photos import Photos
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
 from gear_studio.data.source import PATIENCE, ListedSource, Source, batch_size_for, choose_pictures
@@ -16,6 +17,7 @@ __all__ = [
     "SOURCES",
     "Digits",
     "Folder",
+    "Photos",
     "Shapes",
     "Shards",
     "Source",
@@ -28,7 +30,9 @@ __all__ = [
     "to_uint8",
 ]
 
-SOURCES: dict[str, type[ListedSource]] = {kind.name: kind for kind in (Shapes, Digits, Folder, Shards)}
+SOURCES: dict[str, type[ListedSource]] = {
+    kind.name: kind for kind in (Shapes, Digits, Photos, Folder, Shards)
+}
 
 
 def find_source(name: str) -> type[ListedSource]:
@@ -48,7 +52,7 @@ def load(
     captions: bool = False,
     combinations: str = "all",
 ) -> Source:
-    """Load the source called `name`: shapes, digits, folder or shards.
+    """Load the source called `name`: shapes, digits, photos, folder or shards.
 
     folder: where the pictures of `folder` lie, or the shards of `shards` (a folder or a pattern). seed: which
     world of `shapes`; the others have only one. captions: batches have "caption" too, B strings.

@@ -93,6 +93,7 @@ class ListedSource(Source, Protocol):
     `data.load` makes it with a split and an image_size; with a folder where it is `on_disk`; and with
     captions, seed and combinations where it has them."""
 
+    trainable: ClassVar[bool] = True  # False: it is to look at only, and all of it is held out
     on_disk: ClassVar[bool] = False  # its pictures lie in a place that the user names (`--folder`)
     place: ClassVar[str] = ""  # what that place is, in an error that asks for it
     has_captions: ClassVar[bool] = False

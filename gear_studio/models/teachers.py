@@ -16,7 +16,7 @@ Notable here:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gear_studio.files import atomic, one_line, read_json, write_json
+from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encoder
 from gear_studio.models.pretrained import fingerprint, load_weights
 from gear_studio.places import ZOO
 
@@ -35,16 +36,20 @@ SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
 
 @dataclass(frozen=True)
 class KnownTeacher:
-    """What is special about a teacher. timm: timm's name of a published one. folder: of a shipped one; with
-    neither it is a control. spatial_norm: what "auto" means for its alignment target (see `spatial_norm`)."""
+    """What is special about a teacher. timm: timm's name of a published one. folder: of a shipped one. load:
+    makes the encoder of one whose weights an installed package brings. With none of these it is a control.
+    spatial_norm: what "auto" means for its alignment target (see `spatial_norm`)."""
 
     timm: str = ""
     folder: Path | None = None
+    load: Callable[[], nn.Module] | None = None
     spatial_norm: str = "none"
 
     @property
     def kind(self) -> str:
-        """shipped, control or published."""
+        """shipped, packaged, control or published."""
+        if self.load:
+            return "packaged"
         return "published" if self.timm else "shipped" if self.folder else "control"
 
     @property
@@ -57,6 +62,8 @@ class KnownTeacher:
 # Any other timm name works as well; `default_spatial_norm` has a rule for those.
 TEACHERS = {
     "tiny": KnownTeacher(folder=ZOO / "teacher"),
+    # Its channels have means of their own, in which every two patches look alike.
+    "efficientnet-lite0": KnownTeacher(LITE0, load=load_lite0_encoder, spatial_norm="zscore"),
     "random": KnownTeacher(),  # tiny with random weights
     "pixels": KnownTeacher(),  # no network at all
     "dinov2-s": KnownTeacher("vit_small_patch14_dinov2.lvd142m"),
@@ -81,7 +88,7 @@ TEACHERS = {
 
 
 def teachers_of(kind: str) -> list[str]:
-    """Names in `TEACHERS` that are shipped, control or published."""
+    """Names in `TEACHERS` that are shipped, packaged, control or published."""
     return [name for name, teacher in TEACHERS.items() if teacher.kind == kind]
 
 
@@ -179,28 +186,29 @@ def timm_name(name: str) -> str:
     known = TEACHERS.get(name)
     model = known.timm if known else name.removeprefix("timm:")
     if not timm.is_model(model):
-        shipped, controls, published = (
-            ", ".join(teachers_of(kind)) for kind in ("shipped", "control", "published")
+        shipped, packaged, controls, published = (
+            ", ".join(teachers_of(kind)) for kind in ("shipped", "packaged", "control", "published")
         )
         raise FileNotFoundError(
-            f"teacher {name!r} is neither shipped ({shipped}) nor a control ({controls}) nor a folder nor "
-            f"published ({published}, or a model of timm {timm.__version__}); check the name, or train "
-            "one with gear_studio.training.supervised.train_teacher(folder)."
+            f"teacher {name!r} is neither shipped ({shipped}, {packaged}) nor a control ({controls}) nor a "
+            f"folder nor published ({published}, or a model of timm {timm.__version__}); check the name, or "
+            "train one with gear_studio.training.supervised.train_teacher(folder)."
         )
     return model
 
 
 def timm_encoder(name: str, **pretrained) -> nn.Module:
-    """A plain ViT of timm at its own image size: head and pooling dropped, `norm` the last norm it has.
+    """A model of timm as a patch encoder. A plain ViT at its own image size, head and pooling dropped, `norm`
+    the last norm it has; of any other model its `FeatureMap`.
 
     pretrained: where weights come from, for `timm.create_model`; by default they are random. Raises
-    ValueError for models of another make."""
+    ValueError for models that are neither a ViT nor have a feature map."""
     import timm
 
     encoder = timm.create_model(name, num_classes=0, **pretrained)
     needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
-    if lacking := [attribute for attribute in needed if not hasattr(encoder, attribute)]:
-        raise ValueError(f"timm's {name} is no plain ViT (it has no {', '.join(lacking)}); choose a ViT")
+    if not all(hasattr(encoder, attribute) for attribute in needed):
+        return FeatureMap(name, **pretrained)
     if isinstance(encoder.norm, nn.Identity):
         # Models that pool by averaging norm afterwards; a norm acts on each token alone.
         encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
@@ -291,6 +299,9 @@ class Teacher(nn.Module):
         """
         name = str(name_or_folder)
         known = TEACHERS.get(name)
+        if known and known.load and weights is None:
+            encoder = known.load()
+            return cls(describe(name, encoder, "trained on ImageNet, Apache-2.0"), encoder, grid, name)
         if known.kind == "published" if known else not Path(name).is_dir():
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
@@ -381,16 +392,20 @@ class Teacher(nn.Module):
 def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:
     """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
     model, published = timm_name(name), encoder.pretrained_cfg
+    common = {"arch": f"timm:{model}", "mean": tuple(published["mean"]), "std": tuple(published["std"])}
+    common["note"] = f"{model} of timm, {origin}."
+    if isinstance(encoder, FeatureMap):
+        size = published["input_size"][-1] // encoder.patch_size * encoder.patch_size
+        return TeacherConfig(
+            image_size=size, patch_size=encoder.patch_size, dim=encoder.dim, depth=1, heads=1, **common
+        )
     return TeacherConfig(
-        arch=f"timm:{model}",
         image_size=encoder.patch_embed.img_size[0],
         patch_size=encoder.patch_embed.img_size[0] // encoder.patch_embed.grid_size[0],
         dim=encoder.embed_dim,
         depth=len(encoder.blocks),
         heads=encoder.blocks[0].attn.num_heads,
-        mean=tuple(published["mean"]),
-        std=tuple(published["std"]),
-        note=f"{model} of timm, {origin}.",
+        **common,
     )
 
 

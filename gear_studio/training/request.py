@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe o
     SourceName = StageName = ArmName = BudgetName = TokenizerName = str
     RecipeName = str | Recipe
 else:
-    SourceName, StageName, BudgetName = Literal[*SOURCES], Literal[*STAGES], Literal[*BUDGETS]
+    SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
+    StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
     ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
     TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
 
