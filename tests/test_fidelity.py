@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import fidelity, metrics, reference
+from gear_studio.analysis import fidelity, reference
 from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
+from gear_studio.analysis.metrics import MetricName
 from gear_studio.analysis.networks import FeatureNetworks
 from gear_studio.analysis.statistics import (
     Moments,
@@ -705,7 +706,7 @@ def test_the_command_measures_and_writes_samples(run_folder, small_inception, ph
 
 
 def test_the_command_and_the_module_name_the_same_metrics():
-    assert metrics.MetricName.__args__ == tuple(METRICS)
+    assert MetricName.__args__ == tuple(METRICS)
     with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fd-dinov2, fid"):
         EvaluationOptions(metrics=("fd", "kid"))
 
