@@ -21,7 +21,7 @@ from torch import Tensor
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
 from gear_studio.data.source import Fingerprinted, Source
-from gear_studio.files import atomic, first_line
+from gear_studio.files import atomic, one_line
 from gear_studio.models.inception import DIMS
 
 KEYS = {  # ADM's names
@@ -100,7 +100,7 @@ def _open_npz(path: Path) -> Reference:
             keys = file.files
             arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        problem = first_line(error)
+        problem = one_line(error)
         raise ValueError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():

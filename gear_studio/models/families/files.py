@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gear_studio.files import first_line
+from gear_studio.files import one_line
 from gear_studio.models.families.base import State
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -45,7 +45,7 @@ def fetch(source: str | Path) -> Path:
             return Path(hf_hub_download(name, files[0]))
     except Exception as error:  # whatever HTTP library the installed version of the Hub's client uses
         raise FileNotFoundError(
-            f"there is no file {source}, and it could not be had from the Hub either ({first_line(error)}). "
+            f"there is no file {source}, and it could not be had from the Hub either ({one_line(error)}). "
             "Without a connection, download it elsewhere and give the file's path"
         ) from error
     raise FileNotFoundError(
@@ -64,12 +64,12 @@ def read(path: Path) -> dict[str, Any]:
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is damaged, or holds more than weights and plain values ({first_line(error)}), which "
+            f"{path} is damaged, or holds more than weights and plain values ({one_line(error)}), which "
             "could run code and is refused; save its state dict alone with torch.save and give that file"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path} is not a complete file of weights ({first_line(error)}); copy it again"
+            f"{path} is not a complete file of weights ({one_line(error)}); copy it again"
         ) from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict of weights")
