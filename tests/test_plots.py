@@ -247,14 +247,14 @@ def test_a_caption_s_features_and_pictures_with_their_captions():
     assert list(axes.get_xticks()) == [1.5, 4.5]
 
     captions = [["a ring", "a red thing"], ["a star"]]
-    _, first, _, second = plots.tellings(torch.zeros(2, 3, 8, 8), captions).axes
+    _, first, _, second = plots.captioned_pictures(torch.zeros(2, 3, 8, 8), captions).axes
     assert (text(first), text(second)) == (["a ring\na red thing"], ["a star"])
 
 
 def test_rows_are_named_and_a_note_stands_below():
-    figure = plots.sample_grid(torch.zeros(4, 3, 8, 8), 2, rows_named=["one", "two"], protocol="asked so")
+    figure = plots.sample_grid(torch.zeros(4, 3, 8, 8), 2, row_names=["one", "two"], protocol="asked so")
     assert [text(axes) for axes in figure.axes] == [["one"], [], ["two"], []]
     assert figure._supxlabel.get_text() == "asked so"
     maps = {"red": torch.rand(2, 4)}
-    axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", rows_named=["one", "two"]).axes
+    axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", row_names=["one", "two"]).axes
     assert [text(each) for each in axes[:4]] == [["one"], [], ["two"], []]
