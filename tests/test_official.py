@@ -20,6 +20,8 @@ from gear_studio.models.families.llamagen import LlamaGen
 from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.training import loop
+from gear_studio.training.checkpoints import Checkpoints
+from gear_studio.training.request import Training
 
 SHAPES = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
 
@@ -456,9 +458,10 @@ def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(t
     parent = official.import_run(tmp_path / "vq.pt", tmp_path / "vq", image_size=32).folder
     short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2}
     recipe = tiny.recipe(teacher_folder, tokenizer=released.config, gan_weight=0.1, tokenizer_lr=0.0, **short)
-    run = loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "s0", parent=parent, progress=False)
+    training = Training("digits", "warmup", "warmup", recipe, out=tmp_path / "s0", parent=parent)
+    run = loop.train(training, progress=False)
     assert run.parent.name == "vq" and run.has("discriminator")
-    state = loop.Checkpoints(run.folder / "checkpoints").load()
+    state = Checkpoints(run.folder / "checkpoints").load()
     for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
         assert held.keys() == released.state_dict().keys()
         assert all(torch.equal(value, released.state_dict()[key]) for key, value in held.items())

@@ -37,6 +37,7 @@ from gear_studio.models.teachers import (
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.training import loop
+from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage, frozen
 
 # name: patch size, width, prefix tokens, mean of red
@@ -454,7 +455,7 @@ def test_several_teachers_are_aligned_with_side_by_side(stage, arm, names):
     moved = {key for key, value in projectors.state_dict().items() if not torch.equal(value, before[key])}
     assert moved == set(before)
     assert [projector.config.teacher_dim for projector in projectors] == [32, 48]
-    saved = training.parts()
+    saved = training.gather_parts()
     assert {"projector", "projector-wide"} <= set(saved)
     assert saved["projector"].config.teacher_dim == 32 and saved["projector-wide"].config.teacher_dim == 48
     held_out = training.validate(images, labels)
@@ -464,13 +465,13 @@ def test_several_teachers_are_aligned_with_side_by_side(stage, arm, names):
 def test_each_projection_is_compared_with_its_own_teacher_s_normed_features():
     training = two_teachers(spatial_norm="demean", spatial_norm_alpha=0.3)
     images, labels = tiny.batch()
-    targets = training.targets(images, training.teacher(images))
+    targets = training.compute_targets(images, training.teacher(images))
     for teacher, target in zip(training.teachers, targets, strict=True):
         torch.testing.assert_close(target, spatial_norm(teacher(images), "demean", 0.3))
     losses: dict[str, Tensor] = {}
     aligned = training.modules["aligned"]
     with frozen(aligned):
-        training.guidance(training.tokenizer.assign(images), labels, targets, losses)
+        training.compute_guidance(training.tokenizer.assign(images), labels, targets, losses)
     aligned.eval()
     projected = aligned.project_tap(
         training.tokenizer.assign(images), labels, lambda a, table: (a.scores / 0.1).softmax(-1) @ table
@@ -500,10 +501,9 @@ def test_a_run_with_two_teachers_of_any_grid(tmp_path, teacher_folder):
     wide().save_pretrained(tmp_path / "wide")
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["image_size"] == 32
     recipe = tiny.recipe(f"{teacher_folder}+{tmp_path / 'wide'}", steps=2, checkpoint_every=2)
-    warmup = loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "warmup", progress=False)
-    joint = loop.train(
-        "digits", "joint", "gear", recipe, out=tmp_path / "joint", parent=warmup.folder, progress=False
-    )
+    warmup = loop.train(Training("digits", "warmup", recipe=recipe, out=tmp_path / "warmup"), progress=False)
+    training = Training("digits", "joint", "gear", recipe, out=tmp_path / "joint", parent=warmup.folder)
+    joint = loop.train(training, progress=False)
     assert {"alignment_hard_wide", "val_alignment_wide"} <= set(joint.metrics[-1])
     assert joint.teacher.dim == joint.projector.config.teacher_dim == 32
     assert Projector.from_pretrained(tmp_path / "joint" / "projector-wide").config.teacher_dim == 48
@@ -514,7 +514,7 @@ def test_a_run_finds_its_weights_file_again_or_says_what_is_missing(tmp_path, pu
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(published.read_bytes())
     recipe = tiny.recipe(SMALL, teacher_weights=(str(weights),), steps=2, checkpoint_every=2)
-    loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "run", progress=False)
+    loop.train(Training("digits", recipe=recipe, out=tmp_path / "run"), progress=False)
     run = Run.from_pretrained(tmp_path / "run")
     assert run.teacher.grid == 4
     assert torch.equal(run.teacher(pictures()), Teacher.from_pretrained(SMALL, 4, published)(pictures()))
@@ -524,7 +524,7 @@ def test_a_run_finds_its_weights_file_again_or_says_what_is_missing(tmp_path, pu
     with pytest.raises(ValueError, match="run run was trained with other weights of teacher"):
         _ = Run.from_pretrained(tmp_path / "run").teacher
     with pytest.raises(ValueError, match="another run .teacher_sha256"):
-        loop.train("digits", "warmup", "warmup", recipe, out=tmp_path / "run", progress=False)
+        loop.train(Training("digits", recipe=recipe, out=tmp_path / "run"), progress=False)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="weights.safetensors, which is not there"):
         _ = Run.from_pretrained(tmp_path / "run").teacher

@@ -16,6 +16,7 @@ from gear_studio.data.folder import Folder
 from gear_studio.data.tokens import EncodedSource, encode, view_rng
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop
+from gear_studio.training.request import Training
 
 VIEWS = 3
 
@@ -214,7 +215,7 @@ def test_what_cannot_be_encoded_ahead_says_so(teacher_folder, tmp_path):
     with pytest.raises(ValueError, match="shapes has no end of new pictures.*token_views=0"):
         encode(data.load("shapes"), new_tokenizer(), 2, tmp_path, Accelerator(cpu=True))
     with pytest.raises(ValueError, match="token_views=2: stage warmup trains the tokenizer"):
-        loop.train("digits", "warmup", "warmup", tiny.recipe(teacher_folder, token_views=2))
+        loop.train(Training("digits", "warmup", "warmup", tiny.recipe(teacher_folder, token_views=2)))
 
 
 # In training
@@ -225,9 +226,8 @@ def train(folder: Path, teacher: Path, pictures: Path, name: str, **changes) -> 
     stage = "warmup" if name == "warmup" else "generator"
     recipe = tiny.recipe(teacher, steps=6, log_every=1, checkpoint_every=3, generator=steady, **changes)
     arm, parent = ("warmup", None) if stage == "warmup" else ("baseline", folder / "warmup")
-    return loop.train(
-        "folder", stage, arm, recipe, out=folder / name, parent=parent, folder=pictures, progress=False
-    )
+    training = Training("folder", stage, arm, recipe, out=folder / name, parent=parent, folder=pictures)
+    return loop.train(training, progress=False)
 
 
 def train_together(rank: int, *arguments) -> None:
