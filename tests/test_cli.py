@@ -294,5 +294,5 @@ def test_another_quantizer_goes_through_all_stages_by_its_name(tmp_path, command
     run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-s0")
     assert run.parent.name == "shapes-small-lfq-joint-gear-s0"
     assert run.tokenizer.config.quantizer == "lfq" and run.config["recipe"]["tokenizer"]["code_dim"] == 10
-    code, _, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
-    assert code == 1 and "unknown tokenizer 'small-fsq'; choose one of small, small-lfq" in complaint
+    code, out, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
+    assert code == 2 and "'small-lfq'" in out + complaint and "small-fsq" in out + complaint
