@@ -9,8 +9,9 @@ from typing import Any
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.families import load_generator, load_tokenizer, save
-from gear_studio.models.families.files import fetch, read
+from gear_studio.models.families.files import read
 from gear_studio.models.generator import Generator
+from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe

@@ -9,7 +9,7 @@ transformers 5.
 import torch
 from torch import Tensor, nn
 
-from gear_studio.models import published
+from gear_studio.models.published import loading_transformers
 
 MODEL = "openai/clip-vit-large-patch14"
 OPTION = "--clip FOLDER"
@@ -27,7 +27,7 @@ class CLIPScore(nn.Module):
 
     def __init__(self, name: str = MODEL):
         super().__init__()
-        with published.of_the_hub(name, "CLIP", OPTION):
+        with loading_transformers(name, "CLIP", OPTION):
             from transformers import AutoModel, CLIPModel, CLIPProcessor
 
             self.net = AutoModel.from_pretrained(name, dtype=torch.float32)

@@ -27,6 +27,7 @@ from torch import nn
 
 from gear_studio.files import atomic, first_line, read_json, write_json
 from gear_studio.models.pretrained import fingerprint, load_weights
+from gear_studio.models.published import explain_download
 from gear_studio.places import ZOO
 
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
@@ -191,13 +192,18 @@ def timm_name(name: str) -> str:
 
 
 def timm_encoder(name: str, **pretrained) -> nn.Module:
-    """A plain ViT of timm at its own image size: head and pooling dropped, `norm` the last norm it has.
+    """A plain ViT of timm at its own image size: `to_plain_vit` of `timm.create_model`.
 
-    pretrained: where weights come from, for `timm.create_model`; by default they are random. Raises
-    ValueError for models of another make."""
+    pretrained: where weights come from, for timm; by default they are random."""
     import timm
 
-    encoder = timm.create_model(name, num_classes=0, **pretrained)
+    return to_plain_vit(timm.create_model(name, num_classes=0, **pretrained), name)
+
+
+def to_plain_vit(encoder: nn.Module, name: str) -> nn.Module:
+    """Drop head and pooling of a timm model; `norm` becomes the last norm it has.
+
+    name: for the message. Raises ValueError for models of another make."""
     needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
     if lacking := [attribute for attribute in needed if not hasattr(encoder, attribute)]:
         raise ValueError(f"timm's {name} is no plain ViT (it has no {', '.join(lacking)}); choose a ViT")
@@ -214,26 +220,26 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
     weights: safetensors or a torch file, as published (also by the model's authors, where timm reads that).
     option: what names such a file, for the messages. Raises FileNotFoundError when it is not there or nothing
     can be downloaded, ValueError when it does not fit."""
+    import timm
+    from timm.models import load_state_dict
+
     model = timm_name(name)
     if weights is None:
-        try:
-            return timm_encoder(model, pretrained=True)
-        except ValueError:  # it is no ViT
-            raise
-        except Exception as error:  # the hub, its client and the disk have many ways to fail
-            raise FileNotFoundError(
-                f"the weights of {name!r} could not be downloaded from the Hugging Face repository "
-                f"timm/{model} ({type(error).__name__}: {first_line(error)}); with a connection, try again. "
-                f"Without one, run 'hf download timm/{model}' on another machine and bring its "
-                f"model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
-            ) from error
+        problem = (
+            f"the weights of {name!r} could not be downloaded from the Hugging Face repository timm/{model}"
+        )
+        way_out = (
+            f"With a connection, try again. Without one, run 'hf download timm/{model}' on another machine "
+            f"and bring its model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
+        )
+        with explain_download(problem, way_out):
+            encoder = timm.create_model(model, num_classes=0, pretrained=True)
+        return to_plain_vit(encoder, model)
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"the weights of {name!r} should be in the file {weights}, which is not there; put it there, or "
             f"name another: {option}"
         )
-    from timm.models import load_state_dict
-
     try:
         state = load_state_dict(str(weights), weights_only=True)
         state = {key: value for key, value in state.items() if not key.startswith("head.")}

@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gear_studio.models import published
+from gear_studio.models.published import loading_transformers
 
 OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
 LENGTH = 20  # words of a caption of the small world: the longest has 18
@@ -140,7 +140,7 @@ class LanguageModel(_Cutting):
         self.name, self.length = name, length
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with published.of_the_hub(name, "text encoder", OPTION):
+        with loading_transformers(name, "text encoder", OPTION):
             from transformers import AutoModel, AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
