@@ -11,6 +11,7 @@ Notable here:
   them; where that cannot be, a weights file does.
 - The shipped "tiny" one stands in for DINOv2 where nothing can be downloaded. It learnt from the labels of
   the embedded world, and its `note` says so: show the note wherever its features appear.
+- Adding a teacher is a line in `TEACHERS`.
 - On disk a teacher is a folder, config.json + model.safetensors in half precision; the config names its
   kind, so that another model's folder is refused by name.
 """
@@ -19,6 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +115,8 @@ def spatial_norm(features: torch.Tensor, kind: str, alpha: float = 0.6) -> torch
 class TeacherConfig:
     """What is needed to rebuild a teacher. `mean` and `std` are those of RGB in [0, 1].
 
-    arch: "vit" is built from the sizes below; for "timm:NAME" timm knows the sizes and they are only told;
-    "pixels" has no network, and patch_size decides all."""
+    arch: "vit" is built from the sizes below; of "timm:NAME" timm knows the sizes, and those below only
+    record them; "pixels" has no network, and patch_size decides everything."""
 
     arch: str = "vit"
     image_size: int = 64
@@ -130,7 +132,7 @@ class TeacherConfig:
 def build_encoder(config: TeacherConfig) -> nn.Module:
     """A trainable patch encoder, without head; raises ValueError for an unknown `arch`."""
     if config.arch.startswith("timm:"):
-        encoder = timm_encoder(config.arch.removeprefix("timm:"))
+        encoder: Any = timm_encoder(config.arch.removeprefix("timm:"))
         encoder.set_input_size((config.image_size, config.image_size))
         return encoder
     if config.arch == "pixels":
@@ -154,14 +156,14 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
 
 
 class PatchPixels(nn.Module):
-    """The encoder that is none: a patch's feature is its pixels, normalised, channel by channel."""
+    """An encoder without a network: a patch's feature is its normalised pixels, channel by channel."""
 
     def __init__(self, patch_size: int):
         super().__init__()
         self.patch_size, self.blocks = patch_size, nn.ModuleList()
 
     def set_input_size(self, size: tuple[int, int]) -> None:
-        """Any multiple of the patch will do."""
+        """Nothing to do: pictures may have any multiple of the patch size."""
 
     def forward_intermediates(
         self, images: torch.Tensor, indices: Sequence[int], **_: object
@@ -200,8 +202,8 @@ def timm_encoder(name: str, **pretrained) -> nn.Module:
     return to_plain_vit(timm.create_model(name, num_classes=0, **pretrained), name)
 
 
-def to_plain_vit(encoder: nn.Module, name: str) -> nn.Module:
-    """Drop head and pooling of a timm model; `norm` becomes the last norm it has.
+def to_plain_vit(encoder: Any, name: str) -> nn.Module:
+    """A timm model without head and pooling; `norm` becomes the last norm it has.
 
     name: for the message. Raises ValueError for models of another make."""
     needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
@@ -267,11 +269,14 @@ class Teacher(nn.Module):
     """A frozen patch encoder: images (B,3,H,W) in [-1,1] -> patch features (B,N,dim), raster order.
 
     grid: patches along a side, N = grid * grid; None keeps the config's. Position embeddings are resampled
-    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. name: for logs."""
+    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. encoder: a ViT of timm
+    (`to_plain_vit`) or `PatchPixels`. name: for logs."""
 
-    def __init__(
-        self, config: TeacherConfig, encoder: nn.Module, grid: int | None = None, name: str = "teacher"
-    ):
+    encoder: Any  # timm declares few of the attributes that its ViTs have
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, config: TeacherConfig, encoder: Any, grid: int | None = None, name: str = "teacher"):
         super().__init__()
         self.grid = grid or config.image_size // config.patch_size
         size = self.grid * config.patch_size
@@ -360,7 +365,7 @@ class Teacher(nn.Module):
         images = to_size(images, self.config.image_size)
         images = ((images + 1) / 2 - self.mean) / self.std
         order = sorted(set(blocks))
-        found = self.encoder.forward_intermediates(
+        features = self.encoder.forward_intermediates(
             images,
             indices=[block - 1 for block in order],
             norm=True,
@@ -368,7 +373,7 @@ class Teacher(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        by_block = dict(zip(order, found, strict=True))
+        by_block = dict(zip(order, features, strict=True))
         return [by_block[block] for block in blocks]
 
     def alignment_target(
@@ -384,7 +389,7 @@ class Teacher(nn.Module):
         return spatial_norm(features, own if kind == "auto" else kind, alpha)
 
 
-def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:
+def describe(name: str, encoder: Any, origin: str) -> TeacherConfig:
     """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
     model, published = timm_name(name), encoder.pretrained_cfg
     return TeacherConfig(
@@ -415,11 +420,11 @@ def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> 
         raise ValueError(
             f"{len(weights)} weights files for {len(each)} teachers ({names}); give one for each"
         )
-    files = weights or [None] * len(each)
+    files: Sequence[str | Path | None] = weights or [None] * len(each)
     teachers = [Teacher.from_pretrained(name, grid, file) for name, file in zip(each, files, strict=True)]
-    called = [teacher.name for teacher in teachers]
-    if len(set(called)) < len(called):
-        raise ValueError(f"teachers {', '.join(called)}: their losses are logged by name; name each one once")
+    loaded = [teacher.name for teacher in teachers]
+    if len(set(loaded)) < len(loaded):
+        raise ValueError(f"teachers {', '.join(loaded)}: their losses are logged by name; name each one once")
     return teachers
 
 
@@ -442,9 +447,11 @@ def read_config(folder: str | Path, kind: str, settings: Sequence[str]) -> dict:
     """
     path = Path(folder) / "config.json"
     config = read_json(path, f"a {kind}")
-    found = config.pop("kind", None) if isinstance(config, dict) else None
-    if found != kind:
-        raise ValueError(f"{path} describes a {found!r}, expected a {kind!r}; give the folder of a {kind}")
+    described = config.pop("kind", None) if isinstance(config, dict) else None
+    if described != kind:
+        raise ValueError(
+            f"{path} describes a {described!r}, expected a {kind!r}; give the folder of a {kind}"
+        )
     if odd := sorted(set(config) ^ set(settings)):
         raise ValueError(f"{path}: settings {odd} are missing or unknown; a {kind} has {sorted(settings)}")
     return config

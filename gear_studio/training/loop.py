@@ -31,7 +31,7 @@ from gear_studio.data.pictures import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import skipped, skipped_line
 from gear_studio.files import atomic, read_json, write_json
-from gear_studio.models import text
+from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.teachers import load_teachers
@@ -333,7 +333,8 @@ def train(
     )
     encoder = None
     if captioned and generates:
-        encoder = text.load(recipe.text_encoder, recipe.generator.caption_length or text.LENGTH)
+        length = recipe.generator.caption_length or text_encoders.LENGTH
+        encoder = text_encoders.load_text_encoder(recipe.text_encoder, length)
     teacher, *more_teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(

@@ -34,8 +34,8 @@ def load_tokenizer(source: str | Path, image_size: int = 256) -> Tokenizer:
     """The tokenizer in a released file (VQ-16, LFQ-16, IBQ-16 and their like), in eval mode.
 
     source: a file, or a repository of the Hub (see `published.fetch`). image_size: pixels along a side of the
-    pictures it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no tokenizer or
-    its keys are not exactly those of one, naming them."""
+    pictures it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no
+    tokenizer or its keys are not exactly those of one, naming them."""
     raw = read(fetch(source))
     state = _first_weights(unwrap(raw, holds_tokenizer))
     if state is None:
