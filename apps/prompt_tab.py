@@ -175,7 +175,7 @@ def _notes(studio: Studio, names: tuple[str, ...], text: str) -> str:
             f"‘{word}’ is not a word of this world's captions; the picture will ignore or misread it."
             for word in prompts.unknown_words(text)[:5]
         ]
-    limits = [run.text_encoder.length for run in runs if run.text_encoder.beyond(text)]
+    limits = [run.text_encoder.length for run in runs if run.text_encoder.count_cut(text)]
     if limits:
         said.append(f"The prompt is too long: it is cut after its first {min(limits)} words.")
     return "".join(f'<div class="big">{html.escape(line)}</div>' for line in said)

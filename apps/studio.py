@@ -43,10 +43,10 @@ class Picture:
 class Studio:
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when there are none."""
-        self.runs = dict(runs.listed())
-        self.runs |= {_of_study(name): run for name, run in runs.listed(SHIPPED / "runs").items()}
+        self.runs = dict(runs.list_runs())
+        self.runs |= {_of_study(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
         if folder is not None:
-            more = runs.listed(folder)
+            more = runs.list_runs(folder)
             if not more:
                 raise ValueError(
                     f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "

@@ -9,8 +9,9 @@ from typing import Any
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.families import load_generator, load_tokenizer, save
-from gear_studio.models.families.files import fetch, read
+from gear_studio.models.families.files import read
 from gear_studio.models.generator import Generator
+from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
@@ -36,6 +37,7 @@ def import_run(
     generator: Generator | None = None
     if tokenizer_state:
         tokenizer = families.tokenizer_from(tokenizer_state, image_size, str(source))
+    text_encoder = ""
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
         generator = families.generator_from(generator_state, its_tokenizer.grid, str(source))
@@ -44,6 +46,8 @@ def import_run(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "
                 f"{its_tokenizer.config.codes}; they do not belong together"
             )
+        if generator.config.caption_dim:
+            text_encoder = families.generator_family(generator_state).text_encoder
     if not tokenizer and not generator:
         raise ValueError(families.describe_lack(raw, "tokenizer and no generator", source))
 
@@ -54,8 +58,7 @@ def import_run(
     if generator:
         generator.save_pretrained(folder / "generator")
         recipe["generator"] = generator.config
-        encoder = families.generator_family(generator_state).text_encoder
-        recipe["text_encoder"] = encoder if generator.config.caption_dim else ""
+        recipe["text_encoder"] = text_encoder
     (folder / "metrics.jsonl").touch()
     record = {"command": f"gear-studio import {source} {folder}", "finished": True, "seconds": 0.0}
     write_json(folder / "record.json", record | {"device": "none", "imported_from": str(source)})

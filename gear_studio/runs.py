@@ -1,6 +1,6 @@
 """Run: a folder on disk with everything one training left behind. The zoo is a set of shipped Runs.
 
-    config.json       what was asked: source (of files: which), stage, arm, seed, parent, the whole recipe
+    config.json       what was asked for: source (of files: which), stage, arm, seed, parent, the whole recipe
     record.json       what happened: command, versions, device, seconds, finished or not, files skipped
     metrics.jsonl     one JSON object a line, every `log_every` steps
     tokenizer/ generator/ projector/     EMA weights (safetensors), each with its own config.json
@@ -17,27 +17,30 @@ import json
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from gear_studio.files import read_json
-from gear_studio.models import text
+from gear_studio.models import text_encoders
+from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator
+from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
 
-PARTS = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
+PARTS: dict[str, type[Pretrained]] = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
 
 
-def listed(folder: str | Path = ZOO) -> "dict[str, Run]":
-    """The Runs directly inside a folder that hold weights and can reach a tokenizer, by name.
+def list_runs(folder: str | Path = ZOO) -> "dict[str, Run]":
+    """The Runs directly inside a folder that hold weights and have a tokenizer, their own or their parent's,
+    by name.
 
     Anything else there (the teacher, a training under way, a damaged folder) is passed over."""
-    found = {}
+    runs = {}
     for path in sorted(Path(folder).glob("*/config.json")):
         try:
             run = Run(path.parent)
@@ -47,11 +50,19 @@ def listed(folder: str | Path = ZOO) -> "dict[str, Run]":
             not run.has("tokenizer") and not (path.parent.parent / str(run.config["parent"])).is_dir()
         )
         if any(map(run.has, PARTS)) and not missing_parent:
-            found[run.name] = run
-    return found
+            runs[run.name] = run
+    return runs
 
 
 class Run:
+    """The folder of one training; models are loaded when they are first asked for, and kept.
+
+    Raises FileNotFoundError or ValueError where a folder is no Run."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+
     def __init__(self, folder: Path):
         self.folder = folder
         self.name = folder.name
@@ -85,7 +96,8 @@ class Run:
         if not rows:
             known = sorted({name for row in self.metrics for name in row} - {"step"})
             raise KeyError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
-        return tuple(np.array(rows, dtype=float).T)
+        steps, values = np.array(rows, dtype=float).T
+        return steps, values
 
     @cached_property
     def evaluation(self) -> dict:
@@ -105,33 +117,36 @@ class Run:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The EMA tokenizer: this Run's own, or its parent's."""
-        return Tokenizer.from_pretrained(self.folder) if self.has("tokenizer") else self.parent.tokenizer
+        if self.has("tokenizer") or self.parent is None:
+            return Tokenizer.from_pretrained(self._own("tokenizer"))
+        return self.parent.tokenizer
 
     @cached_property
     def generator(self) -> Generator:
         return Generator.from_pretrained(self._own("generator"))
 
     @cached_property
-    def text_encoder(self) -> text.TextEncoder | None:
-        """What encodes the captions that the generator is conditioned on; None where it is on class labels.
+    def text_encoder(self) -> text_encoders.TextEncoder | None:
+        """The encoder of the captions that the generator is conditioned on; None for class labels.
 
         Raises ImportError or FileNotFoundError where a language model cannot be had."""
         recipe = self.config["recipe"]
         if not self.has("generator") or not recipe.get("text_encoder"):
             return None
-        return text.load(recipe["text_encoder"], recipe["generator"]["caption_length"])
+        length = recipe["generator"]["caption_length"]
+        return text_encoders.load_text_encoder(recipe["text_encoder"], length)
 
     def encode(self, captions: list[str]) -> torch.Tensor:
-        """Captions as the generator is asked for them, (B, T, 1 + caption_dim).
+        """Captions as a condition of the generator, (B, T, 1 + caption_dim).
 
         Raises ValueError for a generator of class labels."""
-        if self.text_encoder is None:
+        condition = self.generator.condition if self.text_encoder else None
+        if self.text_encoder is None or not isinstance(condition, CaptionCondition):
             raise ValueError(
                 f"run {self.name} has no generator that takes captions; train one with --condition caption"
             )
-        null = self.generator.condition.null
-        if not null.any():  # an imported one: released files leave it to the encoder
-            null.copy_(self.text_encoder([""])[0])
+        if not condition.null.any():  # an imported one: released files leave it to the encoder
+            condition.null.copy_(self.text_encoder([""])[0])
         return self.text_encoder(captions)
 
     @cached_property
@@ -140,7 +155,7 @@ class Run:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher it was aligned with (the first, of several), one patch a token.
+        """The teacher that the Run was aligned with (of several, the first), one patch a token.
 
         Raises FileNotFoundError where its weights are missing, ValueError where they are others than in
         training."""
@@ -158,7 +173,8 @@ class Run:
         return teacher
 
     def alignment_target(self, features: torch.Tensor) -> torch.Tensor:
-        """The teacher's features (B, N, d_f) as the projector was aligned with them: spatially normed."""
+        """The teacher's features (B, N, d_f) after the spatial norm of the Run's recipe, as the projector
+        was aligned with them."""
         recipe = self.config["recipe"]
         norm = recipe.get("spatial_norm", "none"), recipe.get("spatial_norm_alpha", 0.6)
         return self.teacher.alignment_target(features, *norm)

@@ -632,4 +632,4 @@ def test_runs_listed_are_those_one_can_look_at(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "warmup" / "tokenizer")
     for name in ("generator", "orphan"):
         tiny.generator().save_pretrained(tmp_path / name / "generator")
-    assert list(runs.listed(tmp_path)) == ["generator", "warmup"]
+    assert list(runs.list_runs(tmp_path)) == ["generator", "warmup"]

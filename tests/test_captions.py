@@ -9,7 +9,7 @@ import torch
 from gear_studio import sampling
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator, attention_mask
-from gear_studio.models.text import Words
+from gear_studio.models.text_encoders import Words
 
 LENGTHS = [5, 1, 0, 3]  # full, short, empty, in between
 GIVEN = tiny.captions(LENGTHS)
@@ -136,12 +136,12 @@ def test_captions_are_dropped_to_the_null_in_training_only():
     condition = CaptionCondition(tiny.CAPTION_DIM, tiny.CAPTION_LENGTH, dim=8, drop=0.25)
     condition.null.copy_(tiny.captions([2], seed=1)[0])
     given = tiny.captions([4]).expand(2000, -1, -1)
-    found = condition.dropped(given)
+    found = condition.with_nulls(given)
     null = (found == condition.null).all(-1).all(-1)
     assert ((found == given).all(-1).all(-1) | null).all()
     assert null.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert condition.visible(found).sum(1).unique().tolist() == [2, 4]  # the words go with the features
-    assert condition.eval().dropped(given) is given
+    assert condition.eval().with_nulls(given) is given
 
 
 def test_words_decide_what_is_drawn_from_the_first_token_on():

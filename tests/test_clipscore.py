@@ -18,7 +18,7 @@ from gear_studio.data.images import to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import clipscore
 from gear_studio.models.clipscore import CLIPScore
-from gear_studio.models.text import Words
+from gear_studio.models.text_encoders import Words
 from gear_studio.models.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")

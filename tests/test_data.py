@@ -21,7 +21,7 @@ from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Captioned, Fingerprinted, ListedSource, OnDisk, Ordered, Skipping
 from gear_studio.data.stream import collect_skipped, describe_skipped
-from gear_studio.models.text import Words
+from gear_studio.models.text_encoders import Words
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
 CAPTIONS = [

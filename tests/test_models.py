@@ -244,12 +244,12 @@ def test_labels_are_dropped_to_the_null_in_training_only():
     condition = ClassCondition(classes=3, dim=4, drop=0.25)
     labels = torch.ones(4000, dtype=torch.long)
     kept, null = condition.table.weight[1], condition.table.weight[3]
-    found = condition(condition.dropped(labels))[:, 0]
+    found = condition(condition.with_nulls(labels))[:, 0]
     dropped = (found == null).all(-1)
     assert ((found == kept).all(-1) | dropped).all()
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     condition.eval()
-    assert (condition(condition.dropped(labels))[:, 0] == kept).all()
+    assert (condition(condition.with_nulls(labels))[:, 0] == kept).all()
     assert (condition(condition.nulls(2))[:, 0] == null).all()
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from gear_studio import Run, cli, official, sampling
-from gear_studio.models import families, text
+from gear_studio.models import families, text_encoders
 from gear_studio.models.families.llamagen import LlamaGen
 from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
@@ -444,7 +444,7 @@ def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_
             asked.append((name, length, captions)) or torch.rand(len(captions), length, 65)
         )
 
-    monkeypatch.setattr(text, "load", load)
+    monkeypatch.setattr(text_encoders, "load_text_encoder", load)
     given = run.encode(["a red ring"])
     assert given.shape == (1, 300, 65) and run.generator.condition.null.any()
     assert asked == [("Qwen/Qwen3-1.7B", 300, [""]), ("Qwen/Qwen3-1.7B", 300, ["a red ring"])]

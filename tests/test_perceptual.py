@@ -137,7 +137,21 @@ def test_offline_it_says_what_to_fetch_and_where_to_put_it(offline, vgg_file):
     with pytest.raises(FileNotFoundError, match="--set perceptual=FILE"):
         tiny.stage("warmup", "warmup", perceptual="lpips")
     (offline / "vgg16-397923af.pth").write_bytes(vgg_file.read_bytes())
-    assert published.state_dict("https://x.org/vgg16-397923af.pth", None, "LPIPS", "-").keys()
+    assert published.load_state_dict("https://x.org/vgg16-397923af.pth", None, "LPIPS", "-").keys()
+
+
+def test_a_download_is_kept_and_checked_by_the_hash_in_its_name(offline, vgg_file, monkeypatch):
+    asked = []
+
+    def download(url: str, path: str, digest: str, **_) -> None:
+        asked.append((url, digest))
+        Path(path).write_bytes(vgg_file.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    url = "https://x.org/vgg16-397923af.pth"
+    for _ in range(2):
+        assert published.load_state_dict(url, None, "LPIPS", "-").keys()
+    assert asked == [(url, "397923af")] and (offline / "vgg16-397923af.pth").is_file()
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "other", "list"])
@@ -164,5 +178,5 @@ def test_a_file_with_code_in_it_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"features.0.weight": Bomb()}, "weights.pth")
     with pytest.raises(ValueError, match="weights.pth"):
-        published.state_dict("https://x.org/y-00.pth", "weights.pth", "LPIPS", "-")
+        published.load_state_dict("https://x.org/y-00.pth", "weights.pth", "LPIPS", "-")
     assert not Path("went-off").exists()

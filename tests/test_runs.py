@@ -71,6 +71,10 @@ def test_what_a_run_lacks_is_named(runs):
     run = Run.from_pretrained(runs / "warmup")
     with pytest.raises(FileNotFoundError, match=r"run warmup \(warmup\) holds no generator"):
         _ = run.generator
+    (runs / "alone").mkdir()
+    (runs / "alone" / "config.json").write_text('{"stage": "generator"}')
+    with pytest.raises(FileNotFoundError, match=r"run alone \(generator\) holds no tokenizer"):
+        _ = Run.from_pretrained(runs / "alone").tokenizer
     with pytest.raises(KeyError, match="no metric 'ntp'; it has l1, val_psnr"):
         run.series("ntp")
     (runs / "generator" / "config.json").write_text(

@@ -548,7 +548,7 @@ def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatc
     assert light.evaluation and light.metrics and light.parent.config["arm"] == "warmup"
     with pytest.raises(FileNotFoundError, match="holds no generator"):
         light.generator  # noqa: B018
-    assert list(runs.listed(there / "runs")) == ["gear-s0", "generator-gear-s0", "warmup-s0"]
+    assert list(runs.list_runs(there / "runs")) == ["gear-s0", "generator-gear-s0", "warmup-s0"]
 
     for path in (there / "plumbing").iterdir():
         assert path.read_bytes() == (out / "plumbing" / path.name).read_bytes()

@@ -14,8 +14,8 @@ from PIL import Image
 
 from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
-from gear_studio.models import text
-from gear_studio.models.text import Words
+from gear_studio.models import text_encoders
+from gear_studio.models.text_encoders import Words
 from gear_studio.training import folder, loop, recipes, stages
 from gear_studio.training.request import Training
 
@@ -68,16 +68,18 @@ def test_longer_captions_are_cut_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(encoder(["a b c x y z"]), found)
-    assert [encoder.beyond(caption) for caption in ("", "a b c", "a b c, d e")] == [0, 0, 2]
+    assert [encoder.count_cut(caption) for caption in ("", "a b c", "a b c, d e")] == [0, 0, 2]
 
 
 def test_the_longest_caption_of_the_world_leaves_padding():
     longest = max(len(Words().words(c)) for c in shapes.Shapes().captions(range(3000)))
-    assert 15 <= longest < text.LENGTH
+    assert 15 <= longest < text_encoders.LENGTH
 
 
 def test_the_words_of_the_world_and_no_others_are_known():
-    told = {w for caption in shapes.Shapes().captions(range(3000)) for w in text.split(caption)}
+    told = {
+        w for caption in shapes.Shapes().captions(range(3000)) for w in text_encoders.split_words(caption)
+    }
     assert prompts.vocabulary() == told
     assert prompts.unknown_words("A zebra, a RED zebra on a violin") == ["zebra", "violin"]
     assert prompts.unknown_words("") == []
@@ -117,7 +119,7 @@ def qwen(tmp_path_factory) -> Path:
 def test_a_language_model_s_last_hidden_states_padded_on_the_right(qwen):
     import transformers
 
-    encoder = text.load(str(qwen), 6)
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
     assert (encoder.dim, encoder.length, encoder.words("a red zyzzyva")) == (16, 6, ["a", "red", "<unk>"])
     found = encoder(["a red ring", "", "a"])
     assert found.shape == (3, 6, 17) and found.dtype == torch.float32 and found.isfinite().all()
@@ -131,7 +133,7 @@ def test_a_language_model_s_last_hidden_states_padded_on_the_right(qwen):
 
 
 def test_captions_are_encoded_once(qwen, monkeypatch):
-    encoder = text.load(str(qwen), 6)
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
     seen = []
     really = encoder.model.forward
     monkeypatch.setattr(
@@ -147,21 +149,21 @@ def test_captions_are_encoded_once(qwen, monkeypatch):
 
 
 def test_a_language_model_says_once_that_it_cuts(qwen):
-    encoder = text.load(str(qwen), 2)
+    encoder = text_encoders.load_text_encoder(str(qwen), 2)
     with pytest.warns(UserWarning, match="a caption of 3 words is cut to 2"):
         found = encoder(["a red ring"])
     assert torch.equal(found[..., 0], torch.ones(1, 2))
-    assert encoder.beyond("a red ring") == 1
+    assert encoder.count_cut("a red ring") == 1
 
 
 def test_without_a_connection_or_the_package_the_way_out_is_named(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="is neither a folder nor to be had from the Hub .*local-dir"):
-        text.load(str(tmp_path / "nothing"), 4)
+        text_encoders.load_text_encoder(str(tmp_path / "nothing"), 4)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"needs transformers; install it with .*\.\[text\]"):
-        text.load("Qwen/Qwen3-1.7B", 4)
+        text_encoders.load_text_encoder("Qwen/Qwen3-1.7B", 4)
 
 
 def test_training_on_a_language_model_s_features(qwen, trained, teacher_folder, tmp_path):
@@ -246,9 +248,9 @@ def trained(tmp_path_factory, teacher_folder) -> Path:
 def test_a_run_trained_on_captions_is_asked_in_words(trained):
     run = Run.from_pretrained(trained / "generator")
     config = run.generator.config
-    assert (config.classes, config.caption_dim, config.caption_length) == (0, Words.dim, text.LENGTH)
+    assert (config.classes, config.caption_dim, config.caption_length) == (0, Words.dim, text_encoders.LENGTH)
     assert torch.equal(run.generator.condition.null, Words()([""])[0])
-    assert run.encode(["a red ring"]).shape == (1, text.LENGTH, 1 + Words.dim)
+    assert run.encode(["a red ring"]).shape == (1, text_encoders.LENGTH, 1 + Words.dim)
     assert (trained / "generator" / "samples.png").is_file()
     assert {"val_ntp", "val_alignment", "val_fd"} <= run.metrics[-1].keys()
     assert Run.from_pretrained(trained / "joint").generator.config == config

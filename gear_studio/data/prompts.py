@@ -19,7 +19,7 @@ from gear_studio.data import shapes
 from gear_studio.data.images import to_uint8
 from gear_studio.data.source import Batch, Captioned, Source
 from gear_studio.data.writing import write_grid, write_png
-from gear_studio.models.text import TextEncoder, split
+from gear_studio.models.text_encoders import TextEncoder, split_words
 
 
 class Conditions(Protocol):
@@ -98,12 +98,12 @@ def vocabulary() -> frozenset[str]:
         for value in values
         for _ in range(50)  # so often that no phrasing is left out
     )
-    return frozenset(word for caption in captions for word in split(caption))
+    return frozenset(word for caption in captions for word in split_words(caption))
 
 
 def unknown_words(caption: str) -> list[str]:
     """The words of a caption that no caption of the embedded world has, each once."""
-    return [word for word in dict.fromkeys(split(caption)) if word not in vocabulary()]
+    return [word for word in dict.fromkeys(split_words(caption)) if word not in vocabulary()]
 
 
 # Prompt files

@@ -1,15 +1,15 @@
 """CLIPScore: how well a picture shows what its caption says, to a frozen CLIP (Hessel et al. 2021, arXiv
 2104.08718).
 
-Notable: the scale is torchmetrics', which most papers report, but its code is not used. Of a long caption it
-also cuts off the end token, where CLIP's features of a caption are read; and 1.9 does not run with
+Notable: the scale is torchmetrics', which most papers report, but not its code. That code also cuts the end
+token off a long caption, where CLIP reads its features of the caption; and its version 1.9 does not run with
 transformers 5.
 """
 
 import torch
 from torch import Tensor, nn
 
-from gear_studio.models import published
+from gear_studio.models.published import loading_transformers
 
 MODEL = "openai/clip-vit-large-patch14"
 OPTION = "--clip FOLDER"
@@ -27,7 +27,7 @@ class CLIPScore(nn.Module):
 
     def __init__(self, name: str = MODEL):
         super().__init__()
-        with published.of_the_hub(name, "CLIP", OPTION):
+        with loading_transformers(name, "CLIP", OPTION):
             from transformers import AutoModel, CLIPModel, CLIPProcessor
 
             self.net = AutoModel.from_pretrained(name, dtype=torch.float32)
@@ -37,7 +37,7 @@ class CLIPScore(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor, captions: list[str]) -> Tensor:
-        given = self.processor(
+        inputs = self.processor(
             text=captions,
             images=list(pictures),
             padding=True,
@@ -45,5 +45,5 @@ class CLIPScore(nn.Module):
             max_length=self.net.config.text_config.max_position_embeddings,
             return_tensors="pt",
         ).to(self.net.device)
-        found = self.net(**given)
-        return 100 * (found.image_embeds * found.text_embeds).sum(-1).clamp(min=0)
+        outputs = self.net(**inputs)
+        return 100 * (outputs.image_embeds * outputs.text_embeds).sum(-1).clamp(min=0)

@@ -1,6 +1,6 @@
 """The class token of DINOv2 ViT-L/14: what FD-DINOv2 is taken in (Stein et al. 2023, arXiv 2306.04675).
 
-Notable, since either shifts every score, and all as in the authors' dgm-eval:
+Notable, as in the authors' dgm-eval, because both shift every score:
 - Pictures are resized to 224 px, whatever their shape, as Pillow does it: bicubic, antialiased, rounded to 8
   bits after either axis.
 - The position embeddings, of 37 x 37 patches, are resampled by DINOv2's own rule of that time: without
@@ -9,6 +9,7 @@ Notable, since either shifts every score, and all as in the authors' dgm-eval:
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,14 @@ class DINOv2(nn.Module):
 
     weights: the published file, or None to download it. Raises as `teachers.published_encoder`."""
 
+    net: Any  # a ViT of timm
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
         self.net = published_encoder(MODEL, weights, OPTION).requires_grad_(False).eval()
-        positions = resampled(self.net.pos_embed, SIZE // PATCH)
+        positions = resample(self.net.pos_embed, SIZE // PATCH)
         self.net.set_input_size((SIZE, SIZE))
         self.net.pos_embed.copy_(positions)
         self.dim = self.net.embed_dim
@@ -42,8 +47,8 @@ class DINOv2(nn.Module):
         return self.net.forward_features((small / 255 - self.mean) / self.std)[:, 0]
 
 
-def resampled(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings of a class token and n x n patches, for grid x grid: (1, 1 + n * n, d) ->
+def resample(positions: Tensor, grid: int) -> Tensor:
+    """Resample position embeddings of a class token and n x n patches to grid x grid: (1, 1 + n * n, d) ->
     (1, 1 + grid * grid, d)."""
     side = math.isqrt(positions.shape[1] - 1)
     patches = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))

@@ -22,6 +22,7 @@ class Discriminator(Pretrained):
     """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). Its BatchNorm is synchronised over GPUs."""
 
     Config = DiscriminatorConfig
+    config: DiscriminatorConfig
 
     def __init__(self, config: DiscriminatorConfig = DiscriminatorConfig()):
         super().__init__()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.models.conditions import CaptionCondition, ClassCondition
+from gear_studio.models.conditions import CaptionCondition, ClassCondition, Condition
 from gear_studio.models.pretrained import Pretrained, check_shapes
 
 
@@ -70,14 +70,14 @@ def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int =
 
 class KeyValueCache:
     """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a
-    block. visible: as in `attention_mask`."""
+    block. weights: have the device and dtype of the buffers. visible: as in `attention_mask`."""
 
     def __init__(
-        self, config: GeneratorConfig, batch: int, length: int, like: Tensor, visible: Tensor | None
+        self, config: GeneratorConfig, batch: int, length: int, weights: Tensor, visible: Tensor | None
     ):
         self.visible = visible
         shape = (config.blocks, 2, batch, config.heads, length, config.dim // config.heads)
-        self.buffers = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        self.buffers = torch.zeros(shape, device=weights.device, dtype=weights.dtype)
         self.length = 0
 
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,11 +116,11 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def attention_mask(visible: Tensor | None, begin: int, end: int) -> Tensor | None:
-    """What the positions begin..end-1 may look at: bool (B, 1, end - begin, end), or None where that is all
-    before them.
+    """Which positions the queries begin..end-1 may look at: bool (B, 1, end - begin, end), or None where each
+    may look at everything up to itself.
 
-    That is all but the condition's padding. Each position sees itself: one that is padding has nothing else
-    where the caption is empty. visible: `Condition.visible`, None or (B, positions) with positions <= end."""
+    The mask hides the condition's padding from all but itself: padding of an empty caption sees nothing else.
+    visible: `Condition.visible`, None or (B, positions) with positions <= end."""
     if visible is None:
         return None
     position = torch.arange(end, device=visible.device)
@@ -130,7 +130,8 @@ def attention_mask(visible: Tensor | None, begin: int, end: int) -> Tensor | Non
 
 
 def by_stream(text: nn.Module | None, image: nn.Module, x: Tensor, words: int) -> Tensor:
-    """`text`, where there is one, for the first `words` positions of x (B, T, d), `image` for the others."""
+    """Apply `text` to the first `words` positions of x (B, T, d) and `image` to the others; without `text`,
+    `image` to all."""
     if text is None or not words:
         return image(x)
     return torch.cat([text(x[:, :words]), image(x[:, words:])], dim=1)
@@ -142,7 +143,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """text: with projections of its own for the caption's positions."""
+    """Causal self-attention. text: whether the caption's positions have projections of their own."""
 
     def __init__(self, config: GeneratorConfig, text: bool):
         super().__init__()
@@ -192,7 +193,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """text: with an attention norm and projections of its own for the caption's positions."""
+    """Attention, then feed-forward, both residual. text: whether the caption's positions have an attention
+    norm and projections of their own."""
 
     def __init__(self, config: GeneratorConfig, text: bool):
         super().__init__()
@@ -204,7 +206,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def normed(self, x: Tensor, words: int) -> Tensor:
-        """What the attention is given."""
+        """The attention's input: x (B, T, d) after its norm."""
         return by_stream(self.attention_norm_text, self.attention_norm, x, words)
 
     def forward(
@@ -223,6 +225,9 @@ class Block(nn.Module):
 
 class Generator(Pretrained):
     Config = GeneratorConfig
+    config: GeneratorConfig
+    condition: Condition
+    angles: Tensor
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -283,9 +288,9 @@ class Generator(Pretrained):
         last = blocks[-1]
         if not 1 <= blocks[0] <= last <= self.config.blocks:
             raise ValueError(f"blocks {blocks} are not within 1..{self.config.blocks}")
-        given, words = self.condition.dropped(condition), self.condition.positions
-        x = self.dropout(torch.cat([self.condition(given), embeddings], dim=1))
-        mask = attention_mask(self.condition.visible(given), 0, x.shape[1])
+        condition, words = self.condition.with_nulls(condition), self.condition.positions
+        x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
+        mask = attention_mask(self.condition.visible(condition), 0, x.shape[1])
         states = []
         for number, block in enumerate(self.blocks[:last], start=1):
             x = block(x, self.angles[: x.shape[1]], mask=mask, words=words)
@@ -307,7 +312,7 @@ class Generator(Pretrained):
         return (logits, states[0]) if tap else logits
 
     def new_cache(self, condition: Tensor) -> KeyValueCache:
-        """For decoding what `condition` asks for, from its own positions on."""
+        """An empty cache for decoding `condition`, whose own positions come first."""
         length = self.condition.positions - 1 + self.length
         visible = self.condition.visible(condition)
         return KeyValueCache(self.config, len(condition), length, self.token_table, visible)

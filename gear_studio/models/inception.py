@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gear_studio.models import published
+from gear_studio.files import one_line
+from gear_studio.models.published import load_state_dict
 
 WEIGHTS = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -33,7 +34,7 @@ class Inception(nn.Module):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        state = published.state_dict(WEIGHTS, weights, "FID's Inception network", OPTION)
+        state = load_state_dict(WEIGHTS, weights, "FID's Inception network", OPTION)
         # torch-fidelity unpickles what it is given without limits: give it what the safe reader has read.
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -41,8 +42,9 @@ class Inception(nn.Module):
         try:
             self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], buffer)
         except RuntimeError as error:
-            problem = " ".join(str(error).split())[:200]
-            raise ValueError(f"{weights or WEIGHTS} does not fit Inception ({problem}); {OPTION}") from error
+            raise ValueError(
+                f"{weights or WEIGHTS} does not fit Inception ({one_line(error)}); {OPTION}"
+            ) from error
         self.spatial: Tensor | None = None
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 

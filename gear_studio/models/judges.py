@@ -1,5 +1,5 @@
-"""Judges: small CNNs that say what a picture shows, to check whether samples show what was asked for. `Judge`
-names its class, `AttributeJudge` its shape, texture, colour and place one by one.
+"""Judges: small CNNs that classify pictures, to check whether samples show what their condition asks for.
+`Judge` names a picture's class, `AttributeJudge` its shape, texture, colour and position one by one.
 
 Notable here:
 - They share nothing with the teacher: another architecture, another training range of the world ("judge"),
@@ -9,6 +9,7 @@ Notable here:
 """
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ class _Classifier(nn.Module):
     """A CNN over (B, inputs, 64, 64) -> features (B, 8 * width), pooled over the picture."""
 
     kind: str
+    settings: list[str]  # of its config.json
+    config: dict[str, int]
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
@@ -49,7 +52,7 @@ class _Classifier(nn.Module):
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path = "shipped"):
+    def from_pretrained(cls, name_or_folder: str | Path = "shipped") -> Self:
         """Load "shipped" or a folder written by `save_pretrained`, in eval mode, float32.
 
         Raises FileNotFoundError when the folder or a file is missing, ValueError when it holds no such model.
@@ -104,7 +107,7 @@ class AttributeJudge(_Classifier):
 
     @torch.no_grad()
     def says(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The likeliest of each attribute, int64 (B,)."""
+        """The likeliest value of each attribute, int64 (B,)."""
         return {name: logits.argmax(1) for name, logits in self(images).items()}
 
 

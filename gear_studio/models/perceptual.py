@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from gear_studio.models import published
+from gear_studio.models.published import load_state_dict
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
@@ -27,7 +27,7 @@ class LPIPS(nn.Module):
         # step to check the images' range, and would refuse a reconstruction that leaves it.
         from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-        state = published.state_dict(VGG16, weights, "LPIPS", option)
+        state = load_state_dict(VGG16, weights, "LPIPS", option)
         self.net = _NoTrainLpips(net="vgg", pnet_rand=True)
         # Layer i of torchvision's `features` is layer i here too, inside one of five slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.net.state_dict()}

@@ -7,9 +7,9 @@ model.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -20,15 +20,15 @@ from gear_studio.files import atomic, read_json, write_json
 from gear_studio.places import find_folder
 
 
-def check_shapes(where: str | Path, model: str, found: Mapping, expected: Mapping) -> None:
-    """Compare keys and shapes with what a model expects. Raises ValueError naming what is missing, unexpected
-    or misshapen."""
-    problems = [f"missing {key}" for key in expected.keys() - found.keys()]
-    problems += [f"unexpected {key}" for key in found.keys() - expected.keys()]
+def check_shapes(where: str | Path, model: str, shapes: Mapping, expected: Mapping) -> None:
+    """Compare the shapes of weights, by key, with those that a model expects. Raises ValueError naming what
+    is missing, unexpected or misshapen."""
+    problems = [f"missing {key}" for key in expected.keys() - shapes.keys()]
+    problems += [f"unexpected {key}" for key in shapes.keys() - expected.keys()]
     problems += [
-        f"{key} has shape {found[key]}, expected {expected[key]}"
-        for key in expected.keys() & found.keys()
-        if found[key] != expected[key]
+        f"{key} has shape {shapes[key]}, expected {expected[key]}"
+        for key in expected.keys() & shapes.keys()
+        if shapes[key] != expected[key]
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
@@ -59,7 +59,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"{path} is not a complete safetensors file ({error}); copy or train it again"
         ) from error
     shapes = [
-        {key: tuple(value.shape) for key, value in held.items()} for held in (state, module.state_dict())
+        {key: tuple(value.shape) for key, value in weights.items()}
+        for weights in (state, module.state_dict())
     ]
     check_shapes(path, type(module).__name__, *shapes)
     module.load_state_dict(state)
@@ -68,7 +69,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 class Pretrained(nn.Module):
     """A model with a `Config` dataclass, stored as a folder: config.json beside model.safetensors."""
 
-    Config: Callable
+    Config: type
+    config: Any  # an instance of Config
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config and weights; dtype (say torch.float16) halves what is shipped. Each file is replaced

@@ -20,6 +20,7 @@ class Projector(Pretrained):
     """g: d -> d_f, Linear-SiLU-Linear-SiLU-Linear (paper: hidden 2048)."""
 
     Config = ProjectorConfig
+    config: ProjectorConfig
 
     def __init__(self, config: ProjectorConfig):
         super().__init__()
@@ -37,12 +38,12 @@ class Projector(Pretrained):
         return self.layers(hidden)
 
 
-def patch_cosine(projected: Tensor, teacher: Tensor) -> Tensor:
+def patch_cosine(projected: Tensor, target: Tensor) -> Tensor:
     """Cosine of every projected hidden state with the teacher's feature of its patch: (B, N, d_f) twice ->
     (B, N) in [-1, 1]."""
-    return F.cosine_similarity(projected.float(), teacher.float(), dim=-1)
+    return F.cosine_similarity(projected.float(), target.float(), dim=-1)
 
 
-def alignment_loss(projected: Tensor, teacher: Tensor) -> Tensor:
+def alignment_loss(projected: Tensor, target: Tensor) -> Tensor:
     """L_align = -mean_i cos(g(h_i), f(x)_i), a scalar in [-1, 1]."""
-    return -patch_cosine(projected, teacher).mean()
+    return -patch_cosine(projected, target).mean()

@@ -11,6 +11,7 @@ Notable here:
   them; where that cannot be, a weights file does.
 - The shipped "tiny" one stands in for DINOv2 where nothing can be downloaded. It learnt from the labels of
   the embedded world, and its `note` says so: show the note wherever its features appear.
+- Adding a teacher is a line in `TEACHERS`.
 - On disk a teacher is a folder, config.json + model.safetensors in half precision; the config names its
   kind, so that another model's folder is refused by name.
 """
@@ -19,6 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,7 @@ from torch import nn
 from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encoder
 from gear_studio.models.pretrained import fingerprint, load_weights
+from gear_studio.models.published import explain_download
 from gear_studio.places import ZOO
 
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
@@ -119,8 +122,8 @@ def spatial_norm(features: torch.Tensor, kind: str, alpha: float = 0.6) -> torch
 class TeacherConfig:
     """What is needed to rebuild a teacher. `mean` and `std` are those of RGB in [0, 1].
 
-    arch: "vit" is built from the sizes below; for "timm:NAME" timm knows the sizes and they are only told;
-    "pixels" has no network, and patch_size decides all."""
+    arch: "vit" is built from the sizes below; of "timm:NAME" timm knows the sizes, and those below only
+    record them; "pixels" has no network, and patch_size decides everything."""
 
     arch: str = "vit"
     image_size: int = 64
@@ -136,7 +139,7 @@ class TeacherConfig:
 def build_encoder(config: TeacherConfig) -> nn.Module:
     """A trainable patch encoder, without head; raises ValueError for an unknown `arch`."""
     if config.arch.startswith("timm:"):
-        encoder = timm_encoder(config.arch.removeprefix("timm:"))
+        encoder: Any = timm_encoder(config.arch.removeprefix("timm:"))
         encoder.set_input_size((config.image_size, config.image_size))
         return encoder
     if config.arch == "pixels":
@@ -160,14 +163,14 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
 
 
 class PatchPixels(nn.Module):
-    """The encoder that is none: a patch's feature is its pixels, normalised, channel by channel."""
+    """An encoder without a network: a patch's feature is its normalised pixels, channel by channel."""
 
     def __init__(self, patch_size: int):
         super().__init__()
         self.patch_size, self.blocks = patch_size, nn.ModuleList()
 
     def set_input_size(self, size: tuple[int, int]) -> None:
-        """Any multiple of the patch will do."""
+        """Nothing to do: pictures may have any multiple of the patch size."""
 
     def forward_intermediates(
         self, images: torch.Tensor, indices: Sequence[int], **_: object
@@ -205,15 +208,19 @@ def timm_encoder(name: str, **pretrained) -> nn.Module:
     ValueError for models that are neither a ViT nor have a feature map."""
     import timm
 
-    encoder = timm.create_model(name, num_classes=0, **pretrained)
+    return to_encoder(timm.create_model(name, num_classes=0, **pretrained), name, **pretrained)
+
+
+def to_encoder(model: Any, name: str, **pretrained) -> nn.Module:
+    """`timm_encoder` of a model that timm has made already."""
     needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
-    if not all(hasattr(encoder, attribute) for attribute in needed):
+    if not all(hasattr(model, attribute) for attribute in needed):
         return FeatureMap(name, **pretrained)
-    if isinstance(encoder.norm, nn.Identity):
+    if isinstance(model.norm, nn.Identity):
         # Models that pool by averaging norm afterwards; a norm acts on each token alone.
-        encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
-    encoder.reset_classifier(0, "")
-    return encoder
+        model.norm, model.fc_norm = model.fc_norm, nn.Identity()
+    model.reset_classifier(0, "")
+    return model
 
 
 def published_encoder(name: str, weights: str | Path | None, option: str = OPTION) -> nn.Module:
@@ -222,26 +229,26 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
     weights: safetensors or a torch file, as published (also by the model's authors, where timm reads that).
     option: what names such a file, for the messages. Raises FileNotFoundError when it is not there or nothing
     can be downloaded, ValueError when it does not fit."""
+    import timm
+    from timm.models import load_state_dict
+
     model = timm_name(name)
     if weights is None:
-        try:
-            return timm_encoder(model, pretrained=True)
-        except ValueError:  # it is no ViT
-            raise
-        except Exception as error:  # the hub, its client and the disk have many ways to fail
-            raise FileNotFoundError(
-                f"the weights of {name!r} could not be downloaded from the Hugging Face repository "
-                f"timm/{model} ({type(error).__name__}: {one_line(error)}); with a connection, try again. "
-                f"Without one, run 'hf download timm/{model}' on another machine and bring its "
-                f"model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
-            ) from error
+        problem = (
+            f"the weights of {name!r} could not be downloaded from the Hugging Face repository timm/{model}"
+        )
+        way_out = (
+            f"With a connection, try again. Without one, run 'hf download timm/{model}' on another machine "
+            f"and bring its model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
+        )
+        with explain_download(problem, way_out):
+            encoder = timm.create_model(model, num_classes=0, pretrained=True)
+        return to_encoder(encoder, model, pretrained=True)
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"the weights of {name!r} should be in the file {weights}, which is not there; put it there, or "
             f"name another: {option}"
         )
-    from timm.models import load_state_dict
-
     try:
         state = load_state_dict(str(weights), weights_only=True)
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
@@ -269,11 +276,14 @@ class Teacher(nn.Module):
     """A frozen patch encoder: images (B,3,H,W) in [-1,1] -> patch features (B,N,dim), raster order.
 
     grid: patches along a side, N = grid * grid; None keeps the config's. Position embeddings are resampled
-    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. name: for logs."""
+    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. encoder: a ViT of timm
+    (`to_plain_vit`) or `PatchPixels`. name: for logs."""
 
-    def __init__(
-        self, config: TeacherConfig, encoder: nn.Module, grid: int | None = None, name: str = "teacher"
-    ):
+    encoder: Any  # timm declares few of the attributes that its ViTs have
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, config: TeacherConfig, encoder: Any, grid: int | None = None, name: str = "teacher"):
         super().__init__()
         self.grid = grid or config.image_size // config.patch_size
         size = self.grid * config.patch_size
@@ -365,7 +375,7 @@ class Teacher(nn.Module):
         images = to_size(images, self.config.image_size)
         images = ((images + 1) / 2 - self.mean) / self.std
         order = sorted(set(blocks))
-        found = self.encoder.forward_intermediates(
+        features = self.encoder.forward_intermediates(
             images,
             indices=[block - 1 for block in order],
             norm=True,
@@ -373,7 +383,7 @@ class Teacher(nn.Module):
             output_fmt="NLC",
             intermediates_only=True,
         )
-        by_block = dict(zip(order, found, strict=True))
+        by_block = dict(zip(order, features, strict=True))
         return [by_block[block] for block in blocks]
 
     def alignment_target(
@@ -389,7 +399,7 @@ class Teacher(nn.Module):
         return spatial_norm(features, own if kind == "auto" else kind, alpha)
 
 
-def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:
+def describe(name: str, encoder: Any, origin: str) -> TeacherConfig:
     """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
     model, published = timm_name(name), encoder.pretrained_cfg
     common = {"arch": f"timm:{model}", "mean": tuple(published["mean"]), "std": tuple(published["std"])}
@@ -424,11 +434,11 @@ def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> 
         raise ValueError(
             f"{len(weights)} weights files for {len(each)} teachers ({names}); give one for each"
         )
-    files = weights or [None] * len(each)
+    files: Sequence[str | Path | None] = weights or [None] * len(each)
     teachers = [Teacher.from_pretrained(name, grid, file) for name, file in zip(each, files, strict=True)]
-    called = [teacher.name for teacher in teachers]
-    if len(set(called)) < len(called):
-        raise ValueError(f"teachers {', '.join(called)}: their losses are logged by name; name each one once")
+    loaded = [teacher.name for teacher in teachers]
+    if len(set(loaded)) < len(loaded):
+        raise ValueError(f"teachers {', '.join(loaded)}: their losses are logged by name; name each one once")
     return teachers
 
 
@@ -451,9 +461,11 @@ def read_config(folder: str | Path, kind: str, settings: Sequence[str]) -> dict:
     """
     path = Path(folder) / "config.json"
     config = read_json(path, f"a {kind}")
-    found = config.pop("kind", None) if isinstance(config, dict) else None
-    if found != kind:
-        raise ValueError(f"{path} describes a {found!r}, expected a {kind!r}; give the folder of a {kind}")
+    described = config.pop("kind", None) if isinstance(config, dict) else None
+    if described != kind:
+        raise ValueError(
+            f"{path} describes a {described!r}, expected a {kind!r}; give the folder of a {kind}"
+        )
     if odd := sorted(set(config) ^ set(settings)):
         raise ValueError(f"{path}: settings {odd} are missing or unknown; a {kind} has {sorted(settings)}")
     return config

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gear_studio.models.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
 from gear_studio.models.pretrained import Pretrained
-from gear_studio.models.quantizers import QUANTIZERS, Quantized
+from gear_studio.models.quantizers import QUANTIZERS, Quantized, Quantizer
 from gear_studio.readout import Assignment
 
 
@@ -76,6 +76,12 @@ def preset(name: str) -> TokenizerConfig:
 
 class Tokenizer(Pretrained):
     Config = TokenizerConfig
+    config: TokenizerConfig
+    encoder: Encoder | Magvit2Encoder
+    decoder: Decoder | Magvit2Decoder
+    to_code: nn.Module
+    from_code: nn.Module
+    quantizer: Quantizer
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()

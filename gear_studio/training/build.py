@@ -18,7 +18,7 @@ from gear_studio.data import tokens
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import collect_skipped, describe_skipped
 from gear_studio.data.writing import write_grid
-from gear_studio.models import text
+from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
@@ -115,7 +115,7 @@ class Parts:
     tokenizer: Tokenizer
     """The training's own: new, or a copy of the parent's."""
     teachers: list[Teacher]
-    encoder: text.TextEncoder | None
+    encoder: text_encoders.TextEncoder | None
     """Of captions, where a generator is conditioned on them."""
     train_source: data.Source
     held_out: data.Source
@@ -160,7 +160,9 @@ def gather_parts(training: Training) -> Parts:
         tokens.check_source(train_source)
     encoder = None
     if recipe.text_encoder and trains_generator(stage, arm):
-        encoder = text.load(recipe.text_encoder, recipe.generator.caption_length or text.LENGTH)
+        encoder = text_encoders.load_text_encoder(
+            recipe.text_encoder, recipe.generator.caption_length or text_encoders.LENGTH
+        )
     teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(

@@ -13,7 +13,7 @@ from typing import Any
 from gear_studio.models.generator import GeneratorConfig, paper_config
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.teachers import TEACHERS, teacher_names
-from gear_studio.models.text import LENGTH, Words
+from gear_studio.models.text_encoders import LENGTH, Words
 from gear_studio.models.tokenizer import PRESETS, TokenizerConfig, preset_name
 
 STAGES = ("warmup", "joint", "generator")
@@ -39,7 +39,7 @@ class Recipe:
     batch_size: int
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    text_encoder: str = ""  # of the captions the generator is conditioned on (see `text`); "": class labels
+    text_encoder: str = ""  # of the generator's captions (see `text_encoders`); "": class labels
     held_out_combinations: bool = False  # of `shapes`: some are never seen in training (see `data.shapes`)
     projector_hidden: int = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network

@@ -16,12 +16,13 @@ import torch
 
 from gear_studio.files import atomic
 from gear_studio.models.families.base import GeneratorFamily, Names, State, TokenizerFamily
-from gear_studio.models.families.files import WRAPPINGS, fetch, is_averaged, read, unwrap, weights_of
+from gear_studio.models.families.files import WRAPPINGS, is_averaged, read, unwrap, weights_of
 from gear_studio.models.families.ibq import Ibq16
 from gear_studio.models.families.llamagen import LlamaGen, Vq16
 from gear_studio.models.families.magvit2 import Lfq16
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import check_shapes
+from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
 
 # Asked in this order; the last reads, or refuses with reasons, what none holds.
@@ -32,9 +33,9 @@ GENERATORS: tuple[GeneratorFamily, ...] = (LlamaGen(),)  # the first is how ours
 def load_tokenizer(source: str | Path, image_size: int = 256) -> Tokenizer:
     """The tokenizer in a released file (VQ-16, LFQ-16, IBQ-16 and their like), in eval mode.
 
-    source: a file, or a repository of the Hub (see `fetch`). image_size: pixels along a side of the pictures
-    it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no tokenizer or
-    its keys are not exactly those of one, naming them."""
+    source: a file, or a repository of the Hub (see `published.fetch`). image_size: pixels along a side of the
+    pictures it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no
+    tokenizer or its keys are not exactly those of one, naming them."""
     raw = read(fetch(source))
     state = _first_weights(unwrap(raw, holds_tokenizer))
     if state is None:

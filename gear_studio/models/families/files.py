@@ -1,4 +1,4 @@
-"""Files of weights as their authors left them: fetched, read without running anything in them, unwrapped.
+"""Files of weights as their authors left them: read without running anything in them, unwrapped.
 
 Training scripts put a state dict under a key of its own, and next to it other ones and their own state; EMA
 weights are preferred wherever a file has them, also the shadows that Lightning files keep.
@@ -6,7 +6,6 @@ weights are preferred wherever a file has them, also the shadows that Lightning 
 
 import argparse
 import pickle
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,38 +19,8 @@ from torch import Tensor
 from gear_studio.files import one_line
 from gear_studio.models.families.base import State
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 WRAPPINGS = ("vq_ema", "ema", "vq", "ar", "model", "state_dict")  # in order of preference; else bare
 AVERAGED = ("vq_ema", "ema")
-
-
-def fetch(source: str | Path) -> Path:
-    """A file as given, or one from the Hub: owner/repository where that holds one file of weights, else
-    owner/repository/file. Raises FileNotFoundError when it cannot be had, saying why."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    repository = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", str(source))
-    if not repository or (not repository[2] and path.suffix in SUFFIXES):
-        raise FileNotFoundError(
-            f"there is no file {source}; give a file, or owner/repository[/file] of the Hub"
-        )
-    from huggingface_hub import HfApi, hf_hub_download  # here: only this needs it
-
-    name, file = repository.groups()
-    try:
-        files = [file] if file else [f for f in HfApi().list_repo_files(name) if f.endswith(SUFFIXES)]
-        if len(files) == 1:
-            return Path(hf_hub_download(name, files[0]))
-    except Exception as error:  # whatever HTTP library the installed version of the Hub's client uses
-        raise FileNotFoundError(
-            f"there is no file {source}, and it could not be had from the Hub either ({one_line(error)}). "
-            "Without a connection, download it elsewhere and give the file's path"
-        ) from error
-    raise FileNotFoundError(
-        f"{name} on the Hub holds {len(files)} files of weights ({', '.join(files) or 'none'}); "
-        f"name one as {name}/FILE"
-    )
 
 
 def read(path: Path) -> dict[str, Any]:

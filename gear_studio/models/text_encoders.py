@@ -3,11 +3,11 @@
 An encoded caption is (T, 1 + dim): channel 0 is 1 where there is a word and 0 at padding, on the right; the
 others are the word's features. Two kinds:
 
-- `Words`, for the small world. Not trained, and needs no file: a word's features are signs read off a hash of
-  its letters, and beside them its place in the caption. Any word has features, so there is no vocabulary to
-  fall out of: one that was never trained on is a direction the generator has not met. The generator's own
-  text blocks learn what words mean together; a trained encoder is a choice that can be measured against it,
-  by giving it this interface.
+- `Words`, for the small world. It is not trained and needs no file: a word's features are signs read off a
+  hash of its letters, and its place in the caption. Every word has features, so there is no vocabulary; a
+  word that training never showed is a direction the generator has not met. What words mean together is
+  learnt by the generator's own text blocks. A trained encoder can be measured against this one by giving it
+  the same interface.
 - `LanguageModel`, for real captions: the last hidden states of any encoder or decoder of the Hugging Face
   Hub, Qwen3-1.7B in the paper.
 """
@@ -17,19 +17,19 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gear_studio.models import published
+from gear_studio.models.published import loading_transformers
 
 OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
 LENGTH = 20  # words of a caption of the small world: the longest has 18
 
 
 class TextEncoder(Protocol):
-    """name: as `load` takes it. dim: features a word. length: T, positions of a caption."""
+    """name: as `load_text_encoder` takes it. dim: features a word. length: T, positions of a caption."""
 
     name: str
     dim: int
@@ -41,28 +41,28 @@ class TextEncoder(Protocol):
         ...
 
     def words(self, caption: str) -> list[str]:
-        """What each position that is not padding stands for."""
+        """The words (a language model's: tokens) at the positions that are not padding."""
         ...
 
-    def beyond(self, caption: str) -> int:
-        """How many words (a language model's: tokens) of a caption are cut off."""
+    def count_cut(self, caption: str) -> int:
+        """How many words (a language model's: tokens) of a caption are cut off its end."""
         ...
 
 
-def load(name: str, length: int) -> TextEncoder:
+def load_text_encoder(name: str, length: int) -> TextEncoder:
     """The text encoder called `name`: "words", or a model of the Hugging Face Hub or a folder with one.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
     return Words(length) if name == "words" else LanguageModel(name, length)
 
 
-def split(caption: str) -> list[str]:
+def split_words(caption: str) -> list[str]:
     """The words of a caption, in small letters and without punctuation."""
     return re.findall(r"\w+", caption.lower())
 
 
 class _Cutting:
-    """Says once that captions are cut."""
+    """Cuts captions to `length` words and warns the first time."""
 
     length: int
     _said = False
@@ -70,7 +70,7 @@ class _Cutting:
     def _all(self, caption: str) -> list:
         raise NotImplementedError
 
-    def beyond(self, caption: str) -> int:
+    def count_cut(self, caption: str) -> int:
         return max(0, len(self._all(caption)) - self.length)
 
     def cut(self, words: list, caption: str) -> list:
@@ -86,8 +86,8 @@ class _Cutting:
 
 
 class Words(_Cutting):
-    """96 signs of a word's hash, then its place as 16 sines and 16 cosines. Case and punctuation count for
-    nothing. Padding has the signs of the empty word and the place of none, all zeros."""
+    """A word's features: 96 signs from its hash, then its place as 16 sines and 16 cosines. Case and
+    punctuation are ignored. Padding has the signs of the empty word and zeros for its place."""
 
     name, signs, places = "words", 96, 32
     dim = signs + places
@@ -103,7 +103,7 @@ class Words(_Cutting):
         return self.cut(self._all(caption), caption)
 
     def _all(self, caption: str) -> list[str]:
-        return split(caption)
+        return split_words(caption)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         encoded = torch.zeros(len(captions), self.length, 1 + self.dim)
@@ -126,11 +126,11 @@ class Words(_Cutting):
 
 
 class LanguageModel(_Cutting):
-    """Last hidden states of a frozen model, padded on the right to T tokens; of a model that encodes and
-    decodes, the encoder's; of one that also sees, the language model's.
+    """Last hidden states of a frozen model, padded on the right to T tokens. Of an encoder-decoder it is the
+    encoder's, of a model for pictures and text the language model's.
 
-    Padding keeps the features that the model has of it (see `CaptionCondition`). The last captions are kept,
-    so that prompts sampled again and again are encoded once. In bfloat16 on a GPU.
+    Padding keeps the model's features of it (see `CaptionCondition`). Encodings of the last `KEPT` captions
+    are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
 
@@ -140,10 +140,10 @@ class LanguageModel(_Cutting):
         self.name, self.length = name, length
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with published.of_the_hub(name, "text encoder", OPTION):
+        with loading_transformers(name, "text encoder", OPTION):
             from transformers import AutoModel, AutoTokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")
             model = AutoModel.from_pretrained(name, dtype=dtype)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
@@ -167,17 +167,17 @@ class LanguageModel(_Cutting):
     def __call__(self, captions: Sequence[str]) -> Tensor:
         new = list(dict.fromkeys(c for c in captions if c not in self._kept))
         for caption in new:
-            self._ids(caption)  # says it where one is too long
-        found = {}
+            self._ids(caption)  # warns where one is too long
+        encodings = {}
         if new:
-            given = self.tokenizer(
+            inputs = self.tokenizer(
                 new, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             ).to(self.device)
-            states = self.model(**given).last_hidden_state
-            encoded = torch.cat([given["attention_mask"][..., None].to(states.dtype), states], -1)
-            found = dict(zip(new, encoded.cpu(), strict=True))
-        found |= {c: self._kept[c] for c in captions if c in self._kept}
-        self._kept |= {c: found[c] for c in new}
+            states = self.model(**inputs).last_hidden_state
+            encoded = torch.cat([inputs["attention_mask"][..., None].to(states.dtype), states], -1)
+            encodings = dict(zip(new, encoded.cpu(), strict=True))
+        encodings |= {c: self._kept[c] for c in captions if c in self._kept}
+        self._kept |= {c: encodings[c] for c in new}
         while len(self._kept) > self.KEPT:
             self._kept.popitem(last=False)
-        return torch.stack([found[caption] for caption in captions])
+        return torch.stack([encodings[caption] for caption in captions])
