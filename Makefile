@@ -12,13 +12,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup explorer lab notebooks test lint train reproduce constraints clean
+.PHONY: help setup hooks explorer lab notebooks test test-fast lint train reproduce constraints clean
 
 help:
 	@echo "make explorer   the app, on the models that ship with the repository"
 	@echo "make lab        the notebooks, in JupyterLab"
 	@echo "make notebooks  run the notebooks anew and save them with their outputs"
-	@echo "make test       lint, format check and tests"
+	@echo "make test       lint, format check, types and tests"
+	@echo "make test-fast  the same without browser, notebooks and training, in two minutes"
+	@echo "make hooks      check what changes at every commit (pre-commit)"
 	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
 	@echo "make reproduce  retrain the shipped models (BUDGET=shipped or quick)"
 	@echo "make clean      remove the environment and tools' caches"
@@ -37,9 +39,17 @@ notebooks: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+hooks: $(READY)
+	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pre-commit install
 
 train: $(READY)
 	$(BIN)/gear-studio train shapes $(ARGS)
@@ -73,7 +83,7 @@ $(READY): pyproject.toml constraints.txt
 # Resolve anew, for every platform and Python at once (needs uv): one version each, markers dropped,
 # since a constraint on a package that is not installed does nothing.
 constraints:
-	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
+	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test --extra dev \
 	  --no-annotate --no-header --output-file .constraints.new pyproject.toml
 	sed "/== 'emscripten'/d; s/ *;.*//" .constraints.new > constraints.txt
 	rm .constraints.new

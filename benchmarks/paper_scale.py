@@ -38,8 +38,9 @@ from gear_studio.models.projector import alignment_loss
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.readout import Assignment
-from gear_studio.training.execution import Execution, prepare_tokenizer
-from gear_studio.training.loop import Meter, device_name
+from gear_studio.training.execution import Execution, recompute
+from gear_studio.training.folder import device_name
+from gear_studio.training.loop import Meter
 from gear_studio.training.objectives import next_token_loss, perceptual_loss
 from gear_studio.training.recipes import Recipe, recipe_of
 from gear_studio.training.stages import Stage, frozen
@@ -136,11 +137,12 @@ def toy(batch: int) -> tuple[Recipe, TeacherConfig]:
     return recipe, TeacherConfig(image_size=32, patch_size=8, dim=64, depth=8, heads=2)
 
 
-def kept(config: TokenizerConfig, batch: int, execution: Execution) -> int:
+def kept(config: TokenizerConfig, batch: int, recomputed: bool) -> int:
     """Bytes that a training pass of a tokenizer keeps for the backward pass, its weights aside."""
     with FakeTensorMode():
         tokenizer = Tokenizer(config)
-        prepare_tokenizer(tokenizer, execution)
+        if recomputed:
+            recompute(tokenizer)
         weights = {value.untyped_storage() for value in tokenizer.state_dict().values()}
         storages = set()
 
@@ -157,9 +159,7 @@ def count(batch: int) -> None:
     print(f"kept for the backward pass, {batch} images, float32, uncompiled (counted, not measured), GiB")
     print(f"{'':8} {'all':>6} {'--recompute':>12}")
     for name in ("vq-16", "lfq-16", "ibq-16"):
-        whole, less = (
-            kept(PRESETS[name], batch, Execution(recompute=recompute)) / 2**30 for recompute in (False, True)
-        )
+        whole, less = (kept(PRESETS[name], batch, recomputed) / 2**30 for recomputed in (False, True))
         print(f"{name:8} {whole:6.1f} {less:12.1f}")
 
 

@@ -4,142 +4,30 @@ reproduce | report`.
 Errors that a user can act on end in one line, not in a traceback.
 """
 
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
+from tyro.conf import OmitArgPrefixes, Positional
 
-from gear_studio.models.tokenizer import preset
+from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.studies import STUDIES, World
-from gear_studio.training.recipes import (
-    ARMS,
-    BUDGETS,
-    NAMES,
-    recipe_lines,
-    recipe_of,
-    with_captions,
-    with_setting,
-)
-
-Positional = tyro.conf.Positional
-Stage = Literal["warmup", "joint", "generator"]
-Source = Literal["shapes", "digits", "folder", "shards"]
-RecipeName = Literal[*NAMES]
-Arm = Literal["warmup", *ARMS["generator"]]
-Metric = Literal["fd", "fd-dinov2", "fid", "sfid", "is", "pr", "clipscore", "ssim", "lpips", "likeness"]
+from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
+from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
 
 
-def run_name(label: str, stage: str, arm: str, seed: int) -> str:
-    return f"{label}-warmup-s{seed}" if stage == "warmup" else f"{label}-{stage}-{arm}-s{seed}"
-
-
-def default_parent(out: Path, label: str, stage: str, arm: str, seed: int) -> Path | None:
-    """The Run that a stage builds on, beside `out`: the warm-up, or the joint Run of the same arm."""
-    match stage, arm:
-        case "warmup", _:
-            return None
-        case ("joint", _) | ("generator", "baseline"):
-            return out.parent / run_name(label, "warmup", "warmup", seed)
-        case _:
-            return out.parent / run_name(label, "joint", arm, seed)
-
-
-def train(
-    source: Positional[Source],
-    stage: Stage = "warmup",
-    arm: Arm | None = None,
-    seed: int = 0,
-    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
-    budget: Literal["shipped", "quick", "smoke"] = "shipped",
-    steps: int | None = None,
-    batch_size: int | None = None,
-    tokenizer: str | None = None,
-    condition: Literal["class", "caption"] | None = None,
-    folder: Path | None = None,
-    out: Path | None = None,
-    parent: Path | None = None,
-    workers: int | None = None,
-    teacher_weights: list[Path] | None = None,
-    micro_batch: int = 0,
-    recompute: bool = False,
-    compile: bool = False,
-    shard: bool = False,
-    extend: bool = False,
-    set: list[str] | None = None,
-) -> None:
+def train(training: OmitArgPrefixes[Training]) -> None:
     """Train one stage, or continue it where it was killed; on several GPUs with `accelerate launch -m
     gear_studio train ...`, which may be other GPUs than before.
 
     Args:
-        source: What to train on: the embedded world, real handwritten digits, a folder of pictures by
-        class, or WebDataset shards.
-        stage: warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen
-        tokenizer).
-        arm: What is compared: baseline, gear, continued, or one of the ablations straight-through, soft-ntp
-        and latent. Default: gear, or warmup for the warm-up.
-        seed: Decides weights, images and dropout.
-        recipe_name: small, or one of the paper's; `gear-studio recipe NAME` prints it.
-        budget: Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps.
-        steps: Steps, instead of the budget's.
-        batch_size: Images a step over all processes, instead of the recipe's.
-        tokenizer: What the warm-up trains instead of `small`: small-lfq, small-ibq, mini, mini-lfq, mini-ibq,
-        vq-16, lfq-16 or ibq-16.
-        Given to the later stages too, it finds the runs: runs/SOURCE-TOKENIZER-STAGE-...
-        condition: What the generator is asked by: class labels, or captions (of shapes its own; of folder
-        and shards the .txt beside each picture). Default: the recipe's. The run is called
-        runs/SOURCE-caption-STAGE-... and builds on the same tokenizers.
-        folder: For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source
-        `shards`: a folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'.
-        out: The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED.
-        parent: The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for
-        the warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to
-        start from; its discriminator is new.
-        workers: Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0.
-        teacher_weights: The file of a published teacher's weights (safetensors or torch), instead of a
-        download; with several teachers one for each.
-        micro_batch: Images a process works on at a time; their gradients add up to the batch's. Default: its
-        share of the batch.
-        recompute: Do not keep activations inside blocks: less memory, a third more work.
-        compile: With torch.compile: faster, after some minutes at the start.
-        shard: Spread the generator over the processes (FSDP2).
-        extend: Go on with a run that was asked for fewer steps, finished or not, as if it had been asked for
-        these.
-        set: Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-        generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate
-        or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes
-        ten crops of every picture ahead, once a tokenizer.
+        training: What is trained, and how.
     """
-    from gear_studio.training.execution import Execution
-    from gear_studio.training.loop import train as run_training
+    from gear_studio.training import loop
 
-    arm = arm or ("warmup" if stage == "warmup" else "gear")
-    recipe = recipe_of(recipe_name, stage, budget)
-    changes = {"steps": steps, "batch_size": batch_size, "tokenizer": tokenizer and preset(tokenizer)}
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in changes.items() if v is not None})
-    if condition == "class" and recipe.text_encoder:
-        raise ValueError(f"recipe {recipe_name} is one of captions; choose another for --condition class")
-    recipe = with_captions(recipe) if condition == "caption" else recipe
-    for assignment in set or []:
-        recipe = with_setting(recipe, *assignment.partition("=")[::2])
-    if teacher_weights:  # absolute, so that the run finds them again from anywhere
-        recipe = dataclasses.replace(recipe, teacher_weights=tuple(str(p.resolve()) for p in teacher_weights))
-    label = f"{source}-{tokenizer}" if tokenizer else source
-    own = f"{label}-caption" if recipe.text_encoder and stage != "warmup" else label
-    out = out or Path("runs") / run_name(own, stage, arm, seed)
-    parent = parent or default_parent(out, label, stage, arm, seed)
-    if parent is not None and not (parent / "tokenizer").is_dir():
-        raise FileNotFoundError(
-            f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
-            "or name another run with --parent"
-        )
-    execution = Execution(micro_batch, recompute, compile, shard)
-    run = run_training(
-        source, stage, arm, recipe, seed, out, parent, folder, workers, execution=execution, extend=extend
-    )
-    print(f"finished: {run.folder}")
+    print(f"finished: {loop.train(training).folder}")
 
 
 def import_released(
@@ -161,8 +49,8 @@ def import_released(
 
 def recipe(
     name: Positional[RecipeName],
-    stage: Stage = "joint",
-    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+    stage: StageName = "joint",
+    budget: BudgetName = "shipped",
 ) -> None:
     """Print a recipe: every setting, what follows from them, and what no recipe changes.
 
@@ -189,91 +77,38 @@ def supervise(
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
     """
-    from gear_studio.training import teacher
+    from gear_studio.training import supervised
 
     out = out or Path("runs") / model
     train_model, evaluate_model = {
-        "teacher": (teacher.train_teacher, teacher.evaluate_teacher),
-        "judge": (teacher.train_judge, teacher.evaluate_judge),
-        "attribute-judge": (teacher.train_attribute_judge, teacher.evaluate_attribute_judge),
+        "teacher": (supervised.train_teacher, supervised.evaluate_teacher),
+        "judge": (supervised.train_judge, supervised.evaluate_judge),
+        "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
     }[model]
     train_model(out, steps or BUDGETS["shipped"][model], seed)
     evaluate_model(out)
     print(f"finished: {out}")
 
 
-def evaluate(
-    runs: Positional[list[Path]],
-    samples: int = 5000,
-    seeds: int = 3,
-    cfg_scale: float = 1.5,
-    metrics: tuple[Metric, ...] = ("fd",),
-    prompts: Path | None = None,
-    reference: Path | None = None,
-    folder: Path | None = None,
-    teacher: str | None = None,
-    clip: str | None = None,
-    dinov2_weights: Path | None = None,
-    inception_weights: Path | None = None,
-    lpips_weights: Path | None = None,
-    save_samples: Path | None = None,
-    cache: Path | None = None,
-    batch_size: int | None = None,
-) -> None:
+def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOptions]) -> None:
     """Measure runs on held-out images and write evaluation.json into each. On several GPUs: accelerate launch
     -m gear_studio evaluate ...
 
     Args:
         runs: Folders of runs, or names of shipped ones.
-        samples: Images behind every figure, the same for every run that is compared.
-        seeds: Sampling seeds, for the spread.
-        cfg_scale: Guidance scale of the guided figures.
-        metrics: fd (Frechet distance in the teacher's features; works offline), fd-dinov2 (in DINOv2's, as
-        published), fid, sfid, is (Inception Score), pr (precision and recall), of a generator on captions
-        clipscore, of reconstructions ssim and lpips, and likeness (CKA and CKNNA of tokenizer and generator
-        with the teacher).
-        prompts: What samples are asked for, in turn, instead of the captions of held-out images: a file or
-        folder as `sample --prompts` takes. Distances are then best taken to a --reference.
-        reference: What samples are compared with: a folder of images, or an .npz with mu and sigma (and
-        arr_0) as the ADM evaluator publishes them. Default: the run's own held-out images.
-        folder: Where the pictures of a run on source `folder` or `shards` lie.
-        teacher: Whose features fd is taken in. Default: the run's own teacher.
-        clip: The CLIP of clipscore: a name on the Hugging Face Hub or a folder. Default:
-        openai/clip-vit-large-patch14.
-        dinov2_weights: The file of DINOv2 ViT-L/14, where it cannot be downloaded.
-        inception_weights: The file of FID's Inception network, where it cannot be downloaded.
-        lpips_weights: The file of VGG-16, where it cannot be downloaded.
-        save_samples: Also write the first seed's samples: a folder of PNGs, or X.npz for the ADM evaluator;
-        the guidance is added to the name.
-        cache: Folder of reference statistics. Default: gear-studio/references in the user's cache folder.
-        batch_size: Images at a time on a device. Default: 250 up to 64 px, else 32.
+        options: What is measured, and against what.
     """
     from accelerate import PartialState
 
     from gear_studio.analysis import fidelity
-    from gear_studio.data.stream import skipped_line
+    from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
     from gear_studio.runs import Run
 
-    if save_samples and len(runs) > 1:
-        raise ValueError(f"--save-samples {save_samples} is one place, but {len(runs)} runs were named")
-    options = fidelity.Options(
-        samples=samples,
-        seeds=seeds,
-        cfg_scale=cfg_scale,
-        metrics=metrics,
-        prompts=prompts,
-        reference=reference,
-        folder=folder,
-        teacher=teacher,
-        clip=clip,
-        dinov2_weights=dinov2_weights,
-        inception_weights=inception_weights,
-        lpips_weights=lpips_weights,
-        save_samples=save_samples,
-        cache=cache,
-        batch_size=batch_size,
-    )
+    if options.save_samples and len(runs) > 1:
+        raise ValueError(
+            f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
+        )
     for name in runs:
         run = Run.from_pretrained(name)
         result = fidelity.evaluate(run, options)
@@ -281,7 +116,7 @@ def evaluate(
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
             if unread := result.get("skipped"):
-                print(skipped_line(unread))
+                print(describe_skipped(unread))
 
 
 def sample(
@@ -317,8 +152,8 @@ def sample(
     import torch
 
     from gear_studio import sampling
-    from gear_studio.data.pictures import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     if sum(given is not None for given in (labels, prompt, prompts)) > 1:
@@ -361,13 +196,13 @@ def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Pa
     import torch
 
     from gear_studio import data
-    from gear_studio.data.folder import fit, open_rgb
-    from gear_studio.data.pictures import write_grid
+    from gear_studio.data.images import crop_and_resize, open_rgb
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     tokenizer = Run.from_pretrained(run).tokenizer
     images = torch.stack(
-        [data.to_float(fit(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
+        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
     )
     with torch.no_grad():
         write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from gear_studio import Run
 from gear_studio.data import PATIENCE
 from gear_studio.training import loop
-from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.execution import Execution
 from gear_studio.training.objectives import entropy_loss
+from gear_studio.training.request import Training
 
 STEPS = 4
+WHOLE = Execution()
 TOKENIZERS = {
     "vq": tiny.TOKENIZER,
     "lfq": tiny.replace(tiny.TOKENIZER, code_dim=6, quantizer="lfq"),
@@ -65,7 +67,8 @@ def train(name: str, folder: Path, teacher: Path, suffix: str, execution: Execut
     arm, parent = STAGES[stage]
     parent = folder / quantizer / parent if parent else None
     out = folder / (name + suffix)
-    loop.train("digits", stage, arm, recipe, out=out, parent=parent, progress=False, execution=execution)
+    training = Training("digits", stage, arm, recipe, out=out, parent=parent, execution=execution)
+    loop.train(training, progress=False)
 
 
 def take_back(run: Path, out: Path) -> None:

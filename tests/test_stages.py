@@ -232,7 +232,7 @@ def guidance(stage: Stage, seed: int = 0) -> tuple[dict[str, Tensor], list[Tenso
     torch.manual_seed(seed)
     losses: dict[str, Tensor] = {}
     with stages.frozen(stage.modules["aligned"]):
-        loss = stage.guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], losses)
+        loss = stage.compute_guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], losses)
     wanted = [*stage.tokenizer.encoder.parameters(), stage.tokenizer.quantizer.codebook]
     return losses, list(torch.autograd.grad(loss, wanted))
 
@@ -299,7 +299,7 @@ def test_latent_aligns_the_latents_and_its_projector_learns_at_the_generator_s_r
     torch.testing.assert_close(found["tokenizer"], others + 0.5 * found["alignment_latent"])
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
     assert rates == {"tokenizer": 1e-4, "latent": 3e-3}
-    assert set(stage.parts()) == {"tokenizer", "latent-projector"}
+    assert set(stage.gather_parts()) == {"tokenizer", "latent-projector"}
 
 
 def test_another_network_may_look_at_reconstructions_than_the_one_that_aligns(monkeypatch):
@@ -421,9 +421,9 @@ def test_the_average_weights_follow_the_trained_ones():
     decay = stage.ema["tokenizer"].get_decay(4)
     assert 0.5 < decay < 0.9  # still warming up
     trained = dict(stage.tokenizer.named_parameters())
-    for name, average in stage.parts()["tokenizer"].named_parameters():
+    for name, average in stage.gather_parts()["tokenizer"].named_parameters():
         torch.testing.assert_close(average, decay * before[name] + (1 - decay) * trained[name])
-    assert set(stage.parts()) == {"tokenizer", "generator", "projector"}
+    assert set(stage.gather_parts()) == {"tokenizer", "generator", "projector"}
 
 
 def test_codebook_metrics_count_the_codes_since_the_last_call():
@@ -434,9 +434,9 @@ def test_codebook_metrics_count_the_codes_since_the_last_call():
     for number in (0, 1):
         stage.step(number + 1, images[number], tiny.batch()[1])
     used = torch.cat(indices[:2]).unique()
-    assert stage.codebook_metrics()["usage"].item() == pytest.approx(len(used) / 64)
+    assert stage.measure_codes()["usage"].item() == pytest.approx(len(used) / 64)
     stage.step(3, images[2], tiny.batch()[1])
-    assert stage.codebook_metrics()["usage"].item() == pytest.approx(len(indices[2]) / 64)
+    assert stage.measure_codes()["usage"].item() == pytest.approx(len(indices[2]) / 64)
 
 
 def test_frozen_lets_gradients_through_and_gives_the_module_back_as_it_was():
@@ -513,16 +513,16 @@ def test_between_two_logs_nothing_is_read_from_the_device(name, arm, pieces, mon
         for number in (1, 2):
             meter.add(number, stage.step(number, *tiny.batch()))
         assert not waits.found
-        stage.codebook_metrics()["usage"].item()
+        stage.measure_codes()["usage"].item()
     assert waits.found
 
 
 def test_a_step_takes_no_other_assignment_than_the_detached_one(monkeypatch):
     stage = tiny.stage("joint", "gear")
     seen: list[Assignment] = []
-    really = Stage.update_generator
+    really = Stage.add_generator_gradients
     monkeypatch.setattr(
-        Stage, "update_generator", lambda self, a, *rest: seen.append(a) or really(self, a, *rest)
+        Stage, "add_generator_gradients", lambda self, a, *rest: seen.append(a) or really(self, a, *rest)
     )
     stage.step(1, *tiny.batch())
     assert not seen[0].scores.requires_grad

@@ -16,7 +16,8 @@ from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
 from gear_studio.models import text
 from gear_studio.models.text import Words
-from gear_studio.training import loop, recipes
+from gear_studio.training import folder, loop, recipes, stages
+from gear_studio.training.request import Training
 
 # Of the hash of "red" and of the empty word.
 RED = [-1, -1, -1, 1, -1, -1, 1, -1, 1, -1, 1, 1, -1, -1, 1, -1]
@@ -228,7 +229,8 @@ def train(folder: Path, teacher: Path, name: str, stage: str, parent: str | None
     arm = "warmup" if stage == "warmup" else "gear"
     made = tiny.recipe(teacher, steps=4, log_every=1, checkpoint_every=2, batch_size=4, **changes)
     parent_folder = folder / parent if parent else None
-    return loop.train("shapes", stage, arm, made, out=folder / name, parent=parent_folder, progress=False)
+    training = Training("shapes", stage, arm, made, out=folder / name, parent=parent_folder)
+    return loop.train(training, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def test_a_training_on_captions_goes_on_exactly_where_it_was_killed(
 ):
     shutil.copytree(trained / "joint", tmp_path / "joint")
     changes = {"text_encoder": "words", "held_out_combinations": True, "fd_every": 4, "fd_samples": 8}
-    really_step = loop.Stage.step
+    really_step = stages.Stage.step
 
     def killed(self, number, *rest):
         if number == 4:
@@ -278,7 +280,7 @@ def test_a_training_on_captions_goes_on_exactly_where_it_was_killed(
         return really_step(self, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Stage, "step", killed)
+        patch.setattr(stages.Stage, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, teacher_folder, "generator", "generator", "joint", **changes)
     assert not Run(tmp_path / "generator").finished
@@ -294,7 +296,7 @@ def test_encoding_ahead_and_sources_without_captions_are_refused(trained, teache
         train(trained, teacher_folder, "x", "generator", "joint", text_encoder="words", token_views=2)
     made = tiny.recipe(teacher_folder, text_encoder="words")
     with pytest.raises(ValueError, match="'digits' has no captions"):
-        loop.train("digits", "generator", "gear", made, out=trained / "x", parent=trained / "joint")
+        loop.train(Training("digits", "generator", "gear", made, out=trained / "x", parent=trained / "joint"))
 
 
 def test_a_run_from_before_there_were_captions_is_continued(tmp_path):
@@ -305,10 +307,10 @@ def test_a_run_from_before_there_were_captions_is_continued(tmp_path):
     for key in ("caption_dim", "caption_length"):
         del old["recipe"]["generator"][key]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    loop.prepare_folder(tmp_path, now)
+    folder.check_folder(tmp_path, now)
     now["recipe"]["generator"]["caption_dim"] = 3
     with pytest.raises(ValueError, match="already holds another run .generator is"):
-        loop.prepare_folder(tmp_path, now)
+        folder.check_folder(tmp_path, now)
 
 
 # The command line

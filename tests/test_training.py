@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from safetensors.torch import load_file
 
 from gear_studio import Run, cli
 from gear_studio.data.prompts import ClassLabels
-from gear_studio.training import loop, stages
+from gear_studio.training import build, checkpoints, loop, stages
+from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
+from gear_studio.training.execution import Execution
 from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import Recipe, small_recipe
+from gear_studio.training.request import Training
 
 STAGES = {  # name: stage, arm, parent, changes to the recipe
     "warmup": ("warmup", "warmup", None, {"gan_weight": 0.1}),
@@ -37,7 +41,8 @@ def train(
     recipe = tiny.recipe(teacher, **own | changes)
     parent = folder / parent if parent else None
     out = folder / (out or name)
-    return loop.train("digits", stage, arm, recipe, out=out, parent=parent, progress=False, extend=extend)
+    training = Training("digits", stage, arm, recipe, out=out, parent=parent, extend=extend)
+    return loop.train(training, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +69,23 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert not tiny.metric_differences(tiny.metrics(one), tiny.metrics(other))
     assert weights(one).keys() == weights(other).keys() and weights(one)
     assert not [name for name, value in weights(one).items() if not torch.equal(value, weights(other)[name])]
-    newest = [torch.load(loop.Checkpoints(f / "checkpoints").paths()[-1]) for f in (one, other)]
-    torch.testing.assert_close(
-        *({k: v for k, v in state.items() if k != "seconds"} for state in newest), rtol=0, atol=0
-    )
+    newest = [torch.load(Checkpoints(f / "checkpoints").paths()[-1]) for f in (one, other)]
+    assert_same_state(*({k: v for k, v in state.items() if k != "seconds"} for state in newest))
+
+
+def assert_same_state(one, other) -> None:
+    """Two states are equal to the last bit, names and numbers included."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other) and one.dtype == other.dtype
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for here, there in zip(one, other, strict=True):
+            assert_same_state(here, there)
+    else:
+        assert one == other
 
 
 # A run
@@ -131,7 +149,7 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
 
     run = Run.from_pretrained(whole / "joint")
     source = data.load("digits", "val", 32)
-    batch = source.read(data.chosen(len(source), 8)[0])
+    batch = source.read(data.choose_pictures(len(source), 8)[0])
     images = data.to_float(batch["image"])
     with torch.no_grad():
         assignment = run.tokenizer.assign(images)
@@ -159,7 +177,7 @@ def test_validation_sees_all_classes_of_a_finite_source_and_the_start_of_an_endl
             return {"image": torch.tensor(list(indices)), "label": torch.tensor(list(indices)) // 100}
 
     def seen(length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = loop.held_out_batches(
+        found = build.read_validation_images(
             Sorted(length), ClassLabels(10), tiny.recipe(validation_images=200), Accelerator(cpu=True)
         )
         assert [len(images) for images, _ in found] == [64, 64, 64, 8]
@@ -187,20 +205,20 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
     assert not tiny.metric_differences(tiny.metrics(tmp_path / "same"), tiny.metrics(whole / "warmup")[:2])
     stage, arm, _, own = STAGES["warmup"]
     recipe = tiny.recipe(teacher_folder, **own, **short)
-    loop.train("digits", stage, arm, recipe, seed=1, out=tmp_path / "other", progress=False)
+    loop.train(Training("digits", stage, arm, recipe, seed=1, out=tmp_path / "other"), progress=False)
     assert tiny.metrics(tmp_path / "other")[0]["l1"] != tiny.metrics(whole / "warmup")[0]["l1"]
 
 
 def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
     from gear_studio import data, sampling
     from gear_studio.analysis.statistics import Moments, frechet_distance
-    from gear_studio.data.pictures import to_uint8
+    from gear_studio.data.images import to_uint8
 
     run = train("generator", again, teacher_folder, out="measured", fd_every=6, fd_samples=40)
     steps, distances = run.series("val_fd")
     assert steps.tolist() == [6, 12] and np.isfinite(distances).all()
     source = data.load("digits", "val", 32)
-    real = source.read(data.chosen(len(source), 40)[0])["image"]
+    real = source.read(data.choose_pictures(len(source), 40)[0])["image"]
     with torch.no_grad():
         indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
         moments = [Moments(run.teacher.dim) for _ in range(2)]
@@ -300,8 +318,8 @@ def photos(folder: Path, seed: int) -> Path:
 
 def train_on(pictures: Path, out: Path, teacher: Path, steps: int = 4, **options) -> Run:
     recipe = tiny.recipe(teacher, steps=steps)
-    options |= {"folder": pictures, "out": out, "progress": False}
-    return loop.train("folder", "warmup", "warmup", recipe, **options)
+    training = Training("folder", "warmup", "warmup", recipe, out=out, folder=pictures, **options)
+    return loop.train(training, progress=False)
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
@@ -358,7 +376,7 @@ def train_and_die(name: str, folder: Path, teacher: Path, moment: str) -> None:
                 os.truncate(path, path.stat().st_size // 2)
                 die()
 
-        loop.torch.save = save
+        checkpoints.torch.save = save
     else:
         last, torn = {
             "in the middle of step 7": (7, b""),
@@ -407,7 +425,7 @@ def test_killed_before_its_first_checkpoint_a_run_begins_again(again, whole, tea
         def interrupted(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(loop.Checkpoints, "save", interrupted)
+        patch.setattr(Checkpoints, "save", interrupted)
         train("warmup", again, teacher_folder)
     assert [row["step"] for row in tiny.metrics(again / "warmup")] == [2, 4]
     train("warmup", again, teacher_folder)
@@ -417,9 +435,9 @@ def test_killed_before_its_first_checkpoint_a_run_begins_again(again, whole, tea
 def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 8, "l1": 0.')
-    loop.resume_metrics(path, 8)
+    drop_metrics_after(8, path)
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n{"step": 6}\n'
-    loop.resume_metrics(path, 4)
+    drop_metrics_after(4, path)
     assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
 
 
@@ -609,26 +627,73 @@ def test_infinity_before_any_checkpoint_says_that_there_is_none(tmp_path, teache
 
 def test_arms_and_parents_that_do_not_fit_are_refused(whole, tmp_path, teacher_folder):
     recipe = tiny.recipe(teacher_folder)
+    out = tmp_path / "run"
     with pytest.raises(ValueError, match="stage joint has no arm 'baseline'; choose one of gear"):
-        loop.train("digits", "joint", "baseline", recipe, out=tmp_path / "run", parent=whole / "warmup")
-    with pytest.raises(ValueError, match="stage joint needs a parent"):
-        loop.train("digits", "joint", "gear", recipe, out=tmp_path / "run")
+        loop.train(Training("digits", "joint", "baseline", recipe, out=out, parent=whole / "warmup"))
+    missing = tmp_path / "digits-warmup-s0"
+    with pytest.raises(FileNotFoundError, match=f"joint builds on {missing}, which holds no finished tokeni"):
+        loop.train(Training("digits", "joint", "gear", recipe, out=out))
     with pytest.raises(ValueError, match=r"warmup holds another tokenizer .*\(codes is 64, asked for 128\)"):
         other = tiny.recipe(teacher_folder, tokenizer=tiny.replace(tiny.TOKENIZER, codes=128))
-        loop.train("digits", "warmup", "warmup", other, out=whole / "run", parent=whole / "warmup")
+        training = Training("digits", "warmup", "warmup", other, out=whole / "run", parent=whole / "warmup")
+        loop.train(training)
     assert not (whole / "run").exists()
     with pytest.raises(ValueError, match="unknown data source"):
-        loop.train("cats", "warmup", "warmup", recipe, out=tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="teacher 'nobody'"):
-        loop.train("digits", "warmup", "warmup", tiny.recipe("nobody"), out=tmp_path / "run")
-    assert not list(tmp_path.glob("run/metrics.jsonl"))
+        loop.train(Training("cats", "warmup", "warmup", recipe, out=out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "source", "error", "message"),
+    [
+        ("warmup", {"teacher": "nobody"}, "digits", FileNotFoundError, "teacher 'nobody'"),
+        ("joint", {"perceptual": "vgg16.pth"}, "digits", FileNotFoundError, "vgg16.pth"),
+        ("generator", {"token_views": 2}, "shapes", ValueError, "shapes has no end of new pictures"),
+        ("warmup", {"batch_size": 0}, "digits", ValueError, "batch_size 0 does not divide among 1 proc"),
+    ],
+)
+def test_a_training_that_is_refused_leaves_no_folder_behind(
+    name, changes, source, error, message, again, teacher_folder
+):
+    stage, arm, parent, _ = STAGES[name]
+    recipe = tiny.recipe(teacher_folder, **changes) if "teacher" not in changes else tiny.recipe(**changes)
+    before = sorted(again.rglob("*"))
+    with pytest.raises(error, match=message):
+        parent = again / parent if parent else None
+        loop.train(Training(source, stage, arm, recipe, out=again / "new", parent=parent), progress=False)
+    assert sorted(again.rglob("*")) == before
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(teacher_folder):
+    training = Training("digits", recipe=tiny.recipe(teacher_folder))
+    with pytest.raises(ValueError, match="batch_size 8 does not divide among 3 processes"):
+        build.check_share(training, SimpleNamespace(num_processes=3))
+
+
+@pytest.mark.parametrize("name", ["joint", "generator"])
+def test_the_run_it_builds_on_keeps_its_models_as_they_are(name, again, teacher_folder, monkeypatch):
+    """A training changes how its tokenizer is run, and its weights: a copy's."""
+    parent = Run.from_pretrained(again / STAGES[name][2])
+    before = {key: value.clone() for key, value in parent.tokenizer.state_dict().items()}
+    modules = list(map(type, parent.tokenizer.modules()))
+    monkeypatch.setattr(build.Run, "from_pretrained", lambda folder: parent)
+    stage, arm, _, _ = STAGES[name]
+    recipe = tiny.recipe(teacher_folder, steps=2)
+    execution = Execution(recompute=True)
+    training = Training(
+        "digits", stage, arm, recipe, out=again / "new", parent=parent.folder, execution=execution
+    )
+    loop.train(training, progress=False)
+    assert list(map(type, parent.tokenizer.modules())) == modules
+    assert all(torch.equal(value, before[key]) for key, value in parent.tokenizer.state_dict().items())
+    assert all(parameter.requires_grad for parameter in parent.tokenizer.parameters())
 
 
 def test_the_baseline_is_trained_on_the_warm_up_s_tokenizer(again, teacher_folder):
     recipe = tiny.recipe(teacher_folder, steps=4)
-    run = loop.train(
-        "digits", "generator", "baseline", recipe, out=again / "base", parent=again / "warmup", progress=False
-    )
+    parent = again / "warmup"
+    training = Training("digits", "generator", "baseline", recipe, out=again / "base", parent=parent)
+    run = loop.train(training, progress=False)
     assert run.parent.name == "warmup" and not run.has("tokenizer")
     theirs = Run.from_pretrained(again / "warmup").tokenizer.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.tokenizer.state_dict().items())
@@ -654,9 +719,8 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
 
 def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
     start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
-    run = loop.train(
-        "digits", "warmup", "warmup", start, out=again / "new", parent=again / "warmup", progress=False
-    )
+    training = Training("digits", "warmup", "warmup", start, out=again / "new", parent=again / "warmup")
+    run = loop.train(training, progress=False)
     theirs, ours = (load_file(f / "discriminator/model.safetensors") for f in (again / "warmup", run.folder))
     assert not all(torch.equal(value, theirs[key]) for key, value in ours.items() if key.endswith(".weight"))
 
@@ -664,3 +728,19 @@ def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
 def test_a_parent_that_lies_elsewhere_is_refused(again, teacher_folder, tmp_path):
     with pytest.raises(ValueError, match="does not lie beside"):
         train("joint", again, teacher_folder, out=tmp_path / "elsewhere" / "joint")
+
+
+def test_optimizers_go_on_from_a_checkpoint_that_numbers_their_parameters(again, whole, teacher_folder):
+    """As checkpoints did before they named them."""
+    joint = again / "joint"
+    unfinish(joint)
+    last, path = reversed(Checkpoints(joint / "checkpoints").paths())
+    last.unlink()
+    state = torch.load(path)
+    for held in state["optimizers"].values():
+        names = held["param_groups"][0]["params"]
+        held["param_groups"][0]["params"] = list(range(len(names)))
+        held["state"] = {names.index(name): value for name, value in held["state"].items()}
+    torch.save(state, path)
+    train("joint", again, teacher_folder)
+    assert_same_run(joint, whole / "joint")

@@ -25,7 +25,7 @@ from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.places import ZOO
 from gear_studio.training import stages
-from gear_studio.training.execution import WHOLE, Execution
+from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import Recipe
 from gear_studio.training.stages import Stage
 
@@ -100,11 +100,11 @@ def recipe(teacher: str | Path = "", **changes) -> Recipe:
     return replace(made, **changes)
 
 
-def stage(name: str, arm: str, seed: int = 0, execution: Execution = WHOLE, **changes) -> Stage:
+def stage(name: str, arm: str, seed: int = 0, execution: Execution | None = None, **changes) -> Stage:
     """A Stage with random weights; its generator's head is not zero."""
     torch.manual_seed(seed)
     parts = teacher(), Accelerator(cpu=True), Tokenizer(TOKENIZER)
-    made = Stage(name, arm, recipe(**changes), *parts, execution=execution)
+    made = Stage(name, arm, recipe(**changes), *parts, execution=execution or Execution())
     if "aligned" in made.modules:
         wake(made.modules["aligned"].generator)
     return made

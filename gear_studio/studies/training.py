@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gear_studio.data import find_source
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
@@ -104,7 +105,7 @@ def _why_impossible(setting: str, world: World) -> str | None:
             f"a block of the small recipe's generator; {world.recipe} has another depth. Do convergence once "
             "for each tap, with --set generator.tap=BLOCK and another --out"
         )
-    if name == "held_out_combinations" and world.source != "shapes":
+    if name == "held_out_combinations" and not find_source(world.source).has_combinations:
         return (
             f"which is of source shapes alone, not {world.source}; do convergence on captions, with "
             "--set text_encoder=words or --recipe gpic-1b"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
-from gear_studio.data import Source, load
+from gear_studio.data import SOURCES, Source, find_source, load
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_setting
 from gear_studio.training.request import BudgetName, SourceName, Training
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     RecipeName = str  # the command line's: a study's record has no place for a recipe made in Python
 else:
     from gear_studio.training.request import RecipeName
-
-
-def lies_on_disk(source: str) -> bool:
-    """Whether the pictures of a source are the user's, in a folder to be named."""
-    return source in ("folder", "shards")
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,13 @@ class World:
     def check(self) -> None:
         """Raise ValueError for a recipe or budget that does not exist, for a folder that is missing or of no
         use, and for `shard`, which needs several processes a training."""
-        if lies_on_disk(self.source) and self.folder is None:
+        on_disk = find_source(self.source).on_disk
+        if on_disk and self.folder is None:
             raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
-        if not lies_on_disk(self.source) and self.folder is not None:
+        if self.folder is not None and not on_disk:
+            able = " or ".join(name for name, source in SOURCES.items() if source.on_disk)
             raise ValueError(
-                f"folder {self.folder} is of no use to source {self.source!r}; add --source folder or shards"
+                f"folder {self.folder} is of no use to source {self.source!r}; add --source {able}"
             )
         if self.execution.shard:
             raise ValueError(
@@ -89,7 +86,7 @@ class World:
     @property
     def embedded(self) -> bool:
         """Whether it is the one that the tiny teacher knows, with the recipe that has it."""
-        return (self.source, self.recipe) == ("shapes", "small")
+        return find_source(self.source).embedded and self.recipe == "small"
 
     def recipe_of(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
         """The recipe of a stage with settings (NAME=VALUE) on top.

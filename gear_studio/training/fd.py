@@ -19,9 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio import data, sampling
-from gear_studio.analysis.fidelity import shares
-from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
-from gear_studio.data.pictures import to_uint8
+from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance, split_among_processes
+from gear_studio.data.images import to_uint8
 from gear_studio.data.prompts import Conditions
 from gear_studio.models.generator import Generator
 from gear_studio.models.teachers import Teacher
@@ -30,7 +29,8 @@ from gear_studio.models.tokenizer import Tokenizer
 
 class SampledDistance:
     """held_out: where `samples` real pictures are taken from, fewer where it has fewer. Several processes
-    share the work; each must call it. conditions: what the samples are asked for."""
+    share the work; each must call it. conditions: where those of the samples come
+    from."""
 
     def __init__(
         self,
@@ -41,19 +41,19 @@ class SampledDistance:
         accelerator: Accelerator,
     ):
         self.conditions, self.teacher, self.accelerator = conditions, teacher, accelerator
-        self.at_once = data.at_once(held_out.image_size)
+        self.at_once = data.batch_size_for(held_out.image_size)
         self.count = min(samples, len(held_out))
-        numbers = data.chosen(len(held_out), self.count)[0]
-        self.real = self._statistics(
+        numbers = data.choose_pictures(len(held_out), self.count)[0]
+        self.real = self._measure(
             held_out.read([numbers[i] for i in part])["image"] for part in self._parts()
         )
 
     def _parts(self) -> Iterable[range]:
-        return shares(self.count, self.at_once, self.accelerator)
+        return split_among_processes(self.count, self.at_once, self.accelerator)
 
     @torch.no_grad()
-    def _statistics(self, pictures: Iterable[Tensor]) -> Statistics:
-        """Of uint8 pictures (B, 3, H, W), this process's share."""
+    def _measure(self, pictures: Iterable[Tensor]) -> Statistics:
+        """Statistics of uint8 pictures (B, 3, H, W), this process's share."""
         device = self.accelerator.device
         moments = Moments(self.teacher.dim, device if device.type == "cuda" else "cpu")
         for some in pictures:
@@ -63,12 +63,12 @@ class SampledDistance:
 
     @torch.no_grad()
     def __call__(self, generator: Generator, tokenizer: Tokenizer) -> float:
-        """FD of the generator's samples."""
+        """FD of the generator's samples, decoded by the tokenizer."""
 
-        def drawn() -> Iterable[Tensor]:
+        def draw_samples() -> Iterable[Tensor]:
             for part in self._parts():
                 condition = self.conditions.for_samples(part)
                 indices = sampling.sample(generator, condition, cfg_scale=1.0, seed=0, first=part.start)
                 yield to_uint8(tokenizer.decode(indices))
 
-        return frechet_distance(self._statistics(drawn()), self.real)
+        return frechet_distance(self._measure(draw_samples()), self.real)

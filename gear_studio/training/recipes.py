@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from gear_studio.models.generator import GeneratorConfig, paper_config
+from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.models.teachers import TEACHERS, teacher_names
 from gear_studio.models.text import LENGTH, Words
-from gear_studio.models.tokenizer import PRESETS, TokenizerConfig
+from gear_studio.models.tokenizer import PRESETS, TokenizerConfig, preset_name
 
 STAGES = ("warmup", "joint", "generator")
 _JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
@@ -22,6 +24,10 @@ ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's
     "generator": ("baseline", *_JOINT),
 }
 WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
+
+
+def trains_generator(stage: str, arm: str) -> bool:
+    return stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ _SMALL_STAGES = {
     "joint": replace(_SMALL, tokenizer_lr=3e-4, generator_lr=5e-4, alignment_weight=1.0),
     "generator": replace(_SMALL, generator_lr=1.5e-3),
 }
-_QUICK = {  # what differs from the small recipe, beside the steps; chosen on seed 100
+_QUICK: dict[str, Any] = {  # what differs from the small recipe, beside the steps; chosen on seed 100
     "batch_size": 16,
     "tokenizer": PRESETS["mini"],
     "generator": replace(_SMALL.generator, blocks=4, dim=96, tap=2),
@@ -156,8 +162,8 @@ def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
 
 
 def small_tokenizer(budget: str, quantizer: str = "vq") -> str:
-    """The name in `PRESETS` of the tokenizer of a budget with a quantizer (vq, lfq or ibq)."""
-    return ("mini" if budget == "quick" else "small") + ("" if quantizer == "vq" else f"-{quantizer}")
+    """The name in `PRESETS` of the tokenizer of a budget with a quantizer of `QUANTIZERS`."""
+    return preset_name("mini" if budget == "quick" else "small", quantizer)
 
 
 def with_captions(recipe: Recipe) -> Recipe:
@@ -168,10 +174,11 @@ def with_captions(recipe: Recipe) -> Recipe:
     return replace(recipe, text_encoder=Words.name, generator=generator)
 
 
-IMAGENET_SIZES, QUANTIZERS = ("b", "l", "xl"), ("vq", "lfq", "ibq")
+IMAGENET_SIZES = ("b", "l", "xl")
+PAPER_QUANTIZERS = tuple(quantizer for quantizer in QUANTIZERS if f"{quantizer}-16" in PRESETS)
 NAMES = (
     "small",
-    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS),
+    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in PAPER_QUANTIZERS),
     "gpic-1b",
 )
 GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper reports it
@@ -192,8 +199,7 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
         raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
         recipe = recipe_of("imagenet-xl-vq", stage)
-        sizes = {"caption_dim": 2048, "caption_length": 300}
-        generator = replace(paper_config("1B", classes=0), **sizes)
+        generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
         steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
         return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
@@ -275,8 +281,10 @@ def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
         return {k: v for part in parts for k, v in part.items()}
 
     grid, size = recipe.tokenizer.grid, recipe.tokenizer.image_size
-    # DINOv2's patches are 14 px wide; it is shown images on which they are as many as the tokens.
-    seen = f" of an image of {14 * grid} px" if recipe.teacher.startswith("dinov2") else ""
+    # A teacher is shown images on which its patches are as many as the tokens: DINOv2's, 14 px wide, of 224.
+    teacher = TEACHERS.get(teacher_names(recipe.teacher)[0])
+    patch = teacher.patch_size if teacher else None
+    seen = f" of an image of {patch * grid} px" if patch and patch * grid != size else ""
     follows = {
         "downsampling": f"f = {size // grid}",
         "tokens": f"N = {grid**2} ({grid} x {grid})",

@@ -31,17 +31,16 @@ if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe o
     SourceName = StageName = ArmName = BudgetName = TokenizerName = str
     RecipeName = str | Recipe
 else:
-    SourceName, StageName, BudgetName = Literal[*SOURCES], Literal[*STAGES], Literal[*BUDGETS]
+    SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
+    StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
     ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
     TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
 
 
 @dataclass(frozen=True)
 class Training:
-    """One stage of one training. What is left out follows from the rest: the arm, the run's folder, and the
-    run it builds on.
-
-    Raises ValueError for an arm that the stage does not have."""
+    """One stage of one training. `completed` fills in what is left out and follows from the rest: the arm,
+    the run's folder, and the run it builds on."""
 
     source: Positional[SourceName]
     """What to train on: the embedded world, real handwritten digits, a folder of pictures by class, or
@@ -92,7 +91,10 @@ class Training:
     extend: bool = False
     """Go on with a run that was asked for fewer steps, finished or not, as if it had been asked for these."""
 
-    def __post_init__(self):
+    def completed(self) -> Training:
+        """The same, with the arm, the run's folder and the run it builds on filled in.
+
+        Raises ValueError for an arm that the stage does not have, and as `resolved` does."""
         if self.stage not in STAGES:
             raise ValueError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
         arm = self.arm or ("warmup" if self.stage == "warmup" else "gear")
@@ -100,21 +102,18 @@ class Training:
             raise ValueError(
                 f"stage {self.stage} has no arm {arm!r}; choose one of {', '.join(ARMS[self.stage])}"
             )
-        self._complete("arm", arm)
+
+        def run_name(label: str, stage: str) -> str:
+            return "-".join([label, stage, *([] if stage == "warmup" else [arm]), f"s{self.seed}"])
+
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
-        asked_by = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
-        own_place = Path("runs") / self._run_name(label + asked_by, self.stage)
-        self._complete("out", Path(self.out or own_place))
-        if self.parent is None and self.stage != "warmup":
-            built_on = "joint" if self.stage == "generator" and arm != "baseline" else "warmup"
-            self._complete("parent", self.out.parent / self._run_name(label, built_on))
-
-    def _complete(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
-
-    def _run_name(self, label: str, stage: str) -> str:
-        arm = "" if stage == "warmup" else f"-{self.arm}"
-        return f"{label}-{stage}{arm}-s{self.seed}"
+        captions = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
+        out = Path(self.out or Path("runs") / run_name(label + captions, self.stage))
+        parent = self.parent
+        if parent is None and self.stage != "warmup":
+            guided = self.stage == "generator" and arm != "baseline"  # the tokenizer that it is trained on
+            parent = out.parent / run_name(label, "joint" if guided else "warmup")
+        return replace(self, arm=arm, out=out, parent=parent)
 
     @cached_property
     def resolved(self) -> Recipe:

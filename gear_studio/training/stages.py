@@ -29,34 +29,28 @@ each process's and piece's own.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gear_studio import readout
 from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
+from gear_studio.analysis.reconstruction import psnr
 from gear_studio.models.discriminator import Discriminator, hinge_loss
 from gear_studio.models.generator import Generator
 from gear_studio.models.perceptual import LPIPS
-from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss, alignment_target
-from gear_studio.models.teachers import SHIPPED, Teacher
+from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss
+from gear_studio.models.teachers import Teacher, teachers_of
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.readout import Assignment
-from gear_studio.training.execution import (
-    WHOLE,
-    Execution,
-    load_module,
-    load_optimizer,
-    prepare_blocks,
-    prepare_tokenizer,
-    shard,
-    whole,
-)
+from gear_studio.training.aligned import AlignedGenerator, Projectors
+from gear_studio.training.checkpoints import gather_state, gather_weights, load_state
+from gear_studio.training.execution import Execution, copy_averages, prepare
 from gear_studio.training.objectives import (
     entropy_loss,
     mean_assignment,
@@ -65,7 +59,7 @@ from gear_studio.training.objectives import (
     perceptual_loss,
     straight_through_next_token_loss,
 )
-from gear_studio.training.recipes import WEIGHT_DECAY, WITHOUT_GENERATOR, Recipe
+from gear_studio.training.recipes import WEIGHT_DECAY, Recipe, trains_generator
 
 SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
@@ -84,45 +78,13 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.train(mode).requires_grad_(True)
 
 
-class Projectors(nn.ModuleList):
-    """One projector a teacher."""
-
-    def forward(self, hidden: Tensor) -> list[Tensor]:
-        """Tap states or latents (B, N, d) -> one projection (B, N, d_f) a teacher."""
-        return [projector(hidden) for projector in self]
-
-
-class AlignedGenerator(nn.Module):
-    """Generator and its projectors, trained together (and wrapped together when several processes train)."""
-
-    def __init__(self, generator: Generator, projectors: Projectors):
-        super().__init__()
-        self.generator = generator
-        self.projectors = projectors
-
-    def embed(self, assignment: Assignment, read=readout.hard) -> Tensor:
-        """What the generator sees of the first N-1 tokens: (B, N-1, d)."""
-        return read(assignment, self.generator.token_table)[:, :-1]
-
-    def forward(
-        self, assignment: Assignment, labels: Tensor, read=readout.hard
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Next-token logits (B, N, K) and projected tap states (B, N, d_f), one a teacher."""
-        logits, hidden = self.generator(self.embed(assignment, read), labels, tap=self.generator.config.tap)
-        return logits, self.projectors(hidden)
-
-    def project_tap(self, assignment: Assignment, labels: Tensor, read) -> list[Tensor]:
-        """Projected tap states alone: only the blocks up to the tap run."""
-        tap = self.generator.config.tap
-        return self.projectors(self.generator.hidden(self.embed(assignment, read), labels, [tap])[0])
-
-
 class Stage:
-    """Models, optimizers and EMA of one training; `step` does the updates that the stage and arm ask for.
+    """Models, optimizers and averages of one training; `step` does the updates of its stage and arm.
 
     modules: what is trained, by name (tokenizer, discriminator, aligned; latent, the projectors of that arm).
-    A tokenizer that is not among them is frozen. discriminator: the one to start from, where the recipe has a
-    GAN term; None starts afresh. teacher: alignment target and, unless the recipe names another, perceptual
+    A tokenizer that is not among them is frozen. The models passed in become the Stage's own and are changed;
+    pass a copy of one that a Run keeps. discriminator: the one to start from, where the recipe has a GAN
+    term; None starts afresh. teacher: alignment target and, unless the recipe names another, perceptual
     network. more_teachers: targets only; L_align is the mean over all. execution: how its steps are
     computed. null: of captions, the encoding of the empty string; see `CaptionCondition`."""
 
@@ -136,71 +98,30 @@ class Stage:
         tokenizer: Tokenizer,
         discriminator: Discriminator | None = None,
         more_teachers: Sequence[Teacher] = (),
-        execution: Execution = WHOLE,
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
         null: Tensor | None = None,
     ):
-        self.recipe, self.arm, self.accelerator, self.execution = recipe, arm, accelerator, execution
-        self.null = null
+        self.stage, self.arm, self.recipe = stage, arm, recipe
+        self.accelerator, self.execution, self.null = accelerator, execution, null
         self.teachers = [each.to(accelerator.device) for each in (teacher, *more_teachers)]
         self.teacher = self.teachers[0]
-        self.lpips: LPIPS | None = None
-        self.perceiver = self.teacher
-        if stage != "generator" and recipe.perceptual in SHIPPED:
-            perceiver = Teacher.from_pretrained(recipe.perceptual, tokenizer.grid)
-            self.perceiver = perceiver.to(accelerator.device)
-        elif stage != "generator" and recipe.perceptual != "teacher" and recipe.perceptual_weight > 0:
-            weights = None if recipe.perceptual == "lpips" else recipe.perceptual
-            self.lpips = LPIPS(weights, "--set perceptual=FILE").to(accelerator.device)
-        modules: dict[str, nn.Module] = {}
-        if stage != "generator":
-            modules["tokenizer"] = tokenizer
-            if recipe.gan_weight > 0:
-                discriminator = discriminator or Discriminator()
-                if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-                    discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
-                modules["discriminator"] = discriminator
-        if stage == "generator" or (stage == "joint" and arm not in WITHOUT_GENERATOR):
-            modules["aligned"] = self.new_generator()
-        if stage == "joint" and arm == "latent":
-            modules["latent"] = self.new_projectors(recipe.tokenizer.code_dim)
-        rates = {
-            "tokenizer": recipe.tokenizer_lr,
-            "discriminator": recipe.tokenizer_lr,
-            "aligned": recipe.generator_lr,
-            "latent": recipe.generator_lr,
-        }
+        self.perceiver, self.lpips = self._load_perceptual_network(tokenizer.grid)
         # Channels last is what tensor cores read; uncompiled, every GroupNorm would turn the layout back.
         layout = torch.channels_last if execution.compile else torch.preserve_format
+        self.tokenizer = tokenizer.to(accelerator.device).to(memory_format=layout)
         self.modules = {
-            name: module.to(accelerator.device, memory_format=layout).train()
-            for name, module in modules.items()
+            name: module.to(accelerator.device).to(memory_format=layout).train()
+            for name, module in self._new_modules(discriminator).items()
         }
-        self.ema = {
-            name: ModelEmaV3(module, recipe.ema, use_warmup=True, warmup_power=1.0)
-            for name, module in self.modules.items()
-            if name != "discriminator"
-        }
-        self.tokenizer = tokenizer.to(accelerator.device, memory_format=layout)
         if "tokenizer" not in self.modules:
             self.tokenizer.eval().requires_grad_(False)
-        prepare_tokenizer(self.tokenizer, execution)
-        for each in self.teachers:  # not recomputed: a third of its work, for little
-            prepare_blocks(each.encoder, replace(execution, recompute=False))
+        averaged = {name: module for name, module in self.modules.items() if name != "discriminator"}
+        self.ema = copy_averages(averaged, recipe.ema)
+        pair: tuple[AlignedGenerator, AlignedGenerator] | None = None
         if "aligned" in self.modules:
-            prepare_blocks(self.modules["aligned"].generator, execution)
-            if execution.shard:
-                shard(self.modules["aligned"])
-                shard(self.ema["aligned"].module)
-        self.optimizers = {
-            name: torch.optim.AdamW(
-                module.parameters(),
-                lr=rates[name],
-                betas=recipe.betas,
-                weight_decay=WEIGHT_DECAY,
-                fused=accelerator.device.type == "cuda",
-            )
-            for name, module in self.modules.items()
-        }
+            pair = cast(AlignedGenerator, self.modules["aligned"]), self.ema["aligned"].module
+        prepare(execution, self.tokenizer, self.teachers, *(pair or (None, None)))
+        self.optimizers = {name: self._new_optimizer(name) for name in self.modules}
         # What the forward passes go through: the same modules, wrapped for several processes.
         self.wrapped = {
             name: module if execution.shard and name == "aligned" else accelerator.prepare(module)
@@ -209,41 +130,79 @@ class Stage:
         self.code_counts = torch.zeros(recipe.tokenizer.codes, device=accelerator.device)
         self.last_scores: Tensor | None = None
 
-    def new_projectors(self, dim: int) -> Projectors:
+    def _load_perceptual_network(self, grid: int) -> tuple[Teacher, LPIPS | None]:
+        """The teacher that compares reconstructions with images, and LPIPS where that does instead."""
+        recipe, device = self.recipe, self.accelerator.device
+        if self.stage == "generator" or recipe.perceptual == "teacher":
+            return self.teacher, None
+        if recipe.perceptual in teachers_of("shipped"):
+            return Teacher.from_pretrained(recipe.perceptual, grid).to(device), None
+        if recipe.perceptual_weight > 0:
+            weights = None if recipe.perceptual == "lpips" else recipe.perceptual
+            return self.teacher, LPIPS(weights, "--set perceptual=FILE").to(device)
+        return self.teacher, None
+
+    def _new_modules(self, discriminator: Discriminator | None) -> dict[str, nn.Module]:
+        """What this stage and arm train. The order decides which weights a seed draws."""
+        modules: dict[str, nn.Module] = {}
+        if self.stage != "generator":
+            modules["tokenizer"] = self.tokenizer
+            if self.recipe.gan_weight > 0:
+                discriminator = discriminator or Discriminator()
+                if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+                    discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
+                modules["discriminator"] = discriminator
+        if trains_generator(self.stage, self.arm):
+            modules["aligned"] = self._new_generator()
+        if self.stage == "joint" and self.arm == "latent":
+            modules["latent"] = self._new_projectors(self.recipe.tokenizer.code_dim)
+        return modules
+
+    def _new_projectors(self, dim: int) -> Projectors:
         hidden = self.recipe.projector_hidden
         return Projectors([Projector(ProjectorConfig(dim, each.dim, hidden)) for each in self.teachers])
 
-    def new_generator(self) -> AlignedGenerator:
+    def _new_generator(self) -> AlignedGenerator:
         config = self.recipe.generator
-        projectors = self.new_projectors(config.dim)  # drawn first: a seed has always given these weights
+        projectors = self._new_projectors(config.dim)  # drawn first: a seed has always given these weights
         generator = Generator(config)
         if self.null is not None:
-            generator.condition.null.copy_(self.null)
+            cast(Tensor, generator.condition.null).copy_(self.null)
         return AlignedGenerator(generator, projectors)
 
+    def _new_optimizer(self, name: str) -> torch.optim.AdamW:
+        convolutional = name in ("tokenizer", "discriminator")
+        return torch.optim.AdamW(
+            self.modules[name].parameters(),
+            lr=self.recipe.tokenizer_lr if convolutional else self.recipe.generator_lr,
+            betas=self.recipe.betas,
+            weight_decay=WEIGHT_DECAY,
+            fused=self.accelerator.device.type == "cuda",
+        )
+
     def step(
-        self, number: int, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+        self, number: int, images: Tensor | None, condition: Tensor, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """One training step. images: (B, 3, H, W) in [-1, 1]; labels: what the generator is conditioned on,
-        class labels (B,) or encoded captions; this process's share of the batch. Returns its losses as
-        scalars on the device.
+        """One training step. images: (B, 3, H, W) in [-1, 1]; condition: what the generator is asked for,
+        class labels (B,) or encoded captions (B, T, 1 + d); this process's share of the batch. Returns its
+        losses as scalars on the device.
 
         indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
         aligned."""
-        count = self.pieces = self.execution.pieces(len(labels))
-        parts = [[None] * count if x is None else x.chunk(count) for x in (images, labels, indices)]
+        count = self.pieces = self.execution.pieces_of(len(condition))
+        columns = [[None] * count if x is None else x.chunk(count) for x in (images, condition, indices)]
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            self.mean = self.mean_assignment(images) if count > 1 else None
-            for number_of_piece, piece in enumerate(zip(*parts, strict=True), start=1):
+            self.mean = self.find_mean_assignment(images) if count > 1 else None
+            for number_of_piece, piece in enumerate(zip(*columns, strict=True), start=1):
                 with ExitStack() as alone:
                     if number_of_piece < count:  # processes exchange what has added up, once
                         for module in self.wrapped.values():
                             alone.enter_context(self.accelerator.no_sync(module))
-                    found = self.gradients(*piece)
-                for name, value in found.items():
+                    losses_of_piece = self.add_gradients(*piece)
+                for name, value in losses_of_piece.items():
                     losses[name] = losses.get(name, 0) + value.detach() / count
         for name, optimizer in self.optimizers.items():
             norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
@@ -255,59 +214,62 @@ class Stage:
         return losses
 
     @torch.no_grad()
-    def mean_assignment(self, images: Tensor) -> Tensor | None:
-        """The average assignment (K,) of the images of all pieces and processes, for the entropy term."""
-        if "tokenizer" not in self.modules:
+    def find_mean_assignment(self, images: Tensor | None) -> Tensor | None:
+        """The average assignment (K,) of the images of all pieces and processes, for the entropy term; None
+        where no tokenizer is trained."""
+        if "tokenizer" not in self.modules or images is None:
             return None
         means = [mean_assignment(self.tokenizer.assign(piece).scores) for piece in images.chunk(self.pieces)]
         # Older torch uses the weights that autocast has cast here again, and no gradient passes through them.
         torch.clear_autocast_cache()
         return mean_over_processes(torch.stack(means).mean(0))
 
-    def gradients(
-        self, images: Tensor | None, labels: Tensor, indices: Tensor | None = None
+    def add_gradients(
+        self, images: Tensor | None, condition: Tensor, indices: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Add the gradients of a piece of the batch; returns its losses. Arguments as in `step`."""
-        seen, targets = ([], []) if images is None else self.look(images)
+        seen, targets = ([], []) if images is None else self.ask_teachers(images)
         losses: dict[str, Tensor] = {}
-        if "tokenizer" in self.modules:
-            reconstruction, assignment = self.update_tokenizer(images, labels, seen, targets, losses)
+        if images is not None and "tokenizer" in self.modules:
+            reconstruction, assignment = self.add_tokenizer_gradients(
+                images, condition, seen, targets, losses
+            )
             if "discriminator" in self.modules:
-                self.update_discriminator(images, reconstruction.detach(), losses)
-        elif indices is None:
-            with torch.no_grad():
-                assignment = self.tokenizer.assign(images)
-        else:
+                self.add_discriminator_gradients(images, reconstruction.detach(), losses)
+        elif indices is not None:
             assignment = Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
+        else:
+            with torch.no_grad():
+                assignment = self.tokenizer.assign(cast(Tensor, images))
         assignment = Assignment(assignment.scores.detach(), assignment.indices)
         if "aligned" in self.modules:
-            self.update_generator(assignment, labels, targets, losses)
+            self.add_generator_gradients(assignment, condition, targets, losses)
         chosen = assignment.indices.flatten()
         self.code_counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float))
         self.last_scores = assignment.scores.flatten(0, 1)[None, :SCORED_TOKENS].clone()
         return losses
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What the teachers see: features for the perceptual loss, (B, N, d_f) a block, and the targets of
-        alignment, one a teacher. Either is empty where this training does not ask for it."""
+    def ask_teachers(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What the perceptual loss compares with, features (B, N, d_f) a block, and the targets of alignment,
+        one a teacher. Either is empty where this training does not need it."""
         perceives = "tokenizer" in self.modules and not self.lpips and self.recipe.perceptual_weight > 0
         blocks = self.recipe.perceptual_blocks if perceives else ()
         depth = (self.teacher.depth,) if {"aligned", "latent"} & self.modules.keys() else ()
         if self.perceiver is self.teacher:  # one pass for both
-            found = self.teacher.features(images, (*blocks, *depth)) if blocks or depth else []
-            seen, last = found[: len(blocks)], found[len(blocks) :]
+            features = self.teacher.features(images, (*blocks, *depth)) if blocks or depth else []
+            seen, last = features[: len(blocks)], features[len(blocks) :]
         else:
             seen = self.perceiver.features(images, blocks) if blocks else []
             last = [self.teacher(images)] if depth else []
-        return seen, self.targets(images, *last) if last else []
+        return seen, self.compute_targets(images, *last) if last else []
 
-    def targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
+    def compute_targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
         """What the projections are aligned with, (B, N, d_f) a teacher. last: the first one's features."""
         features = [last, *(teacher(images) for teacher in self.teachers[1:])]
         norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
         return [
-            alignment_target(z, teacher, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+            teacher.alignment_target(z, *norm) for z, teacher in zip(features, self.teachers, strict=True)
         ]
 
     def align(
@@ -322,14 +284,15 @@ class Stage:
         losses[name] = torch.stack(each).mean()
         return losses[name]
 
-    def update_tokenizer(
+    def add_tokenizer_gradients(
         self,
         images: Tensor,
-        labels: Tensor,
+        condition: Tensor,
         seen: list[Tensor],
         targets: list[Tensor],
         losses: dict[str, Tensor],
     ) -> tuple[Tensor, Assignment]:
+        """Update 1. Returns the reconstruction and the assignment. seen: of `ask_teachers`."""
         recipe = self.recipe
         reconstruction, quantized = self.wrapped["tokenizer"](images)
         assignment = quantized.assignment
@@ -354,7 +317,7 @@ class Stage:
         # Frozen until the gradient has passed: blocks that recompute must find the generator as it was.
         with frozen(*[module for name, module in self.modules.items() if name == "aligned"]):
             if "aligned" in self.modules:
-                objective = objective + self.guidance(assignment, labels, targets, losses)
+                objective = objective + self.compute_guidance(assignment, condition, targets, losses)
             if "latent" in self.modules:
                 projected = self.wrapped["latent"](quantized.latent)
                 alignment = self.align("alignment_latent", projected, targets, losses)
@@ -363,33 +326,37 @@ class Stage:
             self._backward("tokenizer", losses)
         return reconstruction, assignment
 
-    def guidance(
-        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
+    def compute_guidance(
+        self, assignment: Assignment, condition: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> Tensor:
-        """What the generator tells the tokenizer; to be called with the generator frozen."""
-        aligned, weight = self.modules["aligned"], self.recipe.alignment_weight
+        """The generator's part of the tokenizer's objective; to be called with the generator frozen."""
+        aligned, weight = cast(AlignedGenerator, self.modules["aligned"]), self.recipe.alignment_weight
         soft = partial(readout.soft, tau=self.recipe.tau)
         if self.arm == "gear":
-            projected = aligned.project_tap(assignment, labels, soft)
+            projected = aligned.project_tap(assignment, condition, soft)
             return weight * self.align("alignment_soft", projected, targets, losses)
         if self.arm == "soft-ntp":
-            logits, projected = aligned(assignment, labels, soft)
+            logits, projected = aligned(assignment, condition, soft)
             losses["ntp_soft"] = next_token_loss(logits, assignment.indices)
             return losses["ntp_soft"] + weight * self.align("alignment_soft", projected, targets, losses)
-        logits, projected = aligned(assignment, labels, readout.straight_through)
+        logits, projected = aligned(assignment, condition, readout.straight_through)
         losses["ntp_straight_through"] = straight_through_next_token_loss(logits, assignment)
         alignment = self.align("alignment_straight_through", projected, targets, losses)
         return losses["ntp_straight_through"] + weight * alignment
 
-    def update_discriminator(self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]) -> None:
+    def add_discriminator_gradients(
+        self, images: Tensor, reconstruction: Tensor, losses: dict[str, Tensor]
+    ) -> None:
+        """Update 2."""
         discriminator = self.wrapped["discriminator"]
         losses["discriminator"] = hinge_loss(discriminator(images), discriminator(reconstruction))
         self._backward("discriminator", losses)
 
-    def update_generator(
-        self, assignment: Assignment, labels: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
+    def add_generator_gradients(
+        self, assignment: Assignment, condition: Tensor, targets: list[Tensor], losses: dict[str, Tensor]
     ) -> None:
-        logits, projected = self.wrapped["aligned"](assignment, labels)
+        """Update 3."""
+        logits, projected = self.wrapped["aligned"](assignment, condition)
         losses["ntp"] = next_token_loss(logits, assignment.indices)
         if targets:
             alignment = self.align("alignment_hard", projected, targets, losses)
@@ -403,57 +370,61 @@ class Stage:
         self.accelerator.backward(losses[objective] / self.pieces)
 
     @torch.no_grad()
-    def codebook_metrics(self) -> dict[str, Tensor]:
+    def measure_codes(self) -> dict[str, Tensor]:
         """Usage and perplexity since the last call (over all processes), concentration on the last batch."""
         counts = self.accelerator.reduce(self.code_counts, "sum")
         self.code_counts = torch.zeros_like(counts)
         statistics = usage_statistics(counts)
-        if self.last_scores.numel():  # known tokens come without scores
+        if self.last_scores is not None and self.last_scores.numel():  # known tokens come without scores
             statistics |= assignment_statistics(self.last_scores, self.recipe.tau)
         return statistics
 
     @torch.no_grad()
-    def validate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def validate(self, images: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """EMA models on held-out images, sums over images of each measure; divide by the number of images."""
-        results = {}
-        tokenizer = self.ema["tokenizer"].module.eval() if "tokenizer" in self.ema else self.tokenizer
+        results: dict[str, Tensor] = {}
+        alignments: dict[str, Tensor] = {}
+        tokenizer = self.average_tokenizer
         assignment = tokenizer.assign(images)
         if "tokenizer" in self.ema:
-            squared = (tokenizer.decode(assignment.indices) - images).square().flatten(1).mean(1)
-            results["psnr"] = (10 * torch.log10(4 / squared)).sum()
+            results["psnr"] = psnr(tokenizer.decode(assignment.indices), images).sum()
+        if {"aligned", "latent"} & self.ema.keys():
+            targets = self.compute_targets(images, self.teacher(images))
         if "aligned" in self.ema:
-            logits, projected = self.ema["aligned"].module.eval()(assignment, labels)
+            logits, projected = self.ema["aligned"].module.eval()(assignment, condition)
             results["ntp"] = next_token_loss(logits, assignment.indices) * len(images)
-            aligned: dict[str, Tensor] = {}
-            self.align("alignment", projected, self.targets(images, self.teacher(images)), aligned)
-            results |= {name: value * len(images) for name, value in aligned.items()}
+            self.align("alignment", projected, targets, alignments)
         if "latent" in self.ema:
             projected = self.ema["latent"].module.eval()(tokenizer.quantizer(tokenizer.encode(images)).latent)
-            found: dict[str, Tensor] = {}
-            self.align("alignment_latent", projected, self.targets(images, self.teacher(images)), found)
-            results |= {name: value * len(images) for name, value in found.items()}
-        return results
+            self.align("alignment_latent", projected, targets, alignments)
+        return results | {name: value * len(images) for name, value in alignments.items()}
 
-    def average(self) -> tuple[Generator, Tokenizer]:
-        """The EMA generator and the tokenizer it belongs to, EMA too where that is trained; in eval mode."""
+    @property
+    def average_tokenizer(self) -> Tokenizer:
+        """The EMA tokenizer, or the frozen one; in eval mode."""
         tokenizer = self.ema["tokenizer"].module if "tokenizer" in self.ema else self.tokenizer
-        return self.ema["aligned"].module.generator.eval(), tokenizer.eval()
+        return cast(Tokenizer, tokenizer).eval()
 
-    def parts(self) -> dict[str, nn.Module]:
+    @property
+    def average_generator(self) -> Generator:
+        """The EMA generator, in eval mode."""
+        return self.ema["aligned"].module.generator.eval()
+
+    def gather_parts(self) -> dict[str, Pretrained]:
         """What to save with the Run: EMA weights, and the discriminator that the next stage starts from. The
         arm `latent` has no generator, and its projector is saved under a name of its own: latent-projector.
         Every process must call it; the generator of a sharded training is on the main process alone."""
-        parts: dict[str, nn.Module] = {}
+        parts: dict[str, Any] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
         if "aligned" in self.ema:
             aligned = self.ema["aligned"].module
             if self.execution.shard:
-                state = whole(aligned.state_dict(), keep=self.accelerator.is_main_process)
+                weights = gather_weights(aligned)
                 if not self.accelerator.is_main_process:
                     return parts
-                aligned = self.new_generator().to(self.accelerator.device).eval()
-                aligned.load_state_dict(state)
+                aligned = self._new_generator().to(self.accelerator.device).eval()
+                aligned.load_state_dict(weights)
             parts |= {"generator": aligned.generator, "projector": aligned.projectors[0]}
             for teacher, projector in zip(self.teachers[1:], aligned.projectors[1:], strict=True):
                 parts[f"projector-{teacher.name}"] = projector
@@ -464,19 +435,13 @@ class Stage:
             parts["discriminator"] = self.modules["discriminator"]
         return parts
 
-    def state_dict(self) -> dict:
-        """All that continuing needs, as whole tensors on the CPU of the main process. Every process must call
+    def state_dict(self) -> dict[str, dict]:
+        """All that continuing needs: whole tensors on the CPU of the main process. Every process must call
         it."""
-        state = {
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "ema": {name: ema.module.state_dict() for name, ema in self.ema.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-        }
-        return whole(state, keep=self.accelerator.is_main_process)
+        return gather_state(self.modules, self._averages(), self.optimizers)
 
-    def load_state_dict(self, state: dict) -> None:
-        for name, module in self.modules.items():
-            load_module(module, state["modules"][name])
-            load_optimizer(self.optimizers[name], state["optimizers"][name])
-        for name, ema in self.ema.items():
-            load_module(ema.module, state["ema"][name])
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        load_state(state, self.modules, self._averages(), self.optimizers)
+
+    def _averages(self) -> dict[str, nn.Module]:
+        return {name: ema.module for name, ema in self.ema.items()}

@@ -1,0 +1,327 @@
+"""From a `Training` to something the loop can train: checked, gathered, built. Nothing is written here but
+the tokens that are encoded ahead, with the run of their tokenizer."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+
+from gear_studio import data, sampling
+from gear_studio.data import tokens
+from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
+from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.data.writing import write_grid
+from gear_studio.models import text
+from gear_studio.models.discriminator import Discriminator
+from gear_studio.models.generator import Generator
+from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.teachers import Teacher, load_teachers
+from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.runs import Run
+from gear_studio.training.fd import SampledDistance
+from gear_studio.training.folder import keep_snapshot
+from gear_studio.training.recipes import Recipe, trains_generator
+from gear_studio.training.request import Training
+from gear_studio.training.stages import Stage
+
+
+def check(training: Training) -> None:
+    """Refuse settings that do not fit each other, and a run to build on that holds no tokenizer; without
+    loading anything.
+
+    Raises ValueError, and FileNotFoundError for that run."""
+    recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
+    assert arm is not None and out is not None, "a training is completed before it is checked"
+    if recipe.token_views and recipe.text_encoder:
+        raise ValueError(
+            f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
+        )
+    if recipe.token_views and stage != "generator":
+        raise ValueError(
+            f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
+            "encoded ahead; set it to 0, or use it in the generator stage"
+        )
+    generates = trains_generator(stage, arm)
+    if recipe.fd_every and (not generates or training.execution.shard):
+        why = "a sharded generator cannot be sampled" if generates else f"arm {arm} of stage {stage} has none"
+        raise ValueError(
+            f"fd_every={recipe.fd_every} measures what a generator samples, and {why}; set it to 0"
+        )
+    if (parent := training.parent) is None:
+        return
+    if not (parent / "tokenizer").is_dir():
+        raise FileNotFoundError(
+            f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
+            "or name another run with --parent"
+        )
+    if parent.resolve().parent != out.resolve().parent:
+        raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
+
+
+def new_accelerator() -> Accelerator:
+    """This process's device and its place among the others; bf16 on GPUs."""
+    return Accelerator(
+        mixed_precision="bf16" if torch.cuda.is_available() else "no",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=data.PATIENCE),
+        ],
+    )
+
+
+def check_share(training: Training, accelerator: Accelerator) -> None:
+    """Refuse a batch or an execution that does not suit the number of processes. Raises ValueError."""
+    batch_size, processes = training.resolved.batch_size, accelerator.num_processes
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it"
+        )
+    training.execution.pieces_of(batch_size // processes)
+    if training.execution.shard and processes == 1:
+        raise ValueError(
+            "shard spreads the generator over several processes, and this is the only one; leave it out, or "
+            "start with `accelerate launch`"
+        )
+
+
+def check_tokenizer(held: TokenizerConfig, asked: TokenizerConfig, parent: str | Path) -> None:
+    """Refuse a parent whose tokenizer is not the one a warm-up was asked for, naming what differs."""
+    theirs, ours = (json.loads(json.dumps(dataclasses.asdict(config))) for config in (held, asked))
+    if different := [name for name in ours if theirs[name] != ours[name]]:
+        shown = ", ".join(f"{name} is {theirs[name]!r}, asked for {ours[name]!r}" for name in different[:3])
+        raise ValueError(
+            f"parent {parent} holds another tokenizer than the recipe's ({shown}); choose the --recipe or "
+            "--tokenizer that fits it, or another --parent"
+        )
+
+
+@dataclass
+class Parts:
+    """What a training is made of, beside its weights that are new."""
+
+    training: Training
+    arm: str
+    out: Path
+    recipe: Recipe
+    """The one asked for, completed by what follows from pictures and tokenizer."""
+    parent: Run | None
+    tokenizer: Tokenizer
+    """The training's own: new, or a copy of the parent's."""
+    teachers: list[Teacher]
+    encoder: text.TextEncoder | None
+    """Of captions, where a generator is conditioned on them."""
+    train_source: data.Source
+    held_out: data.Source
+
+    def config(self) -> dict[str, Any]:
+        """What config.json says; of pictures on files `folder.describe_pictures` adds which."""
+        training = self.training
+        return {
+            "source": training.source,
+            "stage": training.stage,
+            "arm": self.arm,
+            "seed": training.seed,
+            "parent": self.parent.folder.name if self.parent else None,
+            "classes": self.train_source.classes,
+            "recipe": self.recipe.asdict(),
+            "teacher_sha256": [teacher.fingerprint() for teacher in self.teachers],
+        }
+
+
+def gather_parts(training: Training) -> Parts:
+    """Load everything a training starts from. A new tokenizer's weights are drawn here.
+
+    Raises FileNotFoundError and ValueError for what is missing or does not fit."""
+    recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
+    assert arm is not None and out is not None, "a training is completed before it is built"
+    parent = Run.from_pretrained(training.parent) if training.parent else None
+    tokenizer = copy.deepcopy(parent.tokenizer) if parent else Tokenizer(recipe.tokenizer)
+    if parent and stage == "warmup":
+        check_tokenizer(tokenizer.config, recipe.tokenizer, parent.folder)
+    train_source, held_out = (
+        data.load(
+            training.source,
+            split,
+            tokenizer.config.image_size,
+            training.folder,
+            captions=bool(recipe.text_encoder),
+            combinations="seen" if recipe.held_out_combinations else "all",
+        )
+        for split in ("train", "val")
+    )
+    if recipe.token_views:
+        tokens.check_source(train_source)
+    encoder = None
+    if recipe.text_encoder and trains_generator(stage, arm):
+        encoder = text.load(recipe.text_encoder, recipe.generator.caption_length or text.LENGTH)
+    teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
+    # What follows from the data and the tokenizer is not the recipe's to choose.
+    generator = dataclasses.replace(
+        recipe.generator,
+        classes=0 if encoder else len(train_source.classes),
+        codes=tokenizer.config.codes,
+        grid=tokenizer.grid,
+        caption_dim=encoder.dim if encoder else 0,
+        caption_length=encoder.length if encoder else 0,
+    )
+    recipe = dataclasses.replace(recipe, tokenizer=tokenizer.config, generator=generator)
+    return Parts(training, arm, out, recipe, parent, tokenizer, teachers, encoder, train_source, held_out)
+
+
+class StageTrainee:
+    """A `Stage` with the pictures it learns from and those it is measured on: the loop's `Trainee`.
+
+    Raises what its parts raise, such as FileNotFoundError for a perceptual network that is missing."""
+
+    shown = ("l1", "ntp", "alignment_soft", "alignment_hard", "usage")
+    digits = None
+
+    def __init__(self, parts: Parts, accelerator: Accelerator, progress: bool = True):
+        training, recipe, held_out = parts.training, parts.recipe, parts.held_out
+        self.training, self.recipe, self.out, self.accelerator = training, recipe, parts.out, accelerator
+        self.train_source, self.held_out = parts.train_source, held_out
+        self.title = f"{training.stage} {parts.arm} seed {training.seed}"
+        self.record: Mapping[str, Any] = {"execution": dataclasses.asdict(training.execution), "skipped": []}
+        self.workers = training.workers
+        if self.workers is None:  # a GPU would wait for the drawing
+            self.workers = 2 if accelerator.device.type == "cuda" else 0
+        self.stage = self._new_stage(parts)
+        self.conditions: Conditions = ClassLabels(len(self.train_source.classes))
+        if parts.encoder:
+            numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+            self.conditions = SourceCaptions(parts.encoder, held_out, numbers)
+        self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
+        self.distance: SampledDistance | None = None
+        if recipe.fd_every:
+            self.distance = SampledDistance(
+                held_out, self.conditions, self.stage.teacher, recipe.fd_samples, accelerator
+            )
+        if recipe.token_views and parts.parent:
+            # With the tokenizer's run, for every generator that is trained on it.
+            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}"
+            tokens.encode(
+                self.train_source,
+                self.stage.tokenizer,
+                recipe.token_views,
+                kept,
+                accelerator,
+                self.workers,
+                progress,
+            )
+            encoded = tokens.EncodedSource(self.train_source, kept, pixels=recipe.alignment_weight > 0)
+            self.train_source = cast(data.Source, encoded)
+
+    def _new_stage(self, parts: Parts) -> Stage:
+        stage, parent, discriminator = self.training.stage, parts.parent, None
+        if stage == "joint" and parent and parent.has("discriminator"):
+            discriminator = Discriminator.from_pretrained(parent.folder)
+        teacher, *more_teachers = parts.teachers
+        return Stage(
+            stage,
+            parts.arm,
+            self.recipe,
+            teacher,
+            self.accelerator,
+            parts.tokenizer,
+            discriminator,
+            more_teachers,
+            self.training.execution,
+            null=parts.encoder([""])[0] if parts.encoder else None,
+        )
+
+    def batches(self, start: int) -> Iterable[dict[str, Any]]:
+        return data.stream(
+            self.train_source,
+            self.recipe.batch_size,
+            self.training.seed,
+            steps=self.recipe.steps - start,
+            start=start,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            workers=self.workers or 0,
+        )
+
+    def step(self, number: int, batch: dict[str, Any]) -> dict[str, Tensor]:
+        batch = batch | {"condition": self.conditions.of_batch(batch)}
+        on_device = {
+            name: value.to(self.accelerator.device, non_blocking=True)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+        images = data.to_float(on_device["image"]) if "image" in on_device else None
+        return self.stage.step(number, images, on_device["condition"], on_device.get("tokens"))
+
+    def validate(self) -> dict[str, float]:
+        """Means over the validation images, named val_*. Every process looks at all of them: they are few."""
+        totals: dict[str, Tensor] = {}
+        with self.accelerator.autocast():
+            for images, condition in self.validation:
+                for name, value in self.stage.validate(data.to_float(images), condition).items():
+                    totals[name] = totals.get(name, 0) + value.float()
+        count = sum(len(images) for images, _ in self.validation)
+        return {f"val_{name}": (total / count).item() for name, total in totals.items()}
+
+    def measure(self, number: int) -> dict[str, float]:
+        row = {name: value.item() for name, value in self.stage.measure_codes().items()}
+        if self.distance and (number % self.recipe.fd_every == 0 or number == self.recipe.steps):
+            row["val_fd"] = self.distance(self.stage.average_generator, self.stage.average_tokenizer)
+        return row
+
+    def state_dict(self) -> dict[str, dict]:
+        return self.stage.state_dict()
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        self.stage.load_state_dict(state)
+
+    def save_progress(self, number: int, write_record: Callable[[Path], None]) -> None:
+        """Pictures, and a snapshot where the recipe keeps one."""
+        parts = self.stage.gather_parts()
+        if self.accelerator.is_main_process:
+            self._write_pictures(parts)
+            if self.recipe.keep_every and number % self.recipe.keep_every == 0:
+                write_record(keep_snapshot(self.out, number, parts))
+
+    def save(self) -> dict[str, Any]:
+        parts = self.stage.gather_parts()
+        unread = collect_skipped(self.train_source, self.held_out)  # since the last start, by all processes
+        if self.accelerator.is_main_process:
+            for name, module in parts.items():
+                module.save_pretrained(self.out / name)
+            if unread:
+                print(describe_skipped(unread))
+        return {"skipped": unread}
+
+    @torch.no_grad()
+    def _write_pictures(self, parts: Mapping[str, Pretrained]) -> None:
+        """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with
+        guidance 1.5."""
+        if "tokenizer" in parts:
+            images = data.to_float(self.validation[0][0][:8])
+            again = self.stage.average_tokenizer.reconstruct(images)
+            write_grid(torch.cat([images, again]), self.out / "reconstructions.png")
+        if self.training.stage == "generator":
+            condition = self.conditions.for_samples(range(32))
+            indices = sampling.sample(cast(Generator, parts["generator"]), condition, seed=0)
+            write_grid(self.stage.tokenizer.decode(indices), self.out / "samples.png")
+
+
+def read_validation_images(
+    held_out: data.Source, conditions: Conditions, recipe: Recipe, accelerator: Accelerator
+) -> list[tuple[Tensor, Tensor]]:
+    """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
+    the conditions that ask for them."""
+    numbers = data.choose_pictures(len(held_out), min(recipe.validation_images, len(held_out)))[0]
+    batches = []
+    for start in range(0, len(numbers), 64):
+        batch = held_out.read(numbers[start : start + 64])
+        batches.append(
+            (batch["image"].to(accelerator.device), conditions.of_batch(batch).to(accelerator.device))
+        )
+    return batches
