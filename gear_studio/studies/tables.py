@@ -118,8 +118,8 @@ def tokenizer_changes(runs: Sequence[Run]) -> list[dict]:
             of_control = measured.get(other, {}) if other != name else {}
             for key, value in measured[name].items():
                 reference = of_control.get(key)
-                known = value is not None and reference is not None
-                row[f"{key}_over_{control}"] = value - reference if known else None
+                change = None if value is None or reference is None else value - reference
+                row[f"{key}_over_{control}"] = change
         table.append(row)
     return table
 
