@@ -10,11 +10,13 @@ from studio import SIDE, Picture, Studio, clicked_token, heading, panel, polite,
 from gear_studio import plots
 from gear_studio.analysis import codes
 from gear_studio.analysis.codebook import usage_statistics
+from gear_studio.analysis.reconstruction import psnr
 
 FOREIGN = (
     "This tokenizer has only ever seen the embedded world: another picture comes out as the nearest that it "
     "can draw."
 )
+EXACT = 126.0  # dB shown where picture and reconstruction are equal, whose PSNR is infinite
 UNTOUCHED = {"token": None, "edits": {}}  # of a picture: the token looked at, and position -> code replaced
 
 
@@ -191,7 +193,7 @@ def _show(tokenizer, found: codes.Survey, image: torch.Tensor, remark: str, tau:
     scores, q = assignment.scores[0], assignment.indices[0]
     edited_q = codes.with_codes(q, state["edits"], tokenizer.config.codes)
     before, after = tokenizer.decode(torch.stack([q, edited_q]))
-    psnr = 10 * math.log10(4 / max(float((before - image[0]).square().mean()), 1e-12))
+    quality = min(float(psnr(before[None], image)), EXACT)
     entropy = codes.token_entropy(scores, tau)
     change = (after - before).abs().mean(0) * 127.5
     top = max(float(change.max()), 1.0)
@@ -205,7 +207,7 @@ def _show(tokenizer, found: codes.Survey, image: torch.Tensor, remark: str, tau:
     return (
         pictures["x"],
         pictures["before"],
-        f'<div class="note">PSNR {psnr:.1f} dB</div><div class="note">{remark}</div>',
+        f'<div class="note">PSNR {quality:.1f} dB</div><div class="note">{remark}</div>',
         framed(plots.index_map(q, found.colors, SIDE)),
         framed(plots.heat_map(entropy, 0, limit, "viridis", SIDE)),
         plots.legend(

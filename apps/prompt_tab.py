@@ -169,7 +169,8 @@ def _notes(studio: Studio, names: tuple[str, ...], text: str) -> str:
         said.append(
             "The prompt has no words: the pictures are unconditioned, and there is nothing to guide towards."
         )
-    if any(run.config["source"] == "shapes" for run in runs):  # of other sources only the captions would tell
+    # Of other sources only the captions would tell.
+    if any(data.find_source(run.config["source"]).embedded for run in runs):
         said += [
             f"‘{word}’ is not a word of this world's captions; the picture will ignore or misread it."
             for word in prompts.unknown_words(text)[:5]

@@ -147,7 +147,7 @@ class Studio:
 
     def foreign(self, picture: Picture, name: str) -> bool:
         """Whether the picture is of another kind than all that Run `name` has seen."""
-        return picture.photo is not None and self.runs[name].config["source"] == "shapes"
+        return picture.photo is not None and data.find_source(self.runs[name].config["source"]).embedded
 
     def caption(self, picture: Picture) -> str:
         if picture.photo is not None:

@@ -12,10 +12,10 @@ from typing import Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from gear_studio.analysis.fidelity import EvaluationOptions
-from gear_studio.studies import STUDIES
+from gear_studio.analysis.metrics import EvaluationOptions
+from gear_studio.studies import STUDIES, World
 from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
-from gear_studio.training.request import BudgetName, RecipeName, SourceName, StageName, Training
+from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
 
 
 def train(training: OmitArgPrefixes[Training]) -> None:
@@ -101,12 +101,14 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from accelerate import PartialState
 
     from gear_studio.analysis import fidelity
-    from gear_studio.data.stream import skipped_line
+    from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
     from gear_studio.runs import Run
 
     if options.save_samples and len(runs) > 1:
-        raise ValueError(f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named")
+        raise ValueError(
+            f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
+        )
     for name in runs:
         run = Run.from_pretrained(name)
         result = fidelity.evaluate(run, options)
@@ -114,7 +116,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
             if unread := result.get("skipped"):
-                print(skipped_line(unread))
+                print(describe_skipped(unread))
 
 
 def sample(
@@ -150,8 +152,8 @@ def sample(
     import torch
 
     from gear_studio import sampling
-    from gear_studio.data.pictures import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     if sum(given is not None for given in (labels, prompt, prompts)) > 1:
@@ -194,13 +196,13 @@ def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Pa
     import torch
 
     from gear_studio import data
-    from gear_studio.data.folder import fit, open_rgb
-    from gear_studio.data.pictures import write_grid
+    from gear_studio.data.images import crop_and_resize, open_rgb
+    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     tokenizer = Run.from_pretrained(run).tokenizer
     images = torch.stack(
-        [data.to_float(fit(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
+        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
     )
     with torch.no_grad():
         write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))
@@ -227,30 +229,22 @@ def reproduce(
     from gear_studio.training import jobs
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
-    jobs.run(zoo.jobs(out, budget, seed), *jobs.side_by_side(at_once), out / "logs")
+    jobs.run(zoo.zoo_jobs(out, budget, seed), *jobs.share_cores(at_once), out / "logs")
     if ship:
-        zoo.ship(out)
+        zoo.ship_zoo(out)
     report(out)
 
 
 def study(
     name: Positional[str],
-    source: Source = "shapes",
-    folder: Path | None = None,
-    recipe_name: Annotated[RecipeName, tyro.conf.arg(name="recipe")] = "small",
-    budget: Literal["shipped", "quick", "smoke"] = "shipped",
-    seeds: list[int] | None = None,
+    world: tyro.conf.OmitArgPrefixes[World] = World(),  # noqa: B008 -- it is frozen
+    seeds: tuple[int, ...] = (),
     at_once: int | None = None,
     out: Path | None = None,
     from_zoo: bool = False,
-    set: list[str] | None = None,
+    set: tuple[str, ...] = (),
     ship: bool = False,
     commands: bool = False,
-    workers: int | None = None,
-    teacher_weights: list[Path] | None = None,
-    micro_batch: int = 0,
-    recompute: bool = False,
-    compile: bool = False,
 ) -> None:
     """Train a named set of runs over arms and seeds, and end in a table and a figure; killed and started
     again it goes on. Settings are to be chosen on seeds 100 and above, results reported on seeds 0 to 2. Each
@@ -261,60 +255,46 @@ def study(
 
     Args:
         name: The study.
-        source: What to train on, as `train` takes it.
-        folder: For source `folder` and `shards`, where the pictures lie.
-        recipe_name: small, or one of the paper's.
-        budget: Of the small recipe: shipped (what ships), quick (smaller models of 32 px pictures), smoke
-        (checks the plumbing).
+        world: What all its trainings have in common.
         seeds: Of the trainings. Default: 0 1 2.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU; with a recipe
-        of the paper's one.
+            of the paper's one.
         out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET, or
-        runs/studies-SOURCE-RECIPE.
+            runs/studies-SOURCE-RECIPE.
         from_zoo: Train nothing: the table of the shipped runs.
         set: Other recipe values of every training, as NAME=VALUE: gan_weight=0.1.
         ship: Put the results among those that ship, in the package.
         commands: Train nothing: print the commands, in an order in which they can be given.
-        workers: Of every training, as `train` takes it; so are the others below.
-        teacher_weights: The file of a published teacher's weights.
-        micro_batch: Images a process works on at a time.
-        recompute: Do not keep activations inside blocks.
-        compile: With torch.compile.
     """
     from gear_studio import studies
     from gear_studio.training import jobs
 
-    how = ["--workers", str(workers)] if workers is not None else []
-    how += ["--teacher-weights", *map(str, teacher_weights)] if teacher_weights else []
-    how += ["--micro-batch", str(micro_batch)] if micro_batch else []
-    how += ["--recompute"] * recompute + ["--compile"] * compile
-    world, extra = studies.World(source, folder, recipe_name, budget, tuple(how)), tuple(set or ())
-    other = {"source": source != "shapes", "recipe": recipe_name != "small", "set": set}
-    for option, given in (other | {"ship": ship, "commands": commands}).items():
+    changed = {"source": world.source != "shapes", "recipe": world.recipe != "small", "set": bool(set)}
+    for option, given in (changed | {"ship": ship, "commands": commands}).items():
         if from_zoo and given:
             raise ValueError(f"--from-zoo trains nothing, so --{option} has nothing to do; leave one out")
-    for option, given in other.items():
+    for option, given in changed.items():
         if ship and given:
             raise ValueError(f"--ship is for a study as it is, not with --{option}; leave one out")
-    chosen = studies.fitted(studies.named(name), world, extra)
+    fitted = studies.fit_to_world(studies.study_of(name), world, set)
     out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{world.name}")
     if from_zoo:
-        asked = studies.shipped_record(chosen)
-        seeds = list(dict.fromkeys(seeds or asked["seeds"]))
-        found, asked = studies.shipped(name, seeds), asked | {"seeds": seeds}
+        record = studies.record_of_shipped(fitted)
+        seeds = tuple(dict.fromkeys(seeds or record["seeds"]))
+        runs, record = studies.shipped_runs(name, seeds), record | {"seeds": list(seeds)}
     else:
-        seeds = list(dict.fromkeys(seeds or studies.SEEDS))
-        todo = studies.jobs(chosen, world, seeds, out, extra)
+        seeds = tuple(dict.fromkeys(seeds or studies.SEEDS))
+        todo = studies.study_jobs(fitted, world, seeds, out, set)
         if commands:
             print("\n".join(shlex.join(["gear-studio", *job.command]) for job in todo))
             return
-        at_once = at_once or (None if recipe_name == "small" else 1)
-        jobs.run(todo, *jobs.side_by_side(at_once), out / "logs")
-        found = studies.found(chosen, seeds, out, extra)
-        asked = studies.record(chosen, world, seeds, extra)
-    print(studies.write(chosen, found, out / name, asked))
+        at_once = at_once or (None if world.recipe == "small" else 1)
+        jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
+        runs = studies.find_runs(fitted, seeds, out, set)
+        record = studies.make_record(fitted, world, seeds, set)
+    print(studies.write_study(fitted, runs, out / name, record))
     if ship:
-        studies.ship(chosen, seeds, out)
+        studies.ship_study(fitted, seeds, out)
         print(f"shipped: {studies.SHIPPED / name}")
 
 

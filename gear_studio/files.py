@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary neighbour of `path`; it takes the name only when the block ends without an error."""
+    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -23,13 +23,15 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, replacing the file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path, what: str) -> dict:
-    """Read a JSON object; a missing or broken file raises naming it. what: for the message, such as "a
-    run"."""
+    """Read a JSON object. what: what its folder is, for an error, such as "a run".
+
+    Raises FileNotFoundError or ValueError, naming the file, where it is missing or damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
     try:
@@ -40,7 +42,7 @@ def read_json(path: Path, what: str) -> dict:
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's text as one line of at most 300 characters, or the name of its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + "..."

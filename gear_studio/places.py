@@ -7,9 +7,9 @@ STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
-    """A folder as given, or the folder of a shipped Run by name.
+    """Find a folder by its path, or the folder of a shipped Run by its name.
 
-    Raises FileNotFoundError listing the shipped names."""
+    Raises FileNotFoundError, listing the shipped names, where there is neither."""
     for folder in (Path(name_or_folder), ZOO / name_or_folder):
         if folder.is_dir():
             return folder

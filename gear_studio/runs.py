@@ -25,7 +25,7 @@ import torch
 from gear_studio.files import read_json
 from gear_studio.models import text
 from gear_studio.models.generator import Generator
-from gear_studio.models.projector import Projector, alignment_target
+from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
@@ -161,7 +161,7 @@ class Run:
         """The teacher's features (B, N, d_f) as the projector was aligned with them: spatially normed."""
         recipe = self.config["recipe"]
         norm = recipe.get("spatial_norm", "none"), recipe.get("spatial_norm_alpha", 0.6)
-        return alignment_target(features, self.teacher, *norm)
+        return self.teacher.alignment_target(features, *norm)
 
     def class_numbers(self, names: list[str]) -> list[int]:
         """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown

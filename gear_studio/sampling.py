@@ -1,9 +1,9 @@
-"""Sampling from a generator: cached decoding with guidance, temperature, top-k, top-p and seeds, whole or row
-by row.
+"""Sampling from a generator: cached decoding with guidance, temperature, top-k, top-p and seeds, in one go or
+row by row.
 
-Picture i of a call with seed s draws its randomness from (s, i) alone, one uniform number a token, so it does
-not change with how many pictures are asked for, and two generators given the same seed are compared on the
-same numbers.
+Picture i of a call with seed s is drawn with random numbers that follow from (s, i) alone, one uniform number
+a token. So it does not change with how many pictures are sampled, and two generators with the same seed are
+compared on the same numbers.
 """
 
 import secrets
@@ -18,7 +18,7 @@ from gear_studio.models.generator import Generator
 
 @dataclass(frozen=True)
 class Progress:
-    """A sampling in progress. indices (B, N) int64, log_probs and entropy (B, N) in nats; only [:, :done] is
+    """How far a sampling is. indices: (B, N) int64. log_probs, entropy: (B, N), in nats. Only [:, :done] is
     filled."""
 
     indices: Tensor
@@ -28,11 +28,11 @@ class Progress:
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Put -inf on all but the top_k logits (0: all) and on those outside the smallest set of mass top_p.
+    """Put -inf on all but the top_k logits (0: all), and on those outside the smallest set of mass top_p.
     logits: (B, K)."""
     if top_k > 0:
-        kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
-        logits = logits.masked_fill(logits < kept[:, -1:], float("-inf"))
+        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
+        logits = logits.masked_fill(logits < best[:, -1:], float("-inf"))
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
@@ -41,13 +41,13 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     return logits
 
 
-def uniforms(seed: int, batch: int, length: int, first: int | Sequence[int] = 0) -> Tensor:
-    """(batch, length) in [0, 1): row i is picture number first + i, or first[i] of a sequence, and depends on
-    the seed and that number only."""
+def draw_uniforms(seed: int, batch: int, length: int, first: int | Sequence[int] = 0) -> Tensor:
+    """Draw random numbers (batch, length) in [0, 1). Row i is of the picture with number first + i, or
+    first[i] of a sequence, and depends on the seed and that number only."""
     rows = []
     for i in range(first, first + batch) if isinstance(first, int) else first:
-        source = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
-        rows.append(torch.rand(length, generator=source))
+        rng = torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
+        rows.append(torch.rand(length, generator=rng))
     return torch.stack(rows)
 
 
@@ -64,11 +64,11 @@ def sample_by_row(
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
 
-    first may also be a number for each picture: those of equal number are drawn from the same random numbers.
+    first may also be a number for each picture: pictures with the same number share their random numbers.
 
-    The reported log-probability and entropy are of the guided distribution at temperature 1, before top-k and
-    top-p: how sure the model was, not how the dice were loaded. The generator samples in eval mode, and is
-    left in the mode it was in."""
+    Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
+    say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
+    mode, and is left in the mode it was in."""
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
     if not 0 < top_p <= 1:
@@ -80,37 +80,34 @@ def sample_by_row(
     gen.eval()
     try:
         seed = secrets.randbits(31) if seed is None else seed
-        draws = uniforms(seed, batch, gen.length, first).to(device)
+        draws = draw_uniforms(seed, batch, gen.length, first).to(device)
         condition = condition.to(device)
         if guided:
             condition = torch.cat([condition, gen.condition.nulls(batch, device)])
         cache = gen.new_cache(condition)
-        x = gen.condition(condition)
+        embeddings = gen.condition(condition)
         indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
-        log_probs, entropy = (
-            torch.zeros_like(indices, dtype=torch.float),
-            torch.zeros_like(indices, dtype=torch.float),
-        )
+        log_probs = torch.zeros_like(indices, dtype=torch.float)
+        entropy = torch.zeros_like(log_probs)
         for i in range(gen.length):
-            logits = gen.decode(x, cache).float()
+            logits = gen.decode(embeddings, cache).float()
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + cfg_scale * (conditional - unconditional)
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
-                p = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
-                cumulative = p.cumsum(-1)
+                probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
+                cumulative = probs.cumsum(-1)
                 # Scaled by the total, a draw below 1 always lands on a code that has mass.
                 target = draws[:, i : i + 1].double() * cumulative[:, -1:]
-                token = (
-                    torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
-                )
+                token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+                token = token.clamp(max=probs.shape[-1] - 1)
             log_p = logits.log_softmax(-1)
             indices[:, i] = token
             log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
             entropy[:, i] = -(log_p.exp() * log_p).sum(-1)
-            x = gen.token_table[token.repeat(2) if guided else token][:, None]
+            embeddings = gen.token_table[token.repeat(2) if guided else token][:, None]
             if (i + 1) % gen.config.grid == 0:
                 yield Progress(indices.clone(), log_probs.clone(), entropy.clone(), i + 1)
     finally:  # a consumer who stops early comes here too
@@ -130,8 +127,9 @@ def sample(
     """Sample token indices (B, N) for `condition`: labels (B,), or encoded captions (B, T, 1 + caption_dim).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
-    and top_p 1 keep every code. seed None draws a fresh one. Source: paper, sampling for gFID (temperature 1,
-    s = 1.5 or 1.0). first: the number of the first picture, so that a slice of a long series gets the
-    pictures that the whole series would have there."""
+    and top_p 1 keep every code. seed None draws a fresh one. first: the number of the first picture, so that
+    a slice of a long series gets the pictures that the whole series would have there.
+    Raises ValueError for a temperature, top_k or top_p out of range.
+    Source: paper, sampling for gFID (temperature 1, s = 1.5 or 1.0)."""
     *_, last = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
     return last.indices

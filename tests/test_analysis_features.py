@@ -17,7 +17,7 @@ from PIL import Image
 
 from gear_studio import plots, readout, runs
 from gear_studio.analysis import codes, features
-from gear_studio.analysis.features import extract, reader
+from gear_studio.analysis.features import extract, to_function
 from gear_studio.analysis.similarity import Estimate, Null
 from gear_studio.data import to_float
 from gear_studio.data.upload import MAX_BYTES, UploadError, read_upload
@@ -163,9 +163,9 @@ def test_extract_is_each_model_run_by_hand(modules):
     assert list(found) == EVERYWHERE and len(found) == 6
     for place, features_there in found.items():
         torch.testing.assert_close(features_there, expected[place])
-    labelled = extract(modules, images, "generator.3", "label", labels, batch_size=3)
+    labelled = extract(modules, images, "generator.3", labels, batch_size=3)
     torch.testing.assert_close(labelled["generator.3"], states["label"][3])
-    after = extract(modules, images, ["generator.2"], "label", labels, projector="after")
+    after = extract(modules, images, ["generator.2"], labels, projector="after")
     torch.testing.assert_close(after["generator.2"], projected)
     with pytest.raises(KeyError, match="no features of 'generator.2' were taken; there are generator.3"):
         labelled["generator.2"]
@@ -176,14 +176,14 @@ def test_extract_of_a_run_is_that_of_its_modules(run, modules):
     here, there = (extract(model, images, ["generator.2", "teacher"]) for model in (run, modules))
     torch.testing.assert_close(here["generator.2"], there["generator.2"])
     torch.testing.assert_close(here["teacher"], there["teacher"], atol=1e-2, rtol=1e-2)  # stored as float16
-    torch.testing.assert_close(reader(run, "generator.2")(images), here["generator.2"])
-    after = reader(run, "generator.2", projector="after")(images)
+    torch.testing.assert_close(to_function(run, "generator.2")(images), here["generator.2"])
+    after = to_function(run, "generator.2", projector="after")(images)
     assert after.shape == (4, 16, 32) and not torch.allclose(after, here["generator.2"])
 
 
 def test_protocol_says_how_features_were_taken(run, tokenizer):
     images, labels = tiny.batch(size=6)
-    found = extract(run, images, ["generator.2", "teacher"], "label", labels, "after", source="shapes, val")
+    found = extract(run, images, ["generator.2", "teacher"], labels, "after", source="shapes, val")
     said = "6 images (shapes, val); generator teacher-forced, conditioned on the label, after the projector"
     assert found.protocol == said
     assert found.rows("image").protocol == f"{said}; image level (mean of patches)"
@@ -218,18 +218,17 @@ IMAGES, LABELS = tiny.batch()
         ((IMAGES, "teacher.0"), "teacher has blocks 1 to 2"),
         ((IMAGES.to(torch.uint8), "teacher"), "type torch.uint8; expected .* data.to_float makes them"),
         ((IMAGES[0], "teacher"), r"images have shape \(3, 32, 32\)"),
-        ((IMAGES, "generator.1", "none"), "condition is 'none'; choose null or label"),
-        ((IMAGES, "generator.1", "null", LABELS), 'labels were given and condition is "null"'),
-        ((IMAGES, "generator.1", "label"), "labels have shape None; expected \\(4,\\)"),
-        ((IMAGES, "generator.1", "label", LABELS + 9), r"labels are 9\.\.12; .* classes are 0\.\.9"),
-        ((IMAGES, "generator.1", "null", None, "beside"), "projector is 'beside'; choose before or after"),
+        ((IMAGES, "generator.1", LABELS[:3]), r"labels have shape \(3,\); expected \(4,\)"),
+        ((IMAGES, "generator.1", LABELS + 9), r"labels are 9\.\.12; .* classes are 0\.\.9"),
+        ((IMAGES, "teacher", LABELS), "condition and projector are the generator's, and none of teacher"),
+        ((IMAGES, "generator.1", None, "beside"), "projector is 'beside'; choose before or after"),
         (
-            (IMAGES, ["generator.2", "generator.3"], "null", None, "after"),
+            (IMAGES, ["generator.2", "generator.3"], None, "after"),
             "generator.3 was asked for after the projector, .* on the tap alone; take generator.2",
         ),
         (
-            (IMAGES, "teacher", "null", None, "after"),
-            "projector 'after' are the generator's, and none of teacher",
+            (IMAGES, "teacher", None, "after"),
+            "condition and projector are the generator's, and none of teacher",
         ),
     ],
 )

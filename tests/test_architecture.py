@@ -1,4 +1,4 @@
-"""The house stands as docs/architecture.md draws it: floors, no circles, and additions that touch one room."""
+"""The house stands as docs/architecture.md draws it: floors, no circles, additions that touch one room."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,10 @@ def test_imports_point_down(imports):
     wrong = [
         (above, below)
         for above, below in imports.edges
-        if room(above) and room(below) and room(above) != room(below) and height[room(above)] <= height[room(below)]
+        if room(above)
+        and room(below)
+        and room(above) != room(below)
+        and height[room(above)] <= height[room(below)]
     ]
     assert len(imports) > 40 and not wrong
 

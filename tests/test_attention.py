@@ -7,7 +7,7 @@ import torch
 from gear_studio.analysis.attention import attention, attention_to_words
 from gear_studio.models.generator import rotate
 
-GIVEN = tiny.captions([3, 0, 5, 1])
+CAPTIONS = tiny.captions([3, 0, 5, 1])
 
 
 def drawn(batch: int = 4) -> torch.Tensor:
@@ -16,7 +16,7 @@ def drawn(batch: int = 4) -> torch.Tensor:
 
 def test_rows_sum_to_one_over_what_may_be_seen_and_nothing_else():
     made, indices = tiny.captioned(), drawn()
-    whole = attention(made, indices, GIVEN)
+    whole = attention(made, indices, CAPTIONS)
     assert whole.shape == (4, 3, 16, 5 + 15)
     torch.testing.assert_close(whole.sum(-1), torch.ones(4, 3, 16))
     for row, words in enumerate([3, 0, 5, 1]):
@@ -24,7 +24,7 @@ def test_rows_sum_to_one_over_what_may_be_seen_and_nothing_else():
             seen = [k < words for k in range(5)] + [k < i for k in range(15)]
             seen[4] |= i == 0  # the last position of the caption sees itself, padding or not
             assert ((whole[row, :, i] > 0) == torch.tensor(seen)).all()
-    assert torch.equal(attention_to_words(made, indices, GIVEN), whole[..., :5])
+    assert torch.equal(attention_to_words(made, indices, CAPTIONS), whole[..., :5])
 
 
 def test_it_is_the_attention_that_the_forward_pass_pays():
@@ -39,7 +39,7 @@ def test_it_is_the_attention_that_the_forward_pass_pays():
 
     for block in made.blocks:
         block.attention.register_forward_hook(keep)
-    found = attention(made, indices, GIVEN)
+    found = attention(made, indices, CAPTIONS)
 
     first, width = made.blocks[0].attention, 32
     for row, words in enumerate([3, 0, 5, 1]):
@@ -70,7 +70,7 @@ def test_it_is_the_mean_over_heads():
     with torch.no_grad():  # the second head's queries are zero: it looks at all it may see alike
         for projection in (own.qkv, own.qkv_text):
             projection.weight[16:32] = 0
-    found = attention(made, indices, GIVEN)[2, 0, 0]  # a caption of 5 words, all seen
+    found = attention(made, indices, CAPTIONS)[2, 0, 0]  # a caption of 5 words, all seen
     assert (found[:5] >= 0.1 - 1e-6).all() and found[:5].std() > 0
 
 
@@ -83,4 +83,4 @@ def test_a_class_is_one_word():
 
 def test_captions_of_another_shape_are_named():
     with pytest.raises(ValueError, match=r'condition is "caption" and captions have shape'):
-        attention_to_words(tiny.captioned(), drawn(), GIVEN[:, :3])
+        attention_to_words(tiny.captioned(), drawn(), CAPTIONS[:, :3])

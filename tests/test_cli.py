@@ -251,7 +251,7 @@ def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, p
 
 
 def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):
-    todo = reproduce.jobs(tmp_path / "runs", "quick", seed=3)
+    todo = reproduce.zoo_jobs(tmp_path / "runs", "quick", seed=3)
     done: set[str] = set()
     for job in todo:
         assert done.issuperset(job.needs), f"{job.name} comes before what it needs"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis.fidelity import Options, evaluate
-from gear_studio.data.pictures import to_uint8
+from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
+from gear_studio.data.images import to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import clipscore
 from gear_studio.models.clipscore import CLIPScore
@@ -174,9 +174,9 @@ def run_folder(tmp_path_factory, teacher_folder) -> Path:
     return folder
 
 
-def options(clip: Path, **changes) -> Options:
+def options(clip: Path, **changes) -> EvaluationOptions:
     given = {"samples": COUNT, "seeds": 2, "metrics": ("clipscore",), "clip": str(clip), "batch_size": 5}
-    return Options(**given | changes)
+    return EvaluationOptions(**given | changes)
 
 
 @torch.no_grad()
@@ -236,7 +236,7 @@ def test_a_run_that_takes_no_captions_is_refused_before_anything_is_drawn(name, 
             evaluate(Run.from_pretrained(name), options(clip, **changes))
 
 
-def evaluate_together(rank: int, run: Path, out: Path, given: Options) -> None:
+def evaluate_together(rank: int, run: Path, out: Path, given: EvaluationOptions) -> None:
     """One of two processes."""
     result = evaluate(Run.from_pretrained(run), given)
     if rank == 0:

@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 
 from gear_studio import data
-from gear_studio.data import shapes
-from gear_studio.data.folder import Folder, UnreadableImage, fit, open_rgb
+from gear_studio.data import prompts, shapes
+from gear_studio.data.folder import Folder
+from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
-from gear_studio.data.stream import skipped, skipped_line
+from gear_studio.data.source import Captioned, Fingerprinted, ListedSource, OnDisk, Ordered, Skipping
+from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.models.text import Words
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
 CAPTIONS = [
@@ -597,12 +600,12 @@ def test_what_loading_processes_could_not_read_is_known_to_the_one_that_trains(p
         open(path, "wb").write(b"")
     for batch in data.stream(source, 8, seed=0, steps=5, workers=workers):  # all 38, and two once more
         assert batch.keys() == {"image", "label"}
-    assert source.skipped == bad and skipped(source, Counting()) == sorted(bad)
+    assert source.skipped == bad and collect_skipped(source, Counting()) == sorted(bad)
 
 
 def test_what_was_skipped_is_said_in_a_line():
-    assert skipped_line(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
-    assert skipped_line(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
+    assert describe_skipped(["a.jpg"]) == "1 file could not be read and was skipped: a.jpg"
+    assert describe_skipped(list("abcd")) == "4 files could not be read and were skipped: a, b, c, ..."
 
 
 def test_a_folder_is_known_by_names_and_sizes_wherever_it_lies(pets, tmp_path):
@@ -759,11 +762,11 @@ def test_a_large_photo_may_be_decoded_smaller_but_not_too_small(tmp_path):
     Image.effect_noise((1600, 1200), 50).convert("RGB").save(tmp_path / "photo.jpg")
     assert open_rgb(tmp_path / "photo.jpg").size == (1600, 1200)
     assert open_rgb(tmp_path / "photo.jpg", at_least=64).size == (200, 150)
-    assert fit(open_rgb(tmp_path / "photo.jpg"), 64).shape == (3, 64, 64)
+    assert crop_and_resize(open_rgb(tmp_path / "photo.jpg"), 64).shape == (3, 64, 64)
 
 
 def test_a_very_long_picture_is_fitted():
-    assert fit(Image.new("RGB", (30_000, 1), "red"), 64).shape == (3, 64, 64)
+    assert crop_and_resize(Image.new("RGB", (30_000, 1), "red"), 64).shape == (3, 64, 64)
 
 
 def test_what_is_no_picture_says_so(tmp_path):
@@ -784,6 +787,54 @@ def test_load_names_what_there_is():
         data.load("folder")
 
 
-def test_to_float_spans_the_models_range():
-    levels = data.to_float(torch.tensor([0, 255], dtype=torch.uint8))
-    assert levels.tolist() == [-1.0, 1.0]
+def test_what_is_special_about_a_source_is_in_the_table():
+    assert list(data.SOURCES) == ["shapes", "digits", "folder", "shards"]  # the order of the command line
+    assert all(kind.name == name for name, kind in data.SOURCES.items())
+
+    def having(trait: str) -> list[str]:
+        return [name for name in data.SOURCES if getattr(data.find_source(name), trait)]
+
+    assert having("on_disk") == having("place") == ["folder", "shards"]
+    assert having("has_captions") == ["shapes", "folder", "shards"]
+    assert having("has_combinations") == having("has_seeds") == having("embedded") == ["shapes"]
+    with pytest.raises(ValueError, match="'cifar'; choose one of shapes, digits, folder, shards"):
+        data.find_source("cifar")
+
+
+def test_a_source_is_a_class_and_a_line_in_the_table(monkeypatch, tmp_path):
+    class Mine(ListedSource):
+        name, on_disk, place, has_seeds = "mine", True, "a heap of pictures", True
+
+        def __init__(self, **options) -> None:
+            self.options = options
+
+    monkeypatch.setitem(data.SOURCES, "mine", Mine)
+    expected = {"split": "val", "image_size": 32, "folder": tmp_path, "seed": 4}
+    assert data.load("mine", "val", 32, tmp_path, 4).options == expected
+    with pytest.raises(ValueError, match="'mine' needs the path of a heap of pictures"):
+        data.load("mine")
+    with pytest.raises(ValueError, match="'mine' has no captions; choose shapes, folder or shards"):
+        data.load("mine", folder=tmp_path, captions=True)
+    with pytest.raises(ValueError, match="combinations 'seen' are of the source 'shapes'; mine has all"):
+        data.load("mine", folder=tmp_path, combinations="seen")
+
+
+def test_sources_say_what_they_can_do(pets):
+    parts = {
+        Shapes("val"): {Captioned},
+        data.Digits("val"): {Fingerprinted},
+        Folder(pets): {Fingerprinted, Captioned, OnDisk, Skipping},
+        Counting(): set(),
+    }
+    for source, able in parts.items():
+        kinds = (Ordered, Fingerprinted, Captioned, OnDisk, Skipping)
+        assert {kind for kind in kinds if isinstance(source, kind)} == able, source.name
+    with pytest.raises(ValueError, match="'digits' has no captions"):
+        prompts.SourceCaptions(Words(), data.Digits("val"))
+
+
+def test_to_float_spans_the_models_range_and_to_uint8_is_its_inverse():
+    levels = torch.arange(256).to(torch.uint8)
+    assert data.to_float(levels)[[0, 255]].tolist() == [-1.0, 1.0]
+    assert torch.equal(data.to_uint8(data.to_float(levels)), levels)
+    assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]

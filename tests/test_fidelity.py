@@ -1,5 +1,6 @@
 """Distances, scores and their sums against independent arithmetic, and the evaluation of a whole Run."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -14,13 +15,16 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
+import tyro
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
 from gear_studio.analysis import fidelity, reference
-from gear_studio.analysis.fidelity import METRICS, Options, chosen, evaluate
+from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
+from gear_studio.analysis.metrics import MetricName
+from gear_studio.analysis.networks import FeatureNetworks
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -29,7 +33,7 @@ from gear_studio.analysis.statistics import (
     frechet_distance,
     precision_recall,
 )
-from gear_studio.data.pictures import to_uint8
+from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
 from gear_studio.models import dinov2, inception
 from gear_studio.models.tokenizer import Tokenizer
@@ -360,8 +364,8 @@ FEATURES = ("fd", "fd-dinov2", "fid", "sfid", "is", "pr")
 COUNT = 24
 
 
-def options(cache: Path, **changes) -> Options:
-    return Options(**{"samples": COUNT, "seeds": 2, "metrics": FEATURES, "cache": cache} | changes)
+def options(cache: Path, **changes) -> EvaluationOptions:
+    return EvaluationOptions(**{"samples": COUNT, "seeds": 2, "metrics": FEATURES, "cache": cache} | changes)
 
 
 def drawn(run: Run, seed: int, scale: float) -> torch.Tensor:
@@ -375,7 +379,7 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
     run = Run.from_pretrained(run_folder)
     found = evaluate(run, options(tmp_path, batch_size=7))
     source = data.load("digits", "val", 32)
-    numbers = chosen(len(source), COUNT)
+    numbers = data.choose_pictures(len(source), COUNT)
     real, others = (source.read(part)["image"] for part in numbers)
     net, other = small_inception(), SmallDINOv2()
     with torch.no_grad():
@@ -414,7 +418,7 @@ def test_the_figures_of_a_run_are_those_of_arithmetic_in_one_go(run_folder, smal
     assert found["psnr"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), rel=1e-4)
     assert found["samples"] == found["generated"] == COUNT and found["cfg_scale"] == 1.5
     assert 0 < found["usage"] <= 1 and found["mass_1_tau"] > found["mass_1"]
-    assert "fid" not in evaluate(run, Options(samples=12, seeds=1, cache=tmp_path))  # never unasked
+    assert "fid" not in evaluate(run, EvaluationOptions(samples=12, seeds=1, cache=tmp_path))  # never unasked
 
 
 class ArithmeticJudge(nn.Module):
@@ -428,12 +432,13 @@ class ArithmeticJudge(nn.Module):
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
     run = Run.from_pretrained(run_folder)
-    measured = fidelity.Evaluation(run, Options(samples=COUNT, seeds=2, cache=tmp_path, batch_size=7))
-    measured.judge = ArithmeticJudge()
-    found = {scale: measured.agreement(scale)["values"] for scale in (1.0, 4.0)}
+    settings = EvaluationOptions(samples=COUNT, seeds=2, cache=tmp_path, batch_size=7)
+    evaluation = fidelity.Evaluation(run, settings)
+    evaluation.judge = ArithmeticJudge()
+    found = {scale: evaluation.measure_class_agreement(scale)["values"] for scale in (1.0, 4.0)}
     for scale, values in found.items():
         for seed, share in enumerate(values):
-            named = measured.judge(data.to_float(drawn(run, 1000 + seed, scale))).argmax(1)
+            named = evaluation.judge(data.to_float(drawn(run, 1000 + seed, scale))).argmax(1)
             asked = torch.arange(COUNT) % 10
             assert share == pytest.approx((named == asked).float().mean().item())
     assert found[1.0] != found[4.0] and max(found[1.0]) > 0  # guidance is passed on
@@ -453,9 +458,9 @@ def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monke
     run = Run.from_pretrained(run_folder)
     found = fidelity.Evaluation(
         run, options(tmp_path, metrics=("ssim", "lpips"), batch_size=5)
-    ).reconstructions()
+    ).measure_reconstructions()
     source = data.load("digits", "val", 32)
-    real = data.to_float(source.read(chosen(len(source), COUNT)[0])["image"])
+    real = data.to_float(source.read(data.choose_pictures(len(source), COUNT)[0])["image"])
     with torch.no_grad():
         reconstructed = data.to_float(to_uint8(run.tokenizer.reconstruct(real)))
     assert found["lpips"] == pytest.approx((reconstructed - real).abs().mean().item(), rel=1e-4)
@@ -482,7 +487,7 @@ def test_a_tokenizer_s_run_has_no_samples_to_measure(run_folder, teacher_folder,
     config = json.loads((run_folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"stage": "warmup"})
     Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
-    found = evaluate(Run.from_pretrained(folder), Options(samples=20, cache=tmp_path / "cache"))
+    found = evaluate(Run.from_pretrained(folder), EvaluationOptions(samples=20, cache=tmp_path / "cache"))
     assert {"rfd", "psnr", "real_fd"} <= found.keys() and not {"fd", "reference"} & found.keys()
 
 
@@ -524,6 +529,19 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     for name in ("fd", "fd_dinov2", "fid", "sfid", "precision", "recall"):
         assert by_folder[name]["mean"] == pytest.approx(by_array[name]["mean"])
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
+
+
+def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
+    suffixes = [suffix for suffix in SUFFIXES if suffix != ".pgm"] + [".TIF"]  # pgm: of grays alone
+    for shade, suffix in enumerate(suffixes):
+        Image.new("RGB", (40, 30), (20 * shade, 0, 0)).save(tmp_path / f"{shade:02}{suffix}")
+    Image.new("L", (40, 30), 7).save(tmp_path / "99.pgm")
+    Image.new("RGB", (40, 30)).save(tmp_path / ".hidden.tif")
+    opened = reference.open_reference(tmp_path, 32)
+    assert opened.count == len(SUFFIXES) + 1 and {".tif", ".gif", ".ppm"} < set(suffixes)
+    red = opened.read(range(opened.count))[:, 0].float().mean((1, 2))
+    expected = [20.0 * shade for shade in range(len(suffixes))] + [7.0]
+    assert red.tolist() == pytest.approx(expected, abs=3)  # some formats lose a little
 
 
 def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):
@@ -580,7 +598,7 @@ def test_reference_statistics_are_looked_up_until_something_changes(
         chosen = {"metrics": ("fid", "pr"), "seeds": 1, "reference": photos} | changes
         evaluation = fidelity.Evaluation(run, options(tmp_path / "cache", **chosen))
         with torch.no_grad():
-            evaluation.generated()
+            evaluation.measure_samples()
         return small_inception.looked - 2 * COUNT
 
     assert [looks(), looks()] == [20, 0]
@@ -610,23 +628,23 @@ def test_reference_statistics_are_looked_up_until_something_changes(
 
 def test_the_cache_of_a_source_without_files_knows_its_pictures_and_their_number():
     digits = data.load("digits", "val", 32)
-    one = reference.of_source(digits, range(20))
-    assert reference.of_source(digits, range(20)).fingerprint == one.fingerprint
+    one = reference.reference_of(digits, range(20))
+    assert reference.reference_of(digits, range(20)).fingerprint == one.fingerprint
     others = {
-        reference.of_source(digits, range(21)).fingerprint,
-        reference.of_source(digits, range(1, 21)).fingerprint,
-        reference.of_source(data.load("digits", "train", 32), range(20)).fingerprint,
-        reference.of_source(data.load("digits", "val", 64), range(20)).fingerprint,
+        reference.reference_of(digits, range(21)).fingerprint,
+        reference.reference_of(digits, range(1, 21)).fingerprint,
+        reference.reference_of(data.load("digits", "train", 32), range(20)).fingerprint,
+        reference.reference_of(data.load("digits", "val", 64), range(20)).fingerprint,
     }
     assert len(others) == 4 and one.fingerprint not in others
 
 
 def test_a_finite_source_is_drawn_from_and_its_others_are_not_the_same():
-    first, second = chosen(1000, 400)
+    first, second = data.choose_pictures(1000, 400)
     assert len(set(first) | set(second)) == 800 and first == sorted(first)
     assert 350 < np.median(first) < 650  # a source in the order of its classes shows all of them
-    assert len(chosen(1000, 501)) == 1
-    assert chosen(2**40, 3) == [[0, 1, 2], [3, 4, 5]]
+    assert len(data.choose_pictures(1000, 501)) == 1
+    assert data.choose_pictures(2**40, 3) == [[0, 1, 2], [3, 4, 5]]
 
 
 # Several processes, the command line
@@ -688,6 +706,35 @@ def test_the_command_measures_and_writes_samples(run_folder, small_inception, ph
 
 
 def test_the_command_and_the_module_name_the_same_metrics():
-    assert cli.Metric.__args__ == METRICS
+    assert MetricName.__args__ == tuple(METRICS)
     with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fd-dinov2, fid"):
-        Options(metrics=("fd", "kid"))
+        EvaluationOptions(metrics=("fd", "kid"))
+
+
+def test_the_command_line_can_print_what_every_option_means(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(EvaluationOptions, args=["--help"], console_outputs=True)
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(EvaluationOptions):
+        assert f"--{field.name.replace('_', '-')}" in printed
+    for metric in METRICS.values():
+        assert metric.help in printed
+    for words in ("Sampling seeds, for the spread.", "The file of VGG-16, where it cannot be downloaded."):
+        assert words in printed
+
+
+def test_a_network_is_loaded_for_the_metrics_that_are_taken_in_it(small_inception):
+    def networks(*metrics: str) -> FeatureNetworks:
+        return FeatureNetworks(metrics, tiny.teacher, EvaluationOptions(), torch.device("cpu"))
+
+    of_network = {"teacher": ("fd",), "dinov2": ("fd-dinov2",), "inception": ("fid", "sfid", "is", "pr")}
+    pictures = to_uint8(tiny.batch(size=2)[0])
+    for network, metrics in of_network.items():
+        for metric in metrics:
+            assert METRICS[metric].network == network
+            loaded = networks(metric)
+            assert list(loaded.networks) == [network] and list(loaded(pictures, [metric])) == [metric]
+    for metric in set(METRICS) - {metric for metrics in of_network.values() for metric in metrics}:
+        assert not networks(metric).networks
+        with pytest.raises(ValueError, match=f"metric {metric} is not taken in the features"):
+            networks(metric).fingerprint(metric)

@@ -5,7 +5,7 @@ from scipy.stats import ttest_rel
 
 from gear_studio import Run, data
 from gear_studio.analysis import features, fidelity, likeness
-from gear_studio.analysis.fidelity import Options, evaluate
+from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
 from gear_studio.analysis.similarity import cka, cknna
 
 
@@ -13,7 +13,7 @@ def test_every_place_is_measured_on_the_same_rows(monkeypatch):
     monkeypatch.setattr(likeness, "PATCHES", 60)
     run = Run.from_pretrained("generator-gear")
     pictures = data.to_float(data.load("shapes", "val").read(range(16))["image"])
-    found = likeness.likeness([run.tokenizer, run.generator, run.teacher], pictures, "shapes")
+    found = likeness.measure_likeness([run.tokenizer, run.generator, run.teacher], pictures, "shapes")
     places = ["tokenizer.z", "tokenizer.c_q", *(f"generator.{block}" for block in range(1, 7))]
     assert list(found["patch"]) == list(found["image"]) == places
     assert "cknna" not in found["patch"]["tokenizer.c_q"]
@@ -32,15 +32,15 @@ def test_every_place_is_measured_on_the_same_rows(monkeypatch):
 def test_a_tokenizer_alone_has_no_generator_s_places():
     run = Run.from_pretrained("gear")
     pictures = data.to_float(data.load("shapes", "val").read(range(12))["image"])
-    found = likeness.likeness([run.tokenizer, run.teacher], pictures)
+    found = likeness.measure_likeness([run.tokenizer, run.teacher], pictures)
     assert list(found["patch"]) == ["tokenizer.z", "tokenizer.c_q"]
 
 
 def test_evaluate_measures_it_where_it_is_asked_for(tmp_path):
     run = Run.from_pretrained("gear")
     given = {"samples": 16, "seeds": 1, "cache": tmp_path, "batch_size": 16}
-    assert "likeness" not in evaluate(run, Options(**given))
-    found = evaluate(run, Options(metrics=("likeness",), **given))
+    assert "likeness" not in evaluate(run, EvaluationOptions(**given))
+    found = evaluate(run, EvaluationOptions(metrics=("likeness",), **given))
     assert "rfd" not in found and -1 <= found["likeness"]["patch"]["tokenizer.z"]["cka"] <= 1
     assert "16 images (shapes, held out)" in found["likeness"]["protocol"]
 
@@ -49,7 +49,7 @@ def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path, monkey
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", 4)
     run = Run.from_pretrained("generator-gear")
     given = {"samples": 16, "seeds": 1, "cache": tmp_path, "batch_size": 16, "metrics": ("fd", "likeness")}
-    found = evaluate(run, Options(**given))
+    found = evaluate(run, EvaluationOptions(**given))
     assert found["fd"]["mean"] > 0 and "generator.6" in found["likeness"]["patch"]
 
 

@@ -36,6 +36,7 @@ from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.notebook import Interactive, Retrain
 from gear_studio.runs import Run
 from gear_studio.training import jobs
+from gear_studio.training.execution import Execution
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -84,7 +85,7 @@ def turn_every_control() -> None:
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def path(request: pytest.FixtureRequest) -> Path:
-    for study in re.findall(r'studies\.named\(\\"([\w-]+)\\"\)', request.param.read_text()):
+    for study in re.findall(r'studies\.study_of\(\\"([\w-]+)\\"\)', request.param.read_text()):
         if not (studies.SHIPPED / study).is_dir():
             pytest.skip(f"no runs of the study {study} ship yet: gear-studio study {study} --ship")
     return request.param
@@ -243,15 +244,15 @@ def stand_in(out: Path, pictures: Path, names: tuple[str, ...]) -> None:
     numbers, weights of a few thousand, and no agreement with a class."""
     world, numbers = studies.World("folder", pictures, "imagenet-b-vq"), np.random.default_rng(0)
     generator = tiny.generator(classes=3)
-    for study in map(studies.named, names):
-        for training in [each for arm in study.arms for each in studies.chain(arm)]:
-            folder = out / "runs" / f"{training.name}-s0"
+    for study in map(studies.study_of, names):
+        for link in [link for arm in study.arms for link in studies.chain_of(arm)]:
+            folder = out / "runs" / f"{link.name}-s0"
             if folder.exists():
                 continue
-            quantizer = next((kind for kind in ("lfq", "ibq") if kind in training.name), "vq")
+            quantizer = next((kind for kind in ("lfq", "ibq") if kind in link.name), "vq")
             recipe = tiny.recipe("tiny", tokenizer=TOKENIZERS[quantizer], generator=generator.config)
-            config = {"source": "folder", "stage": training.stage, "arm": training.arm, "seed": 0}
-            config |= {"parent": training.parent and f"{training.parent}-s0", "recipe": recipe.asdict()}
+            config = {"source": "folder", "stage": link.stage, "arm": link.arm, "seed": 0}
+            config |= {"parent": link.parent and f"{link.parent}-s0", "recipe": recipe.asdict()}
             write_json(folder / "config.json", config)
             write_json(folder / "record.json", {"finished": True})
             rows = [{"step": n, **{key: numbers.random() / n for key in CURVES}} for n in (4, 8, 12)]
@@ -263,12 +264,12 @@ def stand_in(out: Path, pictures: Path, names: tuple[str, ...]) -> None:
             write_json(
                 folder / "evaluation.json", evaluation | {"likeness": {"patch": patch, "protocol": "none"}}
             )
-            if training.stage == "generator":
+            if link.stage == "generator":
                 generator.save_pretrained(folder / "generator")
                 Projector(ProjectorConfig(32, 128, 32)).save_pretrained(folder / "projector")
             else:
                 Tokenizer(TOKENIZERS[quantizer]).save_pretrained(folder / "tokenizer")
-        write_json(out / study.name / "record.json", studies.record(study, world, [0]))
+        write_json(out / study.name / "record.json", studies.make_record(study, world, [0]))
 
 
 def test_one_cell_decides_which_study_is_looked_at(tmp_path: Path, execute):
@@ -377,18 +378,18 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     assert shown.start.disabled and not shown.stop.disabled
     until(lambda: shown.picture.value or shown.process.poll() is not None)
     shown.stop.click()
-    assert shown.process.returncode == -signal.SIGTERM and "goes on from here" in shown.said.value
+    assert shown.process.returncode == -signal.SIGTERM and "goes on from here" in shown.status.value
     assert shown.stop.disabled and not shown.start.disabled and not shown.table.outputs
     first = shown.picture.value
     assert not empty(np.asarray(Image.open(io.BytesIO(first)).convert("RGB")))
     assert not (shown.folder / "plumbing").exists()
     for lock in (shown.folder / "logs").glob("*.lock"):  # nothing it had started goes on
-        jobs.locked(lock).close()
+        jobs.lock_file(lock).close()
 
     shown.start.click()
     until(lambda: shown.process.poll() is not None)
     shown.watcher.join(60)
-    assert shown.process.returncode == 0 and shown.said.value == "Finished.", shown.said.value
+    assert shown.process.returncode == 0 and shown.status.value == "Finished.", shown.status.value
     assert shown.picture.value != first and not shown.start.disabled
     written = shown.folder / "plumbing"
     (table,) = shown.table.outputs
@@ -403,36 +404,55 @@ def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Pat
     python.chmod(0o755)
     monkeypatch.setattr(notebook, "sys", types.SimpleNamespace(executable=str(python)))
     folder = ("--folder", str(tmp_path))
-    for world, *words in (
-        (studies.World("folder", tmp_path, "imagenet-b-vq"), "folder", "--recipe", "imagenet-b-vq", *folder),
-        (studies.World("folder", tmp_path), "folder", "--budget", "smoke", *folder),
-        (None, "shapes", "--budget", "smoke"),
+    execution = Execution(micro_batch=8, recompute=True)
+    for world, name, *words in (
+        (
+            studies.World("folder", tmp_path, "imagenet-b-vq", execution=execution),
+            "folder-imagenet-b-vq",
+            *(
+                "--source",
+                "folder",
+                *folder,
+                "--recipe",
+                "imagenet-b-vq",
+                "--micro-batch",
+                "8",
+                "--recompute",
+            ),
+        ),
+        (
+            studies.World("folder", tmp_path),
+            "folder-smoke",
+            *("--source", "folder", *folder, "--budget", "smoke"),
+        ),
+        (None, "smoke", "--budget", "smoke"),
     ):
         shown = Retrain("lambda", tmp_path, every=0.1, world=world)
         shown.start.click()
         shown.process.wait()
         shown.watcher.join(60)
-        name = "-".join(each for each in words if each not in ("shapes", *folder) and each[0] != "-")
-        asked = ["-m", "gear_studio", "study", "lambda", "--source", *words]
+        asked = ["-m", "gear_studio", "study", "lambda", *words]
         asked += ["--out", str(tmp_path / f"studies-{name}"), "--seeds", "0"]
         assert shown.lines == ["".join(f"[{word}]" for word in asked)]
+    with pytest.raises(ValueError, match="source 'folder' needs the place of its pictures"):
+        Retrain("lambda", world=studies.World("folder"))
     with pytest.raises(ValueError, match="study tap has generator.tap=4"):
         Retrain("tap", world=studies.World("folder", tmp_path, "imagenet-b-vq"))
 
 
 def test_beside_the_budget_stands_how_long_a_seed_takes_by_what_ships(tmp_path: Path, monkeypatch):
     shown = Retrain("alignment-place", tmp_path)
-    assert shown.takes.value == "minutes"
+    assert shown.duration.value == "minutes"
     shown.budget.value = "quick"
-    (minutes,) = re.findall(r"about (\d+) minutes of training a seed, on two cores", shown.takes.value)
-    chains = [studies.chain(arm) for arm in shown.study.arms]
-    names = {f"{each.name}-s1" for trainings in chains for each in trainings}
+    (minutes,) = re.findall(r"about (\d+) minutes of training a seed, on two cores", shown.duration.value)
+    chains = [studies.chain_of(arm) for arm in shown.study.arms]
+    names = {f"{link.name}-s1" for links in chains for link in links}
     seconds = sum(Run(studies.SHIPPED / "runs" / name).record["seconds"] for name in names)
     assert 0.5 < int(minutes) / (seconds / 120) < 2
-    monkeypatch.setattr(studies, "SHIPPED", tmp_path)
-    monkeypatch.setattr(studies, "ZOO", tmp_path)
+    monkeypatch.setattr(studies.shipped, "SHIPPED", tmp_path)
+    monkeypatch.setattr(studies.shipped, "ZOO", tmp_path)
     shown.budget.value = "shipped"
-    assert shown.takes.value == "longer than smoke; not measured"
+    assert shown.duration.value == "longer than smoke; not measured"
 
 
 def test_it_runs_on_this_python_whatever_kernels_are_installed(tmp_path: Path, execute, monkeypatch):

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from gear_studio import Run, cli, official, sampling
-from gear_studio.models import text
+from gear_studio.models import families, text
+from gear_studio.models.families.llamagen import LlamaGen
 from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.training import loop
@@ -66,17 +67,17 @@ def test_every_released_key_finds_its_place_and_comes_back(name):
     numbers = torch.randn(max(map(math.prod, SHAPES[name].values())))  # drawn once: it is what takes the time
     state = {k: numbers[: math.prod(s)].view(s) + torch.rand(()) for k, s in SHAPES[name].items()}
     if name in ("VQ-16", "LFQ-16", "IBQ-16"):
-        model = official.tokenizer_from(state, 256, name)
+        model = families.tokenizer_from(state, 256, name)
         assert model.config == PRESETS[name.lower()] and model.grid == 16
     else:
-        model = official.generator_from(state, None, name)
+        model = families.generator_from(state, None, name)
         assert model.config == paper_config("B")
-    listed = official.names(model)
+    listed = families.names_of(model)
     assert listed.keys() == model.state_dict().keys()  # nothing of ours is left as it was
     assert sorted(key for keys in listed.values() for key in keys) == sorted(
         state
     )  # nothing of theirs is left over
-    back = official.released_state(model)
+    back = families.to_released(model)
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
@@ -88,17 +89,17 @@ def painter(monkeypatch) -> Generator:
     """The text-to-image generator of the key file, with a size of its own, and random weights."""
     monkeypatch.setitem(SIZES, "tiny", (6, 128, 2, 2))
     state = {k: torch.randn(s) * (0.1 if len(s) > 1 else 1) for k, s in SHAPES[T2I].items()}
-    return official.generator_from(state | {"freqs_cis": torch.zeros(12 + 16, 32, 2)}, 4, "a file")
+    return families.generator_from(state | {"freqs_cis": torch.zeros(12 + 16, 32, 2)}, 4, "a file")
 
 
 def test_every_released_key_of_text_to_image_finds_its_place_and_comes_back(painter):
     config = painter.config
     assert (config.caption_dim, config.caption_length, config.text_blocks) == (64, 12, 2)
     assert (config.classes, config.codes, config.grid, config.zero_condition_key) == (0, 1024, 4, True)
-    listed, back = official.names(painter), official.released_state(painter)
+    listed, back = families.names_of(painter), families.to_released(painter)
     assert listed.keys() == dict(painter.named_parameters()).keys()
     assert {key: list(value.shape) for key, value in back.items()} == SHAPES[T2I]
-    again = official.generator_from(back, 4, "a file")
+    again = families.generator_from(back, 4, "a file")
     assert again.config == replace(config, caption_length=300)  # nothing in the file says another
     for key, value in painter.named_parameters():
         assert torch.equal(again.get_parameter(key), value)
@@ -107,7 +108,7 @@ def test_every_released_key_of_text_to_image_finds_its_place_and_comes_back(pain
 def test_a_text_to_image_generator_computes_what_the_released_network_does(painter):
     tokens, features = torch.randint(1024, (3, 15)), torch.randn(3, 12, 64)
     lengths = [12, 0, 5]
-    expected = released.Net(official.released_state(painter)).caption_logits(tokens, features, lengths, 2, 4)
+    expected = released.Net(families.to_released(painter)).caption_logits(tokens, features, lengths, 2, 4)
     words = torch.arange(12) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         given = torch.cat([words[..., None].float(), features], -1)
@@ -121,24 +122,24 @@ def test_the_paper_s_text_to_image_generator_is_told_by_its_shapes():
         state = {
             name: value.new_empty(value.shape)
             for key, value in made.named_parameters()
-            for name in official.names(made)[key]
+            for name in families.names_of(made)[key]
         }
     assert (config.blocks, config.dim, config.heads, config.text_blocks) == (36, 1440, 20, 12)
-    assert official.generator_config(state, None, "a file") == config
+    assert LlamaGen().config_of(state, None, "a file") == config
     with pytest.raises(ValueError, match="a file has 200 rotary positions, too few for 16 x 16"):
-        official.generator_config(state | {"freqs_cis": torch.zeros(200, 36, 2)}, None, "a file")
+        LlamaGen().config_of(state | {"freqs_cis": torch.zeros(200, 36, 2)}, None, "a file")
 
 
 def test_a_text_stream_too_many_or_too_few_is_refused(painter):
-    state = official.released_state(painter)
+    state = families.to_released(painter)
     del state["layers.1.attention.wqkv_text.weight"]
     with pytest.raises(ValueError, match="missing layers.1.attention.wqkv_text.weight"):
-        official.generator_from(state, 4, "a file")
+        families.generator_from(state, 4, "a file")
 
 
 def test_query_key_and_value_are_put_together_in_that_order():
     model = tokenizer("vq")
-    state = official.released_state(model)
+    state = families.to_released(model)
     fused = model.state_dict()["encoder.blocks.9.qkv.weight"]
     name = "encoder.conv_blocks.2.attn.0"
     assert torch.equal(fused, torch.cat([state[f"{name}.{part}.weight"] for part in "qkv"]))
@@ -151,9 +152,9 @@ def test_generator_sizes_are_told_by_their_shapes(size):
         state = {
             name: value.new_empty(value.shape)
             for key, value in made.state_dict().items()
-            for name in official.names(made)[key]
+            for name in families.names_of(made)[key]
         }
-    assert official.generator_config(state, 24, "a file") == made.config
+    assert LlamaGen().config_of(state, 24, "a file") == made.config
 
 
 # Numbers
@@ -162,7 +163,7 @@ def test_generator_sizes_are_told_by_their_shapes(size):
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_tokenizer_computes_what_the_released_network_does(kind):
     model = tokenizer(kind)
-    net = released.Net(official.released_state(model))
+    net = released.Net(families.to_released(model))
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         z = model.encode(images)
@@ -173,7 +174,7 @@ def test_a_tokenizer_computes_what_the_released_network_does(kind):
 
 def test_a_generator_computes_what_the_released_network_does(generator):
     tokens, labels = torch.randint(64, (2, 63)), torch.tensor([3, 10])
-    expected = released.Net(official.released_state(generator)).logits(tokens, labels, heads=2, grid=8)
+    expected = released.Net(families.to_released(generator)).logits(tokens, labels, heads=2, grid=8)
     with torch.no_grad():
         near(generator(generator.tokens(tokens), labels), expected)
 
@@ -221,7 +222,7 @@ WRAPPED = {
 @pytest.mark.parametrize("kind", SMALL)
 def test_every_wrapping_of_a_tokenizer(kind, wrapping, tmp_path):
     model = tokenizer(kind)
-    torch.save(WRAPPED[wrapping](official.released_state(model)), tmp_path / "file.pt")
+    torch.save(WRAPPED[wrapping](families.to_released(model)), tmp_path / "file.pt")
     loaded = official.load_tokenizer(tmp_path / "file.pt", image_size=32)
     assert loaded.config == model.config and not loaded.training
     for key, value in model.state_dict().items():
@@ -230,8 +231,8 @@ def test_every_wrapping_of_a_tokenizer(kind, wrapping, tmp_path):
 
 @pytest.mark.parametrize("key", ["ema", "ar", "model", None])
 def test_every_wrapping_of_a_generator(generator, key, tmp_path):
-    state = official.released_state(generator)
-    raw = {key: state, "vq_ema": official.released_state(tokenizer("vq"))} if key else state
+    state = families.to_released(generator)
+    raw = {key: state, "vq_ema": families.to_released(tokenizer("vq"))} if key else state
     if key == "ema":
         raw["ar"] = {name: value + 1 for name, value in state.items()}
     torch.save(raw, tmp_path / "file.pt")
@@ -242,10 +243,10 @@ def test_every_wrapping_of_a_generator(generator, key, tmp_path):
 
 
 def test_a_stored_rotary_table_tells_the_grid(generator):
-    state = official.released_state(generator) | {"freqs_cis": torch.zeros(1 + 8 * 8, 8, 2)}
-    assert official.generator_from(state, None, "a file").config.grid == 8
+    state = families.to_released(generator) | {"freqs_cis": torch.zeros(1 + 8 * 8, 8, 2)}
+    assert families.generator_from(state, None, "a file").config.grid == 8
     with pytest.raises(ValueError, match="a file is for 8 x 8 tokens, asked for 16 x 16"):
-        official.generator_from(state, 16, "a file")
+        families.generator_from(state, 16, "a file")
 
 
 def test_what_is_saved_is_loaded(generator, tmp_path):
@@ -258,9 +259,7 @@ def test_what_is_saved_is_loaded(generator, tmp_path):
 
 def test_half_precision_and_safetensors_are_read(tmp_path):
     model = tokenizer("ibq")
-    save_file(
-        {k: v.bfloat16() for k, v in official.released_state(model).items()}, tmp_path / "a.safetensors"
-    )
+    save_file({k: v.bfloat16() for k, v in families.to_released(model).items()}, tmp_path / "a.safetensors")
     loaded = official.load_tokenizer(tmp_path / "a.safetensors", 32)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.bfloat16().float())
@@ -270,7 +269,7 @@ def test_half_precision_and_safetensors_are_read(tmp_path):
 
 
 def test_missing_extra_and_misshapen_keys_are_named(tmp_path):
-    state = official.released_state(tokenizer("vq"))
+    state = families.to_released(tokenizer("vq"))
     state["stranger.weight"] = state.pop("decoder.norm_out.bias")
     state["quant_conv.bias"] = torch.zeros(5)
     torch.save(state, tmp_path / "file.pt")
@@ -290,7 +289,7 @@ def test_missing_extra_and_misshapen_keys_are_named(tmp_path):
 
 
 def test_averages_of_some_weights_are_not_mixed_with_the_others(tmp_path):
-    raw = lightning(official.released_state(tokenizer("ibq")))
+    raw = lightning(families.to_released(tokenizer("ibq")))
     del raw["state_dict"]["model_ema.quantizeembeddingweight"]
     torch.save(raw, tmp_path / "file.ckpt")
     with pytest.raises(ValueError, match="1 missing: model_ema.quantizeembeddingweight"):
@@ -300,9 +299,7 @@ def test_averages_of_some_weights_are_not_mixed_with_the_others(tmp_path):
 def test_a_size_nobody_released_lists_the_known_ones():
     shapes = {k: s for k, s in SHAPES["LlamaGen-B"].items() if not k.startswith("layers.11.")}
     with pytest.raises(ValueError, match="11 blocks of width 768; known sizes: S 12 x 384, B 12 x 768"):
-        official.generator_config(
-            {k: torch.empty(s, device="meta") for k, s in shapes.items()}, None, "a file"
-        )
+        LlamaGen().config_of({k: torch.empty(s, device="meta") for k, s in shapes.items()}, None, "a file")
 
 
 def test_files_that_are_none_are_refused(tmp_path):
@@ -319,7 +316,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds a list; expected a dict"):
         official.load_tokenizer(path)
-    torch.save({"vq": official.released_state(tokenizer("lfq"))}, path)
+    torch.save({"vq": families.to_released(tokenizer("lfq"))}, path)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(ValueError, match="file.pt is (damaged|not a complete file)"):
         official.load_tokenizer(path)
@@ -331,7 +328,7 @@ class Trap:
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
-    torch.save({"vq": official.released_state(tokenizer("lfq")), "callbacks": Trap()}, tmp_path / "file.ckpt")
+    torch.save({"vq": families.to_released(tokenizer("lfq")), "callbacks": Trap()}, tmp_path / "file.ckpt")
     with pytest.raises(ValueError, match="holds more than weights.*save its state dict alone"):
         official.load_tokenizer(tmp_path / "file.ckpt")
 
@@ -386,7 +383,7 @@ def test_offline_the_way_out_is_named(hub):
     hub(None)
     for name in ("someone/GEAR-VQ", "someone/GEAR-VQ/gear-vq.pt"):
         with pytest.raises(
-            FileNotFoundError, match=r"no file someone/GEAR-VQ.*\(no route to the Hub\)\. Without a"
+            FileNotFoundError, match=r"no file someone/GEAR-VQ.*\(no route to the Hub at all\)\. Without a"
         ):
             official.load_tokenizer(name)
 
@@ -402,7 +399,7 @@ def imported(monkeypatch, *words: object) -> None:
 def test_an_imported_tokenizer_is_a_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     model = tokenizer("ibq")
-    torch.save(lightning(official.released_state(model)), "ibq.ckpt")
+    torch.save(lightning(families.to_released(model)), "ibq.ckpt")
     imported(monkeypatch, "ibq.ckpt", "ibq", "--image-size", 32)
     run = Run.from_pretrained("runs/ibq")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -416,7 +413,7 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     official.save(tokenizer("vq"), "vq.pt")
     official.save(generator, "generator.pt")
-    both = {"ema": official.released_state(generator), "vq_ema": official.released_state(tokenizer("vq"))}
+    both = {"ema": families.to_released(generator), "vq_ema": families.to_released(tokenizer("vq"))}
     torch.save(both, "both.pt")
     imported(monkeypatch, "vq.pt", "vq", "--image-size", 32)
     imported(monkeypatch, "both.pt", "both", "--image-size", 32)
@@ -435,7 +432,7 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
 def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_path, painter):
     monkeypatch.chdir(tmp_path)
     vq = Tokenizer(replace(SMALL["vq"], codes=1024))
-    torch.save({"ema": official.released_state(painter), "vq_ema": official.released_state(vq)}, "both.pt")
+    torch.save({"ema": families.to_released(painter), "vq_ema": families.to_released(vq)}, "both.pt")
     imported(monkeypatch, "both.pt", "painter", "--image-size", 32)
     run = Run.from_pretrained("runs/painter")
     assert run.config["classes"] == [] and run.config["recipe"]["text_encoder"] == "Qwen/Qwen3-1.7B"
@@ -473,7 +470,7 @@ def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(t
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):
     monkeypatch.chdir(tmp_path)
     other = Tokenizer(replace(SMALL["vq"], codes=32))
-    torch.save({"ar": official.released_state(generator), "vq": official.released_state(other)}, "both.pt")
+    torch.save({"ar": families.to_released(generator), "vq": families.to_released(other)}, "both.pt")
     with pytest.raises(SystemExit, match="predicts 64 codes and the tokenizer has 32"):
         imported(monkeypatch, "both.pt", "both", "--image-size", 32)
 
@@ -482,8 +479,8 @@ def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator)
 @pytest.mark.parametrize("other", ["ar", "ema", "model"])
 def test_averaged_and_live_weights_are_never_mixed(one, other, monkeypatch, tmp_path, generator):
     monkeypatch.chdir(tmp_path)
-    vq, live = official.released_state(tokenizer("vq")), one == "vq"
-    held = {one: vq, other: official.released_state(generator)}
+    vq, live = families.to_released(tokenizer("vq")), one == "vq"
+    held = {one: vq, other: families.to_released(generator)}
     torch.save(held, "both.pt")
     if live == (other != "ema"):
         official.import_run("both.pt", "runs/both", image_size=32)
@@ -495,13 +492,13 @@ def test_averaged_and_live_weights_are_never_mixed(one, other, monkeypatch, tmp_
     pair = "vq_ema" if live else "vq"
     torch.save(held | {pair: {key: value + 1 for key, value in vq.items()}}, "three.pt")
     run = official.import_run("three.pt", "runs/three", image_size=32)
-    expected = official.tokenizer_from({key: value + 1 for key, value in vq.items()}, 32, "a file")
+    expected = families.tokenizer_from({key: value + 1 for key, value in vq.items()}, 32, "a file")
     assert all(torch.equal(v, expected.state_dict()[k]) for k, v in run.tokenizer.state_dict().items())
 
 
 def test_lightning_s_averages_are_no_pair_with_a_live_generator(tmp_path, generator):
-    raw = lightning(official.released_state(tokenizer("ibq")))
-    torch.save(raw | {"ar": official.released_state(generator)}, tmp_path / "both.pt")
+    raw = lightning(families.to_released(tokenizer("ibq")))
+    torch.save(raw | {"ar": families.to_released(generator)}, tmp_path / "both.pt")
     with pytest.raises(ValueError, match="under state_dict and a generator under ar"):
         official.import_run(tmp_path / "both.pt", tmp_path / "both", image_size=32)
 

@@ -13,6 +13,7 @@ from gear_studio.analysis.codes import top_codes
 from gear_studio.analysis.convergence import SpeedUp
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.models.generator import attention_mask
+from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.runs import Run
 
 
@@ -24,12 +25,17 @@ def test_one_token_and_its_codes():
     torch.manual_seed(0)
     scores, image = -torch.rand(64), torch.rand(3, 32, 32) * 2 - 1
     best = top_codes(scores, tau=0.1, count=5)
-    picture, bars = plots.token_codes(image, 6, best, grid=4).axes
+    picture, bars = plots.token_codes(image, 6, best, 4, QUANTIZERS["vq"].formula).axes
     assert picture.get_title(loc="left") == "token 6"
     assert [label.get_text() for label in bars.get_yticklabels()] == [str(each.code) for each in best]
     np.testing.assert_allclose([bar.get_width() for bar in bars.patches], scores.topk(5).values)
 
-    *_, weights = plots.token_codes(image, 6, best, grid=4, tau=0.1).axes
+    assert bars.get_xlabel() == "score A$_k$ = −‖z − c$_k$‖²"
+    for name, formula in (("lfq", "2 ⟨z, c$_k$⟩"), ("ibq", "⟨z, c$_k$⟩")):
+        _, bars = plots.token_codes(image, 6, best, 4, QUANTIZERS[name].formula).axes
+        assert bars.get_xlabel() == f"score A$_k$ = {formula}"
+
+    *_, weights = plots.token_codes(image, 6, best, 4, QUANTIZERS["vq"].formula, tau=0.1).axes
     widths = [bar.get_width() for bar in weights.patches]
     assert widths[:5] == [1, 0, 0, 0, 0]
     np.testing.assert_allclose(widths[5:], torch.softmax(scores / 0.1, 0).topk(5).values)
@@ -241,14 +247,14 @@ def test_a_caption_s_features_and_pictures_with_their_captions():
     assert list(axes.get_xticks()) == [1.5, 4.5]
 
     captions = [["a ring", "a red thing"], ["a star"]]
-    _, first, _, second = plots.tellings(torch.zeros(2, 3, 8, 8), captions).axes
+    _, first, _, second = plots.captioned_pictures(torch.zeros(2, 3, 8, 8), captions).axes
     assert (text(first), text(second)) == (["a ring\na red thing"], ["a star"])
 
 
 def test_rows_are_named_and_a_note_stands_below():
-    figure = plots.sample_grid(torch.zeros(4, 3, 8, 8), 2, rows_named=["one", "two"], protocol="asked so")
+    figure = plots.sample_grid(torch.zeros(4, 3, 8, 8), 2, row_names=["one", "two"], protocol="asked so")
     assert [text(axes) for axes in figure.axes] == [["one"], [], ["two"], []]
     assert figure._supxlabel.get_text() == "asked so"
     maps = {"red": torch.rand(2, 4)}
-    axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", rows_named=["one", "two"]).axes
+    axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", row_names=["one", "two"]).axes
     assert [text(each) for each in axes[:4]] == [["one"], [], ["two"], []]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gear_studio import Run, data
-from gear_studio.analysis.features import reader
+from gear_studio.analysis import probes
+from gear_studio.analysis.features import to_function
 from gear_studio.analysis.probes import (
     knn_probe,
     linear_probe,
@@ -123,7 +124,7 @@ def test_segmentation_by_hand(monkeypatch):
             image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
             return {"image": image, "patch_foreground": true, **same}
 
-    monkeypatch.setattr(data, "load", lambda *asked: World())
+    monkeypatch.setattr(probes, "Shapes", lambda *arguments: World())
     iou = segmentation_iou(lambda x: next(parts).flatten(1)[..., None], train_images=2, test_images=2)
     assert iou == pytest.approx(3 / 7)
 
@@ -141,7 +142,7 @@ def test_a_shipped_study_run_is_probed_at_its_own_size():
     size = run.tokenizer.config.image_size
     assert size == 32
     sample = {"train_images": 100, "test_images": 60}
-    place = reader(run, "generator.2")
+    place = to_function(run, "generator.2")
     assert probe_patches(place, **sample, image_size=size)["foreground"] > 0.75
     with pytest.raises(ValueError, match=r"\(B, 3, 32, 32\)"):
         probe_patches(place, **sample)

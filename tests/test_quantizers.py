@@ -16,8 +16,8 @@ from gear_studio.models.quantizers import (
     Quantizer,
     VectorQuantizer,
 )
-from gear_studio.models.tokenizer import PRESETS, Tokenizer, preset
-from gear_studio.training import stages
+from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig, preset
+from gear_studio.training import recipes, stages
 
 
 @pytest.fixture
@@ -304,6 +304,24 @@ def test_presets_encode_and_decode(name):
         assert tokenizer.decode_codes(latent).shape == images.shape
         assert tokenizer.quantizer.codebook.shape == (config.codes, config.code_dim)
     assert config.codes == {"small": 1024, "mini": 512}.get(name.split("-")[0], 16384)
+
+
+def test_the_small_presets_are_the_table_of_quantizers_at_two_sizes():
+    sizes = {name: (c.codes, c.code_dim, c.quantizer) for name, c in PRESETS.items() if "16" not in name}
+    assert sizes == {
+        "small": (1024, 8, "vq"),
+        "small-lfq": (1024, 10, "lfq"),
+        "small-ibq": (1024, 64, "ibq"),
+        "mini": (512, 8, "vq"),
+        "mini-lfq": (512, 9, "lfq"),
+        "mini-ibq": (512, 64, "ibq"),
+    }
+    assert PRESETS["small"] == TokenizerConfig()
+    for budget, size in (("shipped", "small"), ("quick", "mini")):
+        for quantizer in QUANTIZERS:
+            config = preset(recipes.small_tokenizer(budget, quantizer))
+            expected = replace(PRESETS[size], quantizer=quantizer, code_dim=config.code_dim)
+            assert config == expected
 
 
 def test_a_tokenizer_that_cannot_be_is_refused():

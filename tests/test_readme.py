@@ -54,9 +54,9 @@ def test_the_tables_of_the_shipped_runs_are_those_of_report():
     "name", [path.name for path in sorted(studies.SHIPPED.iterdir()) if path.name != "runs"]
 )
 def test_the_tables_of_a_shipped_study_are_those_it_prints(name):
-    study = studies.named(name)
+    study = studies.study_of(name)
     shown = rows(section(name.replace("-", " ").capitalize()))
-    printed = rows(studies.summary(study, studies.shipped(name)))
+    printed = rows(studies.summarize(study, studies.shipped_runs(name)))
     assert len(shown) >= 1 + len(study.arms) and not [row for row in shown if row not in printed]
 
 

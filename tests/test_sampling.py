@@ -151,12 +151,16 @@ def test_draws_follow_the_distribution(temperature, top_k):
 def test_the_lowest_and_the_highest_draw_land_on_codes_that_were_kept(gen, monkeypatch):
     greedy = sampling.sample(gen, LABELS, temperature=0)
     for draw in (0.0, 1 - 2**-24):
-        monkeypatch.setattr(sampling, "uniforms", lambda seed, batch, n, u=draw: torch.full((batch, n), u))
+
+        def draws(seed, batch, length, first, draw=draw):
+            return torch.full((batch, length), draw)
+
+        monkeypatch.setattr(sampling, "draw_uniforms", draws)
         assert torch.equal(sampling.sample(gen, LABELS, top_k=1, seed=0), greedy)
 
 
 def test_uniforms_cover_the_unit_interval_evenly():
-    draws = sampling.uniforms(seed=0, batch=200, length=50)
+    draws = sampling.draw_uniforms(seed=0, batch=200, length=50)
     assert 0 <= draws.min() and draws.max() < 1
     assert draws.mean().item() == pytest.approx(0.5, abs=0.01)
     across = torch.corrcoef(draws[:2])[0, 1].item()
@@ -186,5 +190,6 @@ def test_impossible_settings_are_refused_by_name(gen, bad):
 
 
 def test_pictures_of_the_same_number_share_their_random_numbers():
-    one, other, again = sampling.uniforms(seed=3, batch=3, length=5, first=[2, 0, 2])
-    assert torch.equal(one, again) and torch.equal(torch.stack([other, one]), sampling.uniforms(3, 3, 5)[::2])
+    one, other, again = sampling.draw_uniforms(seed=3, batch=3, length=5, first=[2, 0, 2])
+    in_order = sampling.draw_uniforms(3, 3, 5)
+    assert torch.equal(one, again) and torch.equal(torch.stack([other, one]), in_order[::2])

@@ -14,10 +14,11 @@ import webdataset
 from PIL import Image
 
 from gear_studio import data
-from gear_studio.analysis.reference import of_source
+from gear_studio.analysis.reference import reference_of
 from gear_studio.data import shards
-from gear_studio.data.folder import fit
+from gear_studio.data.images import crop_and_resize
 from gear_studio.data.shards import Shards
+from gear_studio.data.source import Ordered
 
 PER_SHARD = 12
 COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size"}
@@ -71,8 +72,8 @@ def six(tmp_path) -> Path:
 
 def test_statistics_of_the_pictures_of_one_pattern_are_not_taken_for_another_s(six):
     halves = [data.load("shards", folder=f"{six}/{{{part}}}.tar") for part in ("000..002", "003..005")]
-    one, other = (of_source(half, range(9)).fingerprint for half in halves)
-    assert one != other and one == of_source(halves[0], range(9)).fingerprint
+    one, other = (reference_of(half, range(9)).fingerprint for half in halves)
+    assert one != other and one == reference_of(halves[0], range(9)).fingerprint
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -90,7 +91,8 @@ def test_pictures_and_labels_are_those_that_webdataset_reads(six):
     tars = sorted(map(str, six.glob("*.tar")))
     expected = {}
     for sample in webdataset.WebDataset(tars, shardshuffle=False).decode("pil"):
-        expected[f"{sample['__url__']}: {sample['__key__']}"] = fit(sample["jpg"], 32), sample["cls"]
+        image = crop_and_resize(sample["jpg"], 32)
+        expected[f"{sample['__url__']}: {sample['__key__']}"] = image, sample["cls"]
     found = {}
     for split in ("train", "val"):
         source = data.load("shards", split, 32, six)
@@ -151,7 +153,7 @@ def test_members_that_other_tools_write(tmp_path):
     }
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         path = plain(tmp_path / f"{form}.tar", made, format=form)
-        table = shards.index(path)
+        table = shards.index_shard(path)
         assert table["key"].tolist() == [b"plain", b"dotted", deep.encode()]
         assert table["label"].tolist() == [3, 1, 0]
         stored = path.read_bytes()
@@ -266,8 +268,8 @@ def test_built_side_by_side_it_is_the_same(six, monkeypatch):
     def tables(cores: int, where: str) -> list[dict[str, np.ndarray]]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(six.parent / where))
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        built = list(shards.indexed(shards.find(six)))
-        again = list(shards.indexed(shards.find(six)))
+        built = shards.index_shards(shards.find_shards(six))
+        again = shards.index_shards(shards.find_shards(six))
         for one, other in zip(built, again, strict=True):
             assert all(np.array_equal(one[key], other[key]) for key in one)
         return built
@@ -290,6 +292,7 @@ def test_an_error_in_another_process_is_as_clear(six, monkeypatch):
 
 def test_the_shuffle_shows_all_once_and_stays_near(six, monkeypatch):
     source = Shards(six)
+    assert isinstance(source, Ordered)
     monkeypatch.setattr(source, "_labels", np.zeros(1000))  # its length is all that matters here
     monkeypatch.setattr(shards, "RUN", 10)
     monkeypatch.setattr(shards, "WINDOW", 100)

@@ -17,19 +17,22 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tyro
 from PIL import Image
 from test_cli import command, complains  # noqa: F401
 
-from gear_studio import cli, plots, runs, studies
+from gear_studio import cli, places, plots, runs, studies
 from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import write_json
 from gear_studio.models.teachers import load_teachers
 from gear_studio.places import ZOO
 from gear_studio.runs import Run
-from gear_studio.studies import STUDIES, Arm, Study, World, chain
-from gear_studio.training import jobs, loop
+from gear_studio.studies import STUDIES, Arm, Study, World, chain_of
+from gear_studio.training import jobs
+from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import ARMS, BUDGETS, Recipe, recipe_of, small_recipe
+from gear_studio.training.request import Training
 
 SMALL = ("generator.dim=32", "generator.blocks=3")  # of what every test trains here
 PLUMBING = Study(
@@ -47,88 +50,92 @@ PLUMBING = Study(
 
 
 def test_a_name_says_all_that_decides_a_run_and_studies_share_what_is_the_same():
-    trainings = {}
+    links = {}
     for study in STUDIES.values():
         labels = [arm.label for arm in study.arms]
         assert len(set(labels)) == len(labels) and study.question.endswith("?")
         for arm in study.arms:
-            for training in chain(arm):
-                assert trainings.setdefault(training.name, training) == training
-                assert training.arm in ARMS[training.stage] and "/" not in training.name
-    assert {"warmup", "gear", "continued", "generator-gear", "generator-baseline"} <= trainings.keys()
+            for link in chain_of(arm):
+                assert links.setdefault(link.name, link) == link
+                assert link.arm in ARMS[link.stage] and "/" not in link.name
+    assert {"warmup", "gear", "continued", "generator-gear", "generator-baseline"} <= links.keys()
     assert {path.name for path in ZOO.glob("*")} - {
         "teacher",
         "judge",
         "attribute-judge",
         "studies",
-    } <= trainings.keys()
-    used = [{t.name for arm in study.arms for t in chain(arm)} for study in STUDIES.values()]
+    } <= links.keys()
+    used = [{link.name for arm in study.arms for link in chain_of(arm)} for study in STUDIES.values()]
     assert sum("warmup" in names for names in used) == len(used)
     assert sum("generator-gear" in names for names in used) == len(used) - 1  # all but text
-    different = {t.name for t in chain(studies.GEAR, ("gan_weight=0.1",))}
-    assert not different & trainings.keys()
+    different = {link.name for link in chain_of(studies.GEAR, ("gan_weight=0.1",))}
+    assert not different & links.keys()
 
 
 def test_the_recipe_s_own_value_of_a_sweep_is_the_run_that_all_have():
     for name, field in (("temperature", "tau"), ("lambda", "alignment_weight")):
         own = f"{getattr(small_recipe('joint'), field):g}"
         (arm,) = [arm for arm in STUDIES[name].arms if arm.label == own]
-        assert [t.name for t in chain(arm)] == ["warmup", "gear", "generator-gear"]
+        assert [link.name for link in chain_of(arm)] == ["warmup", "gear", "generator-gear"]
 
 
-@pytest.fixture
-def asked(monkeypatch) -> dict[str, tuple[str, str, Recipe, int]]:
-    """What training is asked for by the commands that run from here on, by the folder's name."""
-    found = {}
+def parse(words: list[str]) -> Training:
+    """The training that the words of a job ask for."""
+    assert words[0] == "train"
+    return tyro.cli(Training, args=words[1:])
 
-    def train(source, stage, arm, recipe, seed, out, *_, **__):
-        found[out.name] = stage, arm, recipe, seed
-        (out / "tokenizer").mkdir(parents=True)
-        return Run(ZOO / "gear")
 
-    monkeypatch.setattr(loop, "train", train)
-    return found
+def trainings_of(study: Study, world: World, seed: int) -> dict[str, Training]:
+    """Those of a study's jobs that train, by the name of the job, as the command line reads them."""
+    todo = studies.study_jobs(study, world, (seed,), Path("OUT"))
+    trainings = {job.name: parse(job.command) for job in todo if job.command[0] == "train"}
+    assert all(training.out == Path("OUT") / "runs" / name for name, training in trainings.items())
+    return trainings
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_jobs_come_after_what_they_need_and_samples_are_looked_at_when_metrics_are(budget, tmp_path):
     for study in STUDIES.values():
         done: set[str] = set()
-        for job in studies.jobs(study, World(budget=budget), (0, 1), tmp_path):
+        for job in studies.study_jobs(study, World(budget=budget), (0, 1), tmp_path):
             assert done.issuperset(job.needs) and job.name not in done
             done.add(job.name)
-            for setting in [word for word in job.command if word.startswith("fd_every=")]:
-                recipe = small_recipe(job.command[job.command.index("--stage") + 1], budget)
-                assert int(setting.removeprefix("fd_every=")) % recipe.log_every == 0
+            if job.command[0] == "train" and job.name.endswith("-s0"):
+                training = parse(job.command)
+                # `resolved` refuses an fd_every that is no multiple of log_every.
+                assert training.resolved.steps == BUDGETS[budget][training.stage]
 
 
-def test_every_job_is_a_command_that_trains_what_the_arm_says(asked, tmp_path, capsys):
+def test_every_job_is_a_command_that_trains_what_the_arm_says():
+    asked: dict[str, Training] = {}
     for study in STUDIES.values():
-        for job in studies.jobs(study, World(), (101,), tmp_path):
-            if job.command[0] == "train" and job.name not in asked:
-                cli.run(job.command)
+        asked |= trainings_of(study, World(), 101)
     curved = {"gear", *(f"generator-{arm}" for arm in ("baseline", "continued", "gear"))}
-    for name, (stage, _, recipe, seed) in asked.items():
-        assert seed == 101 and name.endswith("-s101") and recipe.steps == BUDGETS["shipped"][stage]
-        samples = recipe.fd_every and recipe.steps // recipe.fd_every >= 2
-        assert samples == (name.removesuffix("-s101") in curved)
+    for name, training in asked.items():
+        steps, fd_every = training.resolved.steps, training.resolved.fd_every
+        assert training.seed == 101 and name.endswith("-s101")
+        assert steps == BUDGETS["shipped"][training.stage]
+        assert bool(fd_every and steps // fd_every >= 2) == (name.removesuffix("-s101") in curved)
+        if training.parent:
+            assert training.parent.parent == training.out.parent and training.parent.name in asked
 
     def recipe(name: str) -> Recipe:
-        return asked[f"{name}-s101"][2]
+        return asked[f"{name}-s101"].resolved
 
     assert recipe("gear-tau=0.01").tau == 0.01 and recipe("gear").tau == 0.1
     assert recipe("gear-alignment_weight=4.0").alignment_weight == 4
     assert recipe("gear-generator.tap=4").generator.tap == 4
     assert recipe("generator-gear-generator.tap=4+generator.tap=4").generator.tap == 4
     assert recipe("warmup-ibq").tokenizer.quantizer == "ibq"
-    told = recipe("generator-gear+text_encoder=words-held_out_combinations=True")
-    assert told.text_encoder == "words" and told.held_out_combinations
+    captioned = recipe("generator-gear+text_encoder=words-held_out_combinations=True")
+    assert captioned.text_encoder == "words" and captioned.held_out_combinations
     assert recipe("generator-baseline+teacher=pixels").teacher == "pixels"
     guided = recipe("gear-teacher=random-perceptual=tiny")
     assert (guided.teacher, guided.perceptual) == ("random", "tiny")
     assert [teacher.name for teacher in load_teachers(guided.teacher, 8)] == ["random"]
-    assert asked["latent-s101"][:2] == ("joint", "latent")
-    assert asked["generator-soft-ntp-s101"][:2] == ("generator", "soft-ntp")
+    latent, soft = asked["latent-s101"], asked["generator-soft-ntp-s101"]
+    assert (latent.stage, latent.arm) == ("joint", "latent")
+    assert (soft.stage, soft.arm) == ("generator", "soft-ntp")
 
 
 @pytest.mark.parametrize("folder", sorted((studies.SHIPPED / "runs").iterdir()), ids=lambda path: path.name)
@@ -137,31 +144,36 @@ def test_the_commands_of_a_study_are_those_behind_the_runs_that_ship(folder):
     given = {
         job.name: job.command
         for study in STUDIES.values()
-        if name in {training.name for arm in study.arms for training in chain(arm)}
-        for job in studies.jobs(study, World(budget="quick"), [int(seed)], Path("OUT"))
+        if name in {link.name for arm in study.arms for link in chain_of(arm)}
+        for job in studies.study_jobs(study, World(budget="quick"), [int(seed)], Path("OUT"))
     }
-    assert " ".join(["gear-studio", *given[folder.name]]) == Run(folder).record["command"]
+    program, *words = shlex.split(Run(folder).record["command"])
+    assert program == "gear-studio" and parse(given[folder.name]) == parse(words)
 
 
 # Other worlds
 
 
-PAPER = World("folder", "PICTURES", "imagenet-b-vq", how=("--micro-batch", "32"))
+PAPER = World(
+    "folder", "PICTURES", "imagenet-b-vq", workers=3, execution=Execution(micro_batch=32, recompute=True)
+)
 
 
-def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say(asked, tmp_path, capsys):
+def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say():
+    asked: dict[str, Training] = {}
     for name in ("convergence", "collapse", "temperature", "lambda", "quantizers", "alignment-place"):
-        study = studies.fitted(STUDIES[name], PAPER)
-        for job in studies.jobs(study, PAPER, (0,), tmp_path):
-            assert job.command[job.command.index("--folder") + 1] == "PICTURES"
+        study = studies.fit_to_world(STUDIES[name], PAPER)
+        asked |= trainings_of(study, PAPER, 0)
+        for job in studies.study_jobs(study, PAPER, (0,), Path("OUT")):
             if job.command[0] == "evaluate":
+                assert job.command[job.command.index("--folder") + 1] == "PICTURES"
                 assert "--teacher" not in job.command  # its own
-            elif job.name not in asked:
-                assert job.command[job.command.index("--micro-batch") + 1] == "32"
-                cli.run(job.command)
-    recipes = {name.removesuffix("-s0"): recipe for name, (_, _, recipe, _) in asked.items()}
+    for training in asked.values():
+        assert (training.source, training.folder) == ("folder", Path("PICTURES"))
+        assert (training.workers, training.execution) == (3, PAPER.execution)
+    recipes = {name.removesuffix("-s0"): training.resolved for name, training in asked.items()}
     for name, recipe in recipes.items():
-        stage = asked[f"{name}-s0"][0]
+        stage = asked[f"{name}-s0"].stage
         curves = {"fd_every": recipe.steps // 8} if recipe.fd_every else {}
         own = replace(recipe_of("imagenet-b-vq", stage), **curves)
         if "=" not in name and name not in ("warmup-lfq", "warmup-ibq"):
@@ -177,11 +189,11 @@ def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say(asked, tmp_path, 
     assert {name: recipes[name].alignment_weight for name in weights} == weights
     assert "gear-alignment_weight=0.5" not in recipes and "gear-tau=0.1" not in recipes
     labels = [arm.label for arm in STUDIES["lambda"].arms]
-    assert [arm.label for arm in studies.fitted(STUDIES["lambda"], PAPER).arms] == labels
+    assert [arm.label for arm in studies.fit_to_world(STUDIES["lambda"], PAPER).arms] == labels
 
 
 def test_a_value_set_on_top_is_not_taken_for_the_recipe_s_own():
-    fitted = studies.fitted(STUDIES["lambda"], World(), ("alignment_weight=4.0",))
+    fitted = studies.fit_to_world(STUDIES["lambda"], World(), ("alignment_weight=4.0",))
     sets = {arm.label: arm.joint_set for arm in fitted.arms}
     assert sets["1"] == ("alignment_weight=1.0",) and sets["4"] == ()
 
@@ -200,6 +212,7 @@ def test_a_value_set_on_top_is_not_taken_for_the_recipe_s_own():
         ("collapse --recipe imagenet-b-vq --budget quick", ("budget 'quick' is of the small recipe",)),
         ("collapse --source folder", ("source 'folder'", "--folder")),
         ("collapse --folder PICTURES", ("folder PICTURES", "'shapes'", "--source folder")),
+        ("collapse --shard", ("shard spreads", "in one", "leave it out")),
         ("collapse --set taau=1", ("no setting 'taau'",)),
         ("collapse --from-zoo --recipe imagenet-b-vq", ("--from-zoo trains nothing, so --recipe",)),
         ("collapse --ship --source digits", ("--ship is for a study as it is, not with --source",)),
@@ -275,25 +288,25 @@ def test_a_folder_with_a_paper_s_recipe_from_the_command_to_the_table(tmp_path, 
     assert all(row["agreement"] == "" for row in table)  # the judge knows the embedded world
     assert "Recipe imagenet-b-vq, source folder, seeds 0." in said
 
-    asked, found = studies.looked_at("plumbing", out)
-    assert asked["folder"] == str(pictures) and asked["set"] == TINY
+    record, found = studies.load_study("plumbing", out)
+    assert record["folder"] == str(pictures) and record["set"] == TINY
     assert {key: run.folder for key, run in found.items()} == {(a, 0): r.folder for a, r in runs.items()}
 
 
 def test_a_study_that_was_not_made_is_not_looked_at(tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished study tap.*gear-studio study tap --out"):
-        studies.looked_at("tap", tmp_path)
-    asked, found = studies.looked_at("convergence")
-    assert asked == studies.shipped_record(STUDIES["convergence"])
-    assert found.keys() == studies.shipped("convergence").keys()
+        studies.load_study("tap", tmp_path)
+    record, found = studies.load_study("convergence")
+    assert record == studies.record_of_shipped(STUDIES["convergence"])
+    assert found.keys() == studies.shipped_runs("convergence").keys()
 
 
 # The runner
 
 
 def test_a_job_that_another_process_is_at_is_waited_for(tmp_path, capsys):
-    held = jobs.locked(tmp_path / "one.lock")
-    assert jobs.locked(tmp_path / "one.lock") is None
+    held = jobs.lock_file(tmp_path / "one.lock")
+    assert jobs.lock_file(tmp_path / "one.lock") is None
     finished = []
     job = jobs.Job("one", ["never started"], [], lambda: not finished.append(1))
     threading.Timer(0.5, held.close).start()
@@ -339,8 +352,7 @@ def do_study(out: Path, log: Path) -> None:
     """The command `study plumbing`, in a process of its own."""
     hurry()
     with log.open("w") as file, contextlib.redirect_stdout(file):
-        options = {"budget": "smoke", "seeds": [0], "at_once": 2, "out": out, "set": list(SMALL)}
-        cli.study("plumbing", **options)
+        cli.study("plumbing", World(budget="smoke"), seeds=(0,), at_once=2, out=out, set=SMALL)
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -424,7 +436,7 @@ def test_the_table_says_what_the_runs_say(study):
 def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, capsys):
     folder, *_ = study
     before = times(folder / "runs")
-    todo = studies.jobs(PLUMBING, World(budget="quick"), [0], folder, SMALL)
+    todo = studies.study_jobs(PLUMBING, World(budget="quick"), [0], folder, SMALL)
     with pytest.raises(
         ValueError, match=r"warmup-.*-s0 already holds another run .*batch_size is 4, asked for 16"
     ):
@@ -436,7 +448,7 @@ def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, c
 
 
 def test_without_shipped_studies_the_zoo_s_own_runs_make_a_table(command, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr(studies.shipped, "SHIPPED", tmp_path / "none")
     code, said, complaint = command("study", "convergence", "--from-zoo", "--out", tmp_path)
     assert code == 0, complaint
     rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "convergence" / "table.csv").open())}
@@ -467,7 +479,7 @@ def test_errors_a_user_can_act_on(command, tmp_path):  # noqa: F811
         complains(command(*words), *parts)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match=r"study tap needs generator-gear.*not among .*runs"):
-        studies.found(STUDIES["tap"], [0], tmp_path)
+        studies.find_runs(STUDIES["tap"], [0], tmp_path)
 
 
 # What ships
@@ -478,44 +490,46 @@ def made_study(study: Study, out: Path, monkeypatch: pytest.MonkeyPatch) -> Stud
     monkeypatch.setitem(STUDIES, study.name, study)
     numbers = iter(range(1, 10_000))
     for arm in study.arms:
-        *_, measured = trainings = chain(arm)
-        for training in trainings:
+        *_, measured = links = chain_of(arm)
+        for link in links:
             for seed in (0, 1):
-                folder = out / "runs" / f"{training.name}-s{seed}"
+                folder = out / "runs" / f"{link.name}-s{seed}"
                 if folder.exists():
                     continue
                 folder.mkdir(parents=True)
-                parent = training.parent and f"{training.parent}-s{seed}"
-                config = {"stage": training.stage, "arm": training.arm, "seed": seed, "parent": parent}
+                parent = link.parent and f"{link.parent}-s{seed}"
+                config = {"stage": link.stage, "arm": link.arm, "seed": seed, "parent": parent}
                 config["recipe"] = {"generator": {"tap": 2}}
                 write_json(folder / "config.json", config)
                 write_json(folder / "record.json", {"finished": True, "command": f"--out {folder}"})
                 curve = [{"step": 10 * i, "val_ntp": 5 / i + next(numbers) / 100} for i in (1, 2, 3)]
                 (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in curve))
                 (folder / "samples.png").write_bytes(b"")
-                if training == measured:
+                if link == measured:
                     evaluation = {"rfd": next(numbers) / 7, "fd": {"mean": next(numbers) / 3}}
                     write_json(folder / "evaluation.json", evaluation)
-                if training.stage == "generator":
+                if link.stage == "generator":
                     tiny.generator().save_pretrained(folder / "generator")
                 else:
                     tiny.Tokenizer(tiny.TOKENIZER).save_pretrained(folder / "tokenizer")
-    found = studies.found(study, (0, 1), out)
-    studies.write(study, found, out / study.name, studies.record(study, World(budget="smoke"), (0, 1)))
+    found = studies.find_runs(study, (0, 1), out)
+    studies.write_study(
+        study, found, out / study.name, studies.make_record(study, World(budget="smoke"), (0, 1))
+    )
     return study
 
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(runs, "ZOO", tmp_path / "zoo")
-    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "zoo" / "studies")
+    monkeypatch.setattr(places, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(studies.shipped, "SHIPPED", tmp_path / "zoo" / "studies")
     return tmp_path / "zoo"
 
 
 def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatch, command):  # noqa: F811
     study = replace(PLUMBING, arms=(studies.BASELINE, studies.GEAR), weights=("gear",))
     made_study(study, out := tmp_path / "out", monkeypatch)
-    monkeypatch.setattr(studies, "jobs", lambda *_: [])  # all is trained
+    monkeypatch.setattr(studies, "study_jobs", lambda *_: [])  # all is trained
     code, said, complaint = command("study", "plumbing", "--seeds", 0, 1, "--out", out, "--ship")
     assert code == 0 and "shipped: " in said, complaint
     there = zoo / "studies"
@@ -547,22 +561,22 @@ def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatc
 
 def test_runs_of_another_budget_are_not_put_under_tables_that_ship(zoo, tmp_path, monkeypatch):
     study = made_study(PLUMBING, out := tmp_path / "out", monkeypatch)
-    studies.ship(study, (0, 1), out)
-    studies.ship(study, (0, 1), out)  # the same again is no other
+    studies.ship_study(study, (0, 1), out)
+    studies.ship_study(study, (0, 1), out)  # the same again is no other
     config = out / "runs" / "gear-s1" / "config.json"
     write_json(config, json.loads(config.read_text()) | {"recipe": {"steps": 7}})
     before = times(zoo)
     with pytest.raises(ValueError, match="gear-s1 ships with another config.*delete"):
-        studies.ship(study, (0, 1), out)
+        studies.ship_study(study, (0, 1), out)
     assert times(zoo) == before
 
 
 @pytest.mark.parametrize("folder", sorted(studies.SHIPPED.glob("*/table.csv")), ids=lambda p: p.parent.name)
 def test_stored_tables_say_what_the_shipped_runs_say(folder, tmp_path):
-    study = studies.named(folder.parent.name)
-    found = studies.shipped(study.name)
-    assert {seed for _, seed in found} == set(studies.shipped_record(study)["seeds"])
-    studies.write(study, found, tmp_path, studies.shipped_record(study))
+    study = studies.study_of(folder.parent.name)
+    found = studies.shipped_runs(study.name)
+    assert {seed for _, seed in found} == set(studies.record_of_shipped(study)["seeds"])
+    studies.write_study(study, found, tmp_path, studies.record_of_shipped(study))
     for name in ("table.csv", "summary.md", "record.json"):
         assert (tmp_path / name).read_text() == (folder.parent / name).read_text()
 
@@ -572,9 +586,9 @@ def test_weights_ship_where_a_study_names_them_and_the_zoo_stays_small():
         assert set(study.weights) <= {arm.label for arm in study.arms}
         if study.weights and (studies.SHIPPED / study.name).is_dir():
             for arm in study.arms:
-                for training in chain(arm) if arm.label in study.weights else ():
-                    run = Run.from_pretrained(f"studies/runs/{training.name}-s0")
-                    assert run.has("generator" if training.stage == "generator" else "tokenizer")
+                for link in chain_of(arm) if arm.label in study.weights else ():
+                    run = Run.from_pretrained(f"studies/runs/{link.name}-s0")
+                    assert run.has("generator" if link.stage == "generator" else "tokenizer")
     assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 60e6
 
 
@@ -610,9 +624,9 @@ def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
         for label, of_seeds in curves.items()
         for seed, curve in enumerate(of_seeds)
     }
-    rows = studies.rows(study, runs)
+    rows = studies.table_rows(study, runs)
     assert [row["ntp_speed_up_over_a"] for row in rows[3:]] == [3.0, 0.0, 1.5]
-    text = studies.summary(study, runs)
+    text = studies.summarize(study, runs)
     assert "| a | 3 | 3.000 (2.500 to 3.500) | not measured |" in text
     assert "| b | 3 | 3.250 (1.000 to 5.000) | not measured |" in text
     pairs = [runs[label, seed].series("val_ntp") for label in "ab" for seed in range(3)]
@@ -624,14 +638,15 @@ def test_the_summary_is_the_median_with_the_extremes_over_seeds(tmp_path):
 def test_arms_are_compared_within_a_seed():
     values = {"a": (1.0, 5.0, 9.0), "b": (0.5, 4.0, 8.0), "c": (1.5, 6.0, 0.0), "d": (1.0, 5.5, 8.5)}
     table = [{"arm": a, "seed": n, "fd": v} for a, of in values.items() for n, v in enumerate(of)]
-    assert studies.beside(table, "a", "b", "fd") == ("above", "in every seed")  # though their ranges overlap
-    assert studies.beside(table, "b", "a", "fd") == ("below", "in every seed")
-    assert studies.beside(table, "a", "c", "fd") == ("below", "in 2 of 3 seeds")
-    assert studies.beside(table, "a", "d", "fd") == ("above and below", "in as many seeds")
-    assert studies.beside(table, "a", "a", "fd") == ("equal to", "in every seed")
+    # Though their ranges overlap.
+    assert studies.compare_arms(table, "a", "b", "fd") == ("above", "in every seed")
+    assert studies.compare_arms(table, "b", "a", "fd") == ("below", "in every seed")
+    assert studies.compare_arms(table, "a", "c", "fd") == ("below", "in 2 of 3 seeds")
+    assert studies.compare_arms(table, "a", "d", "fd") == ("above and below", "in as many seeds")
+    assert studies.compare_arms(table, "a", "a", "fd") == ("equal to", "in every seed")
     for wrong in (table[1:], [row | {"fd": None} for row in table[:1]] + table[1:]):
         with pytest.raises(ValueError, match="fd of a is there for seeds"):
-            studies.beside(wrong, "a", "b", "fd")
+            studies.compare_arms(wrong, "a", "b", "fd")
 
 
 def test_a_tokenizer_s_change_is_over_its_own_warm_up_and_its_own_seed_s_control(tmp_path):
@@ -684,12 +699,13 @@ def test_a_sweep_s_figure_has_a_dot_for_each_seed_and_a_line_at_the_median():
 
 
 def test_what_a_seed_takes_counts_each_training_once_and_guesses_by_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "ZOO", tmp_path / "zoo")
-    monkeypatch.setattr(studies, "SHIPPED", tmp_path / "studies")
-    study = studies.named("temperature")  # one warm-up; joint and generator of three temperatures
+    monkeypatch.setattr(studies.shipped, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(studies.shipped, "SHIPPED", tmp_path / "studies")
+    study = studies.study_of("temperature")  # one warm-up; joint and generator of three temperatures
 
     def ships(name: str, stage: str, seconds: float, device: str = "x86_64 CPU, 1 threads") -> None:
-        line = f"gear-studio train shapes --stage {stage} --arm x --budget quick --out x"
+        words = [] if stage == "warmup" else ["--stage", stage]  # what is the default is not written
+        line = " ".join(["gear-studio train shapes", *words, "--arm x --budget quick --out x"])
         record = {"command": line, "seconds": seconds, "device": device}
         write_json(tmp_path / "studies" / "runs" / name / "record.json", record)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from gear_studio import Run, data
 from gear_studio.data import tokens
 from gear_studio.data.folder import Folder
-from gear_studio.data.tokens import Encoded, encode, view
+from gear_studio.data.tokens import EncodedSource, encode, view_rng
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop
 from gear_studio.training.request import Training
@@ -77,7 +77,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_tokens_are_those_of_the_same_view_encoded_on_the_fly(pictures, tmp_path):
     tokenizer, of = new_tokenizer(), source(pictures)
     assert encoded_by(tokenizer, of, tmp_path / "kept") == 23 * VIEWS
-    kept = Encoded(of, tmp_path / "kept", pixels=True)
+    kept = EncodedSource(of, tmp_path / "kept", pixels=True)
     stored = np.load(tmp_path / "kept" / "tokens.npy")
     assert stored.shape == (23, VIEWS, 16) and stored.dtype == np.uint16 and len(kept) == 23
     batch = kept.read(range(23), [np.random.default_rng(i) for i in range(23)])
@@ -87,8 +87,10 @@ def test_tokens_are_those_of_the_same_view_encoded_on_the_fly(pictures, tmp_path
     assert torch.equal(batch["label"], of.read(range(23))["label"])
     chosen = [int(np.random.default_rng(i).integers(VIEWS)) for i in range(23)]
     assert set(chosen) == set(range(VIEWS))
-    views = of.read(range(23), [view(i, v) for i, v in enumerate(chosen)])
+    views = of.read(range(23), [view_rng(i, v) for i, v in enumerate(chosen)])
     assert torch.equal(batch["image"], views["image"])
+    with pytest.raises(ValueError, match="only training views of folder are encoded"):
+        kept.read([0])
     assert len({stored[0, v].tobytes() for v in range(VIEWS)}) == VIEWS  # and the views are different ones
 
 
@@ -96,18 +98,18 @@ def test_without_pixels_no_picture_is_opened(pictures, tmp_path, monkeypatch):
     of = source(pictures)
     encoded_by(new_tokenizer(), of, tmp_path / "kept")
     rngs = [[np.random.default_rng(i) for i in range(9)] for _ in range(2)]
-    expected = Encoded(of, tmp_path / "kept", pixels=True).read(range(9), rngs[0])
+    expected = EncodedSource(of, tmp_path / "kept", pixels=True).read(range(9), rngs[0])
     monkeypatch.setattr(of, "read", None)
-    batch = Encoded(of, tmp_path / "kept", pixels=False).read(range(9), rngs[1])
+    batch = EncodedSource(of, tmp_path / "kept", pixels=False).read(range(9), rngs[1])
     assert equal(batch, {key: expected[key] for key in ("tokens", "label")})
 
 
 def test_encoded_pictures_are_streamed_as_exactly_as_any(pictures, tmp_path):
     of = source(pictures)
     encoded_by(new_tokenizer(), of, tmp_path / "kept")
-    kept = Encoded(of, tmp_path / "kept", pixels=True)
+    kept = EncodedSource(of, tmp_path / "kept", pixels=True)
     whole = list(data.stream(kept, 6, seed=2, steps=8))  # two epochs
-    rest = data.stream(Encoded(of, tmp_path / "kept", True), 6, seed=2, start=3, steps=5, workers=2)
+    rest = data.stream(EncodedSource(of, tmp_path / "kept", True), 6, seed=2, start=3, steps=5, workers=2)
     assert all(equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
     parts = [data.stream(kept, 6, seed=2, steps=8, process=r, processes=2) for r in range(2)]
     for batch, *shares in zip(whole, *parts, strict=True):
@@ -128,7 +130,7 @@ def test_they_are_made_once_and_anew_when_anything_changes(pictures, tmp_path):
     assert not np.array_equal(np.load(kept / "tokens.npy"), before)
 
     assert encoded_by(tokenizer, of, kept, views=1) == 23
-    assert Encoded(of, kept, False).read([0], [np.random.default_rng(0)])["tokens"].shape == (1, 16)
+    assert EncodedSource(of, kept, False).read([0], [np.random.default_rng(0)])["tokens"].shape == (1, 16)
     assert encoded_by(tokenizer, of, kept) == all_views
     before = np.load(kept / "tokens.npy")
 
@@ -139,7 +141,7 @@ def test_they_are_made_once_and_anew_when_anything_changes(pictures, tmp_path):
 
     (pictures / "train" / "b" / "01.png").unlink()
     assert encoded_by(tokenizer, source(pictures), kept) == 22 * VIEWS
-    assert len(Encoded(source(pictures), kept, False)) == 22
+    assert len(EncodedSource(source(pictures), kept, False)) == 22
     assert sorted(path.name for path in kept.iterdir()) == ["labels.npy", "tokens.json", "tokens.npy"]
 
 
@@ -195,7 +197,7 @@ def test_an_unreadable_picture_is_stood_in_for_with_its_label(pictures, tmp_path
     of, tokenizer = source(pictures), new_tokenizer()
     last = of._labels.tolist().index(1) - 1
     encoded_by(tokenizer, of, tmp_path / "kept")
-    with_pixels = Encoded(of, tmp_path / "kept", True).read([last], [np.random.default_rng(0)])
+    with_pixels = EncodedSource(of, tmp_path / "kept", True).read([last], [np.random.default_rng(0)])
     assert with_pixels["label"].tolist() == of.read([last])["label"].tolist() == [1]
     with torch.no_grad():
         assert torch.equal(

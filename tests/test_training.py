@@ -149,7 +149,7 @@ def test_validation_measures_the_saved_weights_on_held_out_pictures(whole):
 
     run = Run.from_pretrained(whole / "joint")
     source = data.load("digits", "val", 32)
-    batch = source.read(data.chosen(len(source), 8)[0])
+    batch = source.read(data.choose_pictures(len(source), 8)[0])
     images = data.to_float(batch["image"])
     with torch.no_grad():
         assignment = run.tokenizer.assign(images)
@@ -212,13 +212,13 @@ def test_a_seed_decides_everything_and_another_seed_differs(whole, tmp_path, tea
 def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(again, whole, teacher_folder):
     from gear_studio import data, sampling
     from gear_studio.analysis.statistics import Moments, frechet_distance
-    from gear_studio.data.pictures import to_uint8
+    from gear_studio.data.images import to_uint8
 
     run = train("generator", again, teacher_folder, out="measured", fd_every=6, fd_samples=40)
     steps, distances = run.series("val_fd")
     assert steps.tolist() == [6, 12] and np.isfinite(distances).all()
     source = data.load("digits", "val", 32)
-    real = source.read(data.chosen(len(source), 40)[0])["image"]
+    real = source.read(data.choose_pictures(len(source), 40)[0])["image"]
     with torch.no_grad():
         indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
         moments = [Moments(run.teacher.dim) for _ in range(2)]

@@ -10,8 +10,8 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
-    """counts: (K,) how often each code was chosen. usage in [0, 1], share of codes chosen at all; perplexity
-    in [1, K]."""
+    """Of counts (K,), how often each code was chosen: usage in [0, 1], the share of codes chosen at all, and
+    perplexity in [1, K]."""
     p = counts.float() / counts.sum()
     return {"usage": (counts > 0).float().mean(), "perplexity": torch.special.entr(p).sum().exp()}
 
@@ -19,10 +19,10 @@ def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
 def assignment_statistics(scores: Tensor, tau: float) -> dict[str, Tensor]:
     """How concentrated softmax(A) and softmax(A / tau) are, averaged over tokens. scores: (B, N, K).
 
-    For each of the two (the second with suffix _tau): entropy in nats, effective_size = exp(entropy) of each
-    token averaged, in codes, and mass_1 / mass_10 / mass_100, the probability on the 1, 10, 100 likeliest
+    For each of the two (the second with suffix _tau): entropy in nats; effective_size in codes, the mean over
+    tokens of exp(entropy); and mass_1 / mass_10 / mass_100, the probability of the 1, 10, 100 likeliest
     codes."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for suffix, temperature in (("", 1.0), ("_tau", tau)):
         p = torch.softmax(scores.float() / temperature, dim=-1)
         h = entropy(p)

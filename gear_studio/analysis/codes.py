@@ -1,6 +1,6 @@
-"""Looking at single codes: how often each is used and for what, and which ones a token could have had.
+"""Single codes: how often each is used and for what, and which ones a token could have had.
 
-A `Survey` runs a tokenizer once over some hundred pictures; usage, mean colours and galleries come from it.
+`survey` runs a tokenizer once over some hundred pictures; usage, mean colours and galleries are read off it.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gear_studio.analysis.features import umap_layout
-from gear_studio.data.source import Source, to_float
+from gear_studio.data.images import to_float
+from gear_studio.data.source import Source
 from gear_studio.models.tokenizer import Tokenizer
 
 
@@ -22,7 +23,7 @@ class Survey:
     """What a tokenizer did with n pictures, on the CPU.
 
     images: uint8 (n, 3, H, W). indices: int64 (n, N). counts: int64 (K,), tokens of each code.
-    colors: float (K, 3) in [0, 1], mean RGB of the patches a code stands for; 0.5 for codes never chosen."""
+    colors: float (K, 3) in [0, 1], mean RGB of the patches with that code; 0.5 for codes never chosen."""
 
     images: Tensor
     indices: Tensor
@@ -32,12 +33,13 @@ class Survey:
 
 @torch.no_grad()
 def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
-    """Tokenize the first `pictures` pictures of `source`, evaluation view, of the tokenizer's size."""
+    """Tokenize the first `pictures` pictures of `source`, evaluation view. They have the tokenizer's size."""
     device = tokenizer.quantizer.codebook.device
     codes, patch = tokenizer.config.codes, tokenizer.config.image_size // tokenizer.grid
     images = source.read(range(min(pictures, len(source))))["image"]
-    indices = [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(32)]
-    indices = torch.cat(indices)
+    indices = torch.cat(
+        [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(32)]
+    )
     counts = torch.bincount(indices.flatten(), minlength=codes)
     patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)
     sums = torch.zeros(codes, 3).index_add_(0, indices.flatten(), patches)
@@ -45,34 +47,34 @@ def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
     return Survey(images, indices, counts, colors)
 
 
-def gallery(found: Survey, code: int, count: int = 12, margin: int = 1) -> tuple[Tensor, int]:
-    """Patches that `code` stands for, with `margin` patches around them, and how many there are in all.
+def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tuple[Tensor, int]:
+    """Patches of `code`, with `margin` patches around each, and how many the survey has of it.
 
-    Returns uint8 (m, 3, s, s), m <= count, s = patch size * (1 + 2 margin), spread evenly over them all."""
-    if not 0 <= code < len(found.counts):
-        raise ValueError(f"code {code} is not one of 0..{len(found.counts) - 1}")
-    places = (found.indices == code).nonzero()
-    grid = int(found.indices.shape[1] ** 0.5)
-    size = found.images.shape[-1] // grid
+    Returns uint8 (m, 3, s, s), m <= count, s = patch size * (1 + 2 margin), spread evenly over all of them.
+    Raises ValueError for a code that does not exist."""
+    if not 0 <= code < len(survey.counts):
+        raise ValueError(f"code {code} is not one of 0..{len(survey.counts) - 1}")
+    places = (survey.indices == code).nonzero()
+    grid = int(survey.indices.shape[1] ** 0.5)
+    size = survey.images.shape[-1] // grid
     side = size * (1 + 2 * margin)
     chosen = places[torch.linspace(0, len(places) - 1, min(count, len(places))).long()]
     crops = [torch.empty(0, 3, side, side, dtype=torch.uint8)]
     for picture, token in chosen.tolist():
-        padded = F.pad(found.images[picture][None].float(), (size * margin,) * 4, mode="replicate").byte()
+        padded = F.pad(survey.images[picture][None].float(), (size * margin,) * 4, mode="replicate").byte()
         top, left = (token // grid) * size, (token % grid) * size
         crops.append(padded[:, :, top : top + side, left : left + side])
     return torch.cat(crops), len(places)
 
 
 def code_layout(codebook: np.ndarray) -> np.ndarray:
-    """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call.
-
-    Made by `features.umap_layout`, whose notes hold here."""
+    """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call. See
+    `features.umap_layout`."""
     return umap_layout(codebook)
 
 
 class Candidate(NamedTuple):
-    """A code that a token could have. score: A_k. hard, soft: its weight in the two read-outs, in [0, 1]."""
+    """A code that a token could have. score: A_k. hard, soft: its weights in the two read-outs, in [0, 1]."""
 
     code: int
     score: float

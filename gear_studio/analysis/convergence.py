@@ -1,4 +1,4 @@
-"""How much sooner one arm gets where another ends up, for one pair of runs and over seeds."""
+"""How much sooner one arm reaches the value at which another ends, for one pair of runs and over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps and values, (n,) each
 
 
 def steps_to(steps: np.ndarray, values: np.ndarray, goal: float) -> float:
-    """First step at which a falling curve reaches `goal`, linear between measurements; infinity if it never
-    does.
-
-    steps, values: (n,), steps ascending."""
+    """First step at which a falling curve reaches `goal`, interpolated between measurements; infinity where
+    it never does. steps, values: (n,), steps ascending."""
     below = np.flatnonzero(values <= goal)
     if not len(below):
         return float("inf")
@@ -24,18 +22,18 @@ def steps_to(steps: np.ndarray, values: np.ndarray, goal: float) -> float:
 
 
 def speed_up(baseline: Curve, arm: Curve) -> float:
-    """Steps `baseline` needs to reach its own final value, over the steps `arm` needs to reach it first.
+    """The steps that `baseline` needs to reach its own final value, divided by those that `arm` needs to
+    reach that value. 0 where the arm never does.
 
-    Both are (steps, values) of a measure that falls, as `Run.series` returns; 0 when the arm never gets
-    there."""
+    Both are (steps, values) of a measure that falls, as `Run.series` returns."""
     goal = baseline[1][-1]
     return steps_to(*baseline, goal) / steps_to(*arm, goal)
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """pairs: the speed-up of each seed's arm over the same seed's baseline, 0 where the arm never got there.
-    value: their median. low, high: confidence interval of the median over seeds."""
+    """pairs: the speed-up of each seed's arm over the same seed's baseline, 0 where the arm never reached the
+    baseline's final value. value: their median. low, high: confidence interval of the median over seeds."""
 
     pairs: tuple[float, ...]
     value: float
@@ -44,7 +42,7 @@ class SpeedUp:
 
     @property
     def reached(self) -> int:
-        """Of how many seeds the arm got to where its baseline ended."""
+        """In how many seeds the arm reached its baseline's final value."""
         return sum(pair > 0 for pair in self.pairs)
 
     def __str__(self) -> str:
@@ -61,19 +59,19 @@ def speed_up_over_seeds(
     resamples: int = 2000,
     seed: int = 0,
 ) -> SpeedUp:
-    """`speed_up` of an arm over a baseline that were both trained with several seeds, in the same order.
+    """`speed_up` of an arm over a baseline, both trained with the same seeds, given in the same order.
 
-    The interval is the percentile bootstrap: seeds of the baseline and seeds of the arm are drawn anew with
-    replacement, each by itself, paired as drawn, and the median taken. Drawing the two apart takes nothing
-    from what a seed does to both arms alike, so that the interval is rather too wide.
+    The interval is the percentile bootstrap: seeds of the baseline and seeds of the arm are drawn with
+    replacement, independently of each other, and paired as drawn; then the median is taken. What a seed does
+    to both arms alike is not cancelled that way, so the interval is rather too wide.
 
-    An arm that never gets there has taken longer than it was trained for, by an unknown factor: it counts as
-    0, less than any other. A median is what such values leave usable; of an even number it is the lower one
-    of the middle two, never a mean with an unknown. A low end, or a value, of 0 reads "not reached".
+    An arm that never reaches the goal needs longer than it was trained for, by an unknown factor. It counts
+    as 0, less than any other. The median can still be taken of such values, where the mean cannot; of an even
+    number it is the lower of the middle two. A low end, or a value, of 0 is printed as "not reached".
 
-    With 3 seeds the interval is rough: there are 27 draws of each arm, and their median can be any pair of
-    the 9, extremes included, so it comes out near the full range of what was seen, and 95 % is a name. Raises
-    ValueError for unequal numbers of seeds, fewer than 2, or a level outside (0, 1)."""
+    With 3 seeds the interval is rough: there are 27 draws of each arm, and their median can be any of the 9
+    pairs, extremes included. It comes out near the full range of the pairs, so do not read it as 95 %.
+    Raises ValueError for unequal numbers of seeds, fewer than 2, or a level outside (0, 1)."""
     count = len(baselines)
     if count != len(arms) or count < 2:
         raise ValueError(

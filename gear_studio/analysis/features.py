@@ -5,12 +5,14 @@ Notable here:
 - The generator is read *teacher-forced*: it is given the true tokens before i, and its hidden state at
   position i is compared with patch i, which it has not seen.
 - What a comparison says depends on how features were taken: of which images, under which condition, before or
-  after the projector, patch by patch or averaged. `extract` writes that down as `protocol`, one line to be
-  printed under every figure. Its defaults are those of REPA's authors: null condition, before the projector.
+  after the projector, patch by patch or averaged. `extract` writes that down as `protocol`, one line that
+  figures print below themselves. Its defaults are those of REPA's authors: null condition, before the
+  projector.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +26,11 @@ from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 
-MODULES = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector, "teacher": Teacher}
 PLACES = "tokenizer.z, tokenizer.c_q, generator.BLOCK, teacher or teacher.BLOCK"
 LAST = -1  # the teacher's last block
 
 Model = Run | nn.Module | Sequence[nn.Module]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 # Taking features
@@ -60,9 +62,9 @@ class Features(ByPlace):
 
     def rows(self, level: str = "patch", count: int | None = None, seed: int = 0) -> "Sample":
         """Rows to compare, the same of every place: images averaged over patches (level "image") or patches
-        of all images ("patch"). count, seed and errors: as of `similarity.sample_rows`.
+        of all images ("patch"). count, seed and errors: as in `similarity.sample_rows`.
 
-        Features that other models have of the same images give rows of the same patches."""
+        The same call on other models' features of the same images returns rows of the same patches."""
         rows, groups = sample_rows(*self.maps.values(), level=level, count=count, seed=seed)
         drawn = f", {len(groups)} drawn (seed {seed})" if count is not None else ""
         what = {"image": "image level (mean of patches)", "patch": "patch level"}[level]
@@ -80,8 +82,7 @@ def extract(
     model: Model,
     images: Tensor,
     where: str | Sequence[str],
-    condition: str = "null",
-    labels: Tensor | None = None,
+    condition: Tensor | None = None,
     projector: str = "before",
     batch_size: int = 64,
     source: str = "",
@@ -93,15 +94,15 @@ def extract(
     where: "tokenizer.z", the latent before quantization; "tokenizer.c_q", the code vectors after it;
     "generator.3", the hidden state after block 3, teacher-forced, position i standing for patch i; "teacher",
     f(x), or "teacher.2", the same after its block 2.
-    condition: what the generator is asked for: "null", "label" with the labels (B,) of the images, or
-    "caption" with their captions as labels, encoded (B, T, 1 + caption_dim).
+    condition: the generator's, of each image: labels (B,) or encoded captions (B, T, 1 + caption_dim),
+    whichever it takes; None is the null condition.
     projector: "before", the hidden state itself; "after", g of it. g was trained on the tap's output alone,
     so then the tap is the only block that may be asked for.
     source: what the images are ("shapes, val"), for the protocol.
 
-    Raises ValueError for a place, condition or projector that does not exist or does not go together, a
-    module that is missing or in train mode, and images or labels of another shape; FileNotFoundError where a
-    Run holds no such part."""
+    Raises ValueError for a place or projector that does not exist, a condition or projector where no place is
+    of the generator, a module that is missing or in train mode, and images or a condition of another shape;
+    FileNotFoundError where a Run holds no such part."""
     where = [where] if isinstance(where, str) else list(where)
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise ValueError(
@@ -110,41 +111,56 @@ def extract(
         )
     if not where or len(set(where)) < len(where):
         raise ValueError(f"where is {where}; give one or more places, each once: {PLACES}")
-    places = {place: _part_and_detail(place) for place in where}
+    places = {place: _parse_place(place) for place in where}
     parts = {part for part, _ in places.values()}
-    modules = {
-        part: _module(model, part) for part in parts | ({"tokenizer"} if "generator" in parts else set())
-    }
+    modules = _Modules()
+    if parts & {"tokenizer", "generator"}:
+        modules.tokenizer = _find_module(model, Tokenizer)
+    if "teacher" in parts:
+        modules.teacher = _find_module(model, Teacher)
     if "generator" in parts:
-        labels = _labels(modules["generator"], condition, labels, len(images))
-        _check_projector(modules["generator"], places, projector)
+        modules.generator = _find_module(model, Generator)
+        if condition is not None:
+            modules.generator.condition.check(condition, len(images))
+        _check_projector(modules.generator, places, projector)
         if projector == "after":
-            modules["projector"] = _module(model, "projector")
-    elif projector != "before" or condition != "null":
+            modules.projector = _find_module(model, Projector)
+    elif projector != "before" or condition is not None:
         raise ValueError(
-            f"condition {condition!r} and projector {projector!r} are the generator's, and none of "
-            f"{', '.join(where)} is of it; leave them out"
+            f"condition and projector are the generator's, and none of {', '.join(where)} is of it; leave "
+            "them out"
         )
-    found: dict[str, list[Tensor]] = {place: [] for place in where}
+    batches: dict[str, list[Tensor]] = {place: [] for place in where}
     for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
-        asked = None if labels is None else labels[batch]
-        for place, features in _read(modules, images[batch], places, asked).items():
-            found[place].append(features.float().cpu())
+        of_batch = None if condition is None else condition[batch]
+        for place, features in _read_places(modules, images[batch], places, of_batch).items():
+            batches[place].append(features.float().cpu())
     protocol = f"{len(images)} images" + (f" ({source})" if source else "")
-    if "generator" in parts:
-        kind = "null condition" if condition == "null" else f"conditioned on the {condition}"
-        protocol += f"; generator teacher-forced, {kind}, {projector} the projector"
-    return Features({place: torch.cat(batches) for place, batches in found.items()}, protocol)
+    if modules.generator:
+        kind = modules.generator.condition.kind
+        conditioned = "null condition" if condition is None else f"conditioned on the {kind}"
+        protocol += f"; generator teacher-forced, {conditioned}, {projector} the projector"
+    return Features({place: torch.cat(each) for place, each in batches.items()}, protocol)
 
 
-def reader(model: Model, place: str, projector: str = "before") -> Callable[[Tensor], Tensor]:
+def to_function(model: Model, place: str, projector: str = "before") -> Callable[[Tensor], Tensor]:
     """A place of a model as a function: images (B, 3, H, W) in [-1, 1] -> features (B, N, d), as `probes`
     take it. The generator's condition is null."""
     return lambda images: extract(model, images, [place], projector=projector)[place]
 
 
-def _part_and_detail(place: str) -> tuple[str, str | int]:
+@dataclass
+class _Modules:
+    """The modules that the places need."""
+
+    tokenizer: Tokenizer | None = None
+    generator: Generator | None = None
+    projector: Projector | None = None
+    teacher: Teacher | None = None
+
+
+def _parse_place(place: str) -> tuple[str, str | int]:
     """ "generator.3" -> ("generator", 3); "teacher" -> ("teacher", LAST)."""
     part, _, detail = place.partition(".")
     if part == "tokenizer" and detail in ("z", "c_q"):
@@ -156,32 +172,21 @@ def _part_and_detail(place: str) -> tuple[str, str | int]:
     raise ValueError(f"unknown place {place!r}; choose of {PLACES}")
 
 
-def _module(model: Model, part: str) -> nn.Module:
+def _find_module(model: Model, kind: type[Module]) -> Module:
     if isinstance(model, Run):
-        return getattr(model, part)
-    given = [model] if isinstance(model, nn.Module) else list(model)
-    fitting = [module for module in given if isinstance(module, MODULES[part])]
+        return getattr(model, kind.__name__.lower())
+    candidates = [model] if isinstance(model, nn.Module) else list(model)
+    fitting = [module for module in candidates if isinstance(module, kind)]
     if len(fitting) != 1:
-        kinds = ", ".join(type(module).__name__ for module in given)
+        kinds = ", ".join(type(module).__name__ for module in candidates)
         raise ValueError(
-            f"a {MODULES[part].__name__} is needed and {kinds or 'nothing'} was given; give a Run, or "
+            f"a {kind.__name__} is needed and {kinds or 'nothing'} was given; give a Run, or "
             "exactly one of each module that the places need (a Generator goes with its Tokenizer)"
         )
-    if fitting[0].training and part != "teacher":
-        raise ValueError(f"the {part} is in train mode, where dropout acts; call its eval() first")
+    if fitting[0].training and kind is not Teacher:
+        name = kind.__name__.lower()
+        raise ValueError(f"the {name} is in train mode, where dropout acts; call its eval() first")
     return fitting[0]
-
-
-def _labels(generator: Generator, condition: str, labels: Tensor | None, count: int) -> Tensor | None:
-    kind = generator.condition.kind
-    if condition not in ("null", kind):
-        raise ValueError(f"condition is {condition!r}; choose null or {kind}")
-    if condition == "null":
-        if labels is not None:
-            raise ValueError(f'labels were given and condition is "null"; with labels it is "{kind}"')
-        return None
-    generator.condition.check(labels, count)
-    return labels
 
 
 def _check_projector(generator: Generator, places: dict, projector: str) -> None:
@@ -199,34 +204,33 @@ def _check_projector(generator: Generator, places: dict, projector: str) -> None
 
 
 @torch.no_grad()
-def _read(modules: dict, images: Tensor, places: dict, labels: Tensor | None) -> dict[str, Tensor]:
-    """Features (B, N, d) of one batch, each model run once."""
+def _read_places(
+    modules: _Modules, images: Tensor, places: dict, condition: Tensor | None
+) -> dict[str, Tensor]:
+    """Features (B, N, d) of one batch by place. Each model runs once, whatever the number of its places."""
 
     def blocks(part: str) -> list[int]:
         return sorted({detail for kind, detail in places.values() if kind == part})
 
-    found: dict[tuple, Tensor] = {}
-    if "tokenizer" in modules:
-        tokenizer = modules["tokenizer"]
+    features: dict[tuple, Tensor] = {}
+    if tokenizer := modules.tokenizer:
         z = tokenizer.encode(images.to(_device(tokenizer)))
         indices = tokenizer.quantizer.indices(z)
-        found |= {("tokenizer", "z"): z, ("tokenizer", "c_q"): tokenizer.quantizer.codes(indices)}
-    if "generator" in modules:
-        generator = modules["generator"]
-        here, numbers = _device(generator), blocks("generator")
-        asked = None if labels is None else labels.to(here)
-        states = generator_features(generator, indices.to(here), numbers, asked)
-        if "projector" in modules:
-            projector = modules["projector"]
+        features |= {("tokenizer", "z"): z, ("tokenizer", "c_q"): tokenizer.quantizer.codes(indices)}
+    if generator := modules.generator:
+        device, numbers = _device(generator), blocks("generator")
+        condition = None if condition is None else condition.to(device)
+        states = generator_features(generator, indices.to(device), numbers, condition)
+        if projector := modules.projector:
             states = [projector(state.to(_device(projector))) for state in states]
-        found |= {("generator", number): state for number, state in zip(numbers, states, strict=True)}
-    if "teacher" in modules:
-        teacher, numbers = modules["teacher"], blocks("teacher")
+        features |= {("generator", number): state for number, state in zip(numbers, states, strict=True)}
+    if teacher := modules.teacher:
+        numbers = blocks("teacher")
         states = teacher.features(
             images.to(_device(teacher)), [teacher.depth if n == LAST else n for n in numbers]
         )
-        found |= {("teacher", number): state for number, state in zip(numbers, states, strict=True)}
-    return {place: found[key] for place, key in places.items()}
+        features |= {("teacher", number): state for number, state in zip(numbers, states, strict=True)}
+    return {place: features[key] for place, key in places.items()}
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -242,15 +246,16 @@ def tokenizer_features(tokenizer: Tokenizer, images: Tensor, quantized: bool = F
 
 @torch.no_grad()
 def generator_features(
-    generator: Generator, indices: Tensor, blocks: list[int], labels: Tensor | None = None
+    generator: Generator, indices: Tensor, blocks: list[int], condition: Tensor | None = None
 ) -> list[Tensor]:
     """Hidden states (B, N, d) after each of `blocks` (1-based, ascending), teacher-forced on indices (B, N).
 
-    labels: as `Generator.hidden` takes its condition, or None for the null condition. Position i has seen the
-    condition and the tokens before i. The generator must be in eval mode, as `from_pretrained` returns it."""
-    if labels is None:
-        labels = generator.condition.nulls(len(indices), indices.device)
-    return generator.hidden(generator.tokens(indices[:, :-1]), labels, blocks)
+    condition: labels (B,) or encoded captions (B, T, 1 + caption_dim); None is the null condition. Position i
+    has seen the condition and the tokens before i. The generator must be in eval mode, as `from_pretrained`
+    returns it."""
+    if condition is None:
+        condition = generator.condition.nulls(len(indices), indices.device)
+    return generator.hidden(generator.tokens(indices[:, :-1]), condition, blocks)
 
 
 # Looking at them
@@ -258,12 +263,16 @@ def generator_features(
 
 @torch.no_grad()
 def alignment_map(
-    generator: Generator, projector: Projector, indices: Tensor, teacher: Tensor, labels: Tensor | None = None
+    generator: Generator,
+    projector: Projector,
+    indices: Tensor,
+    teacher: Tensor,
+    condition: Tensor | None = None,
 ) -> Tensor:
-    """cos(g(h_i), f(x)_i) at the tap, (B, N) in [-1, 1]: what the alignment loss averages (with a minus).
+    """cos(g(h_i), f(x)_i) at the tap, (B, N) in [-1, 1]. The alignment loss is minus its mean.
 
-    indices: (B, N); teacher: its patch features (B, N, d_f); labels as in `generator_features`."""
-    (hidden,) = generator_features(generator, indices, [generator.config.tap], labels)
+    indices: (B, N). teacher: its patch features (B, N, d_f). condition: as in `generator_features`."""
+    (hidden,) = generator_features(generator, indices, [generator.config.tap], condition)
     return patch_cosine(projector(hidden), teacher)
 
 
@@ -271,7 +280,7 @@ def pca_rgb(features: Tensor) -> Tensor:
     """The first three principal components of one picture's features (N, d) as colours (N, 3) in [0, 1].
 
     Each component is stretched from its 2 % to its 98 % quantile and turned so that its largest loading is
-    positive: equal features get equal colours, but colours of two feature spaces mean nothing to each other.
+    positive. So equal features get equal colours; colours of two feature spaces cannot be compared.
     Where features have fewer than three components, the missing ones are 0.5."""
     x = features.float() - features.float().mean(0)
     _, values, axes = torch.linalg.svd(x, full_matrices=False)
@@ -294,10 +303,10 @@ def similarity(features: Tensor, patch: int) -> Tensor:
 def umap_layout(
     features: Tensor | np.ndarray, seed: int = 0, neighbours: int = 15, metric: str = "cosine"
 ) -> np.ndarray:
-    """UMAP (McInnes et al. 2018) of rows (n, d): (n, 2) float32, a function of the features and the seed.
+    """UMAP (McInnes et al. 2018) of rows (n, d): (n, 2) float32, the same for the same features and seed.
 
-    Distances between far groups and the axes mean nothing. The first call compiles for some seconds; call it
-    from one thread at a time."""
+    The axes mean nothing, nor do distances between groups that lie far apart. The first call compiles for
+    some seconds; call it from one thread at a time."""
     import umap  # here: it takes seconds to import, and only this needs it
 
     features = np.asarray(features.detach().float().cpu() if isinstance(features, Tensor) else features)

@@ -1,12 +1,12 @@
-"""Probes: what can be read off features with a linear classifier, or from nearest neighbours, and no more.
+"""Probes: what a linear classifier, or a vote of nearest neighbours, can read off features.
 
 Probing needs the world's truth, so it runs on `shapes`. Train and test pictures are disjoint, from the range
 of the world that nothing trains on ("probe"), and another seed means other pictures: the spread over seeds is
 the uncertainty.
 
 Features are any function of images (B,3,S,S) in [-1,1] to (B,64,d), one row a cell of the world's 8 x 8
-grid: a Teacher, or a place of a model by `features.reader(run, "generator.3")`. S is the `image_size` that is
-asked for: 64, or what the tokenizer takes, `run.tokenizer.config.image_size`.
+grid: a Teacher, or a place of a model by `features.to_function(run, "generator.3")`. S is the
+argument `image_size`: 64, or what the tokenizer takes, `run.tokenizer.config.image_size`.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from gear_studio import data
+from gear_studio.data.shapes import Shapes
 
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 Probe = Callable[..., float]
 
 
-def _linear(train_x: np.ndarray, train_y: np.ndarray) -> Pipeline:
+def _fit_linear(train_x: np.ndarray, train_y: np.ndarray) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(train_x, train_y)
 
 
@@ -34,7 +35,7 @@ def linear_probe(train_x, train_y, test_x, test_y) -> float:
     x: (N,d), y: (N,) class ids, numpy arrays or CPU tensors. Standardised by the training rows alone.
     """
     train_x, train_y, test_x, test_y = map(np.asarray, (train_x, train_y, test_x, test_y))
-    return float(_linear(train_x, train_y).score(test_x, test_y))
+    return float(_fit_linear(train_x, train_y).score(test_x, test_y))
 
 
 def knn_probe(train_x, train_y, test_x, test_y, k: int = 20) -> float:
@@ -58,7 +59,7 @@ def probe_patches(
     probe: Probe = linear_probe,
     image_size: int = 64,
 ) -> dict[str, float]:
-    """Accuracy of linear probes on held-out patches: foreground; texture and shape on object patches.
+    """Accuracy of probes on held-out patches: of foreground on all, of texture and shape on object patches.
 
     features: images (B,3,S,S) in [-1,1] -> (B,64,d), such as a Teacher. From every picture `patches` object
     patches and as many background ones are drawn, so that a large object does not count for more. probe:
@@ -66,12 +67,13 @@ def probe_patches(
     every size.
     Returns {"foreground", "texture", "shape"} in [0,1]; chance is 1/2, 1/4 and 1/6.
     """
-    here, there = _pictures(seed, train_images, test_images)
-    train, test = (_patches(features, part, patches, seed, image_size) for part in (here, there))
-    on_object = [part["foreground"] == 1 for part in (train, test)]
+    train, test = (
+        _draw_patches(features, pictures, patches, seed, image_size)
+        for pictures in _split_pictures(seed, train_images, test_images)
+    )
     result = {"foreground": probe(train["x"], train["foreground"], test["x"], test["foreground"])}
+    a, b = train["foreground"] == 1, test["foreground"] == 1
     for task in ("texture", "shape"):
-        (a, b) = on_object
         result[task] = probe(train["x"][a], train[task][a], test["x"][b], test[task][b])
     return result
 
@@ -87,11 +89,12 @@ def probe_images(
     """Accuracy in [0,1] of a probe for the class of held-out images, from the mean of their patches.
 
     Chance is 1/24. features, seed, probe and image_size as in `probe_patches`."""
-    sides = []
-    for pictures in _pictures(seed, train_images, test_images):
-        parts = [(x.mean(1), truth["label"].numpy()) for x, truth in _batches(features, pictures, image_size)]
-        sides += map(np.concatenate, zip(*parts, strict=True))
-    return probe(*sides)
+    arguments: list[np.ndarray] = []
+    for pictures in _split_pictures(seed, train_images, test_images):
+        batches = _read_batches(features, pictures, image_size)
+        parts = [(x.mean(1), truth["label"].numpy()) for x, truth in batches]
+        arguments += map(np.concatenate, zip(*parts, strict=True))
+    return probe(*arguments)
 
 
 def segmentation_iou(
@@ -102,36 +105,37 @@ def segmentation_iou(
     patches: int = 6,
     image_size: int = 64,
 ) -> float:
-    """Intersection over union, in [0,1], of object patches that a linear probe finds and those that are.
+    """Intersection over union, in [0,1], of the patches that a linear probe calls foreground and those that
+    are on the object.
 
-    The probe for foreground is fitted as in `probe_patches`, and asked for all 64 patches of every test
-    image; counts are added over images before they are divided. At the resolution of the tokens: a patch is
-    of the object when at least half of it is. Naming every patch gives the share of patches that are."""
-    here, there = _pictures(seed, train_images, test_images)
-    train = _patches(features, here, patches, seed, image_size)
-    probe = _linear(train["x"], train["foreground"])
+    The probe is fitted as in `probe_patches` and predicts all 64 patches of every test image; counts are
+    added over images before they are divided. At the resolution of the tokens: a patch is on the object when
+    at least half of it is. A probe that calls every patch foreground scores the share of patches that are."""
+    train_pictures, test_pictures = _split_pictures(seed, train_images, test_images)
+    train = _draw_patches(features, train_pictures, patches, seed, image_size)
+    probe = _fit_linear(train["x"], train["foreground"])
     both = either = 0
-    for x, truth in _batches(features, there, image_size):
-        found = probe.predict(x.reshape(-1, x.shape[-1])) == 1
+    for x, truth in _read_batches(features, test_pictures, image_size):
+        predicted = probe.predict(x.reshape(-1, x.shape[-1])) == 1
         true = truth["patch_foreground"].flatten().numpy()
-        both += (found & true).sum()
-        either += (found | true).sum()
+        both += (predicted & true).sum()
+        either += (predicted | true).sum()
     return float(both / max(either, 1))
 
 
-def _pictures(seed: int, train_images: int, test_images: int) -> tuple[range, range]:
+def _split_pictures(seed: int, train_images: int, test_images: int) -> tuple[range, range]:
     """Numbers of the pictures of a seed, to train and to test on."""
     first = seed * (train_images + test_images)
     middle = first + train_images
     return range(first, middle), range(middle, middle + test_images)
 
 
-def _batches(
+def _read_batches(
     features: FeatureFunction, pictures: range, image_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-    """Features (b,64,d) and truth of some pictures at a time. Raises ValueError for features of another
+    """Features (b,64,d) and truth of the pictures, batch by batch. Raises ValueError for features of another
     shape."""
-    world = data.load("shapes", "probe", image_size)
+    world = Shapes("probe", image_size)
     for start in range(0, len(pictures), 100):
         truth = world.truth(pictures[start : start + 100])
         with torch.inference_mode():
@@ -145,12 +149,14 @@ def _batches(
         yield x, truth
 
 
-def _patches(
+def _draw_patches(
     features: FeatureFunction, pictures: range, patches: int, seed: int, image_size: int
 ) -> dict[str, np.ndarray]:
+    """Features "x" (n,d) of `patches` object patches and as many background ones of every picture, or fewer
+    where it has fewer; and of each row the truth, (n,): "foreground", "texture" and "shape"."""
     rng = np.random.default_rng((seed, pictures.start))
-    found: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}
-    for x, truth in _batches(features, pictures, image_size):
+    drawn: dict[str, list[np.ndarray]] = {"x": [], "foreground": [], "texture": [], "shape": []}
+    for x, truth in _read_batches(features, pictures, image_size):
         foreground = truth["patch_foreground"].flatten(1).numpy()
         # The highest random numbers among object patches, and among background patches, of each picture.
         ranks = rng.random(foreground.shape)
@@ -158,8 +164,8 @@ def _patches(
             order = np.argsort(np.where(foreground == wanted, -ranks, 1.0), axis=1)[:, :patches]
             rows = np.arange(len(order))[:, None]
             keep = foreground[rows, order] == wanted
-            found["x"].append(x[rows, order][keep])
-            found["foreground"].append(np.full(keep.sum(), int(wanted)))
+            drawn["x"].append(x[rows, order][keep])
+            drawn["foreground"].append(np.full(keep.sum(), int(wanted)))
             for task in ("texture", "shape"):
-                found[task].append(truth[f"patch_{task}"].flatten(1).numpy()[rows, order][keep])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                drawn[task].append(truth[f"patch_{task}"].flatten(1).numpy()[rows, order][keep])
+    return {name: np.concatenate(parts) for name, parts in drawn.items()}

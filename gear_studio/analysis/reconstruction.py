@@ -1,5 +1,7 @@
 """How alike a picture and its reconstruction are, pixel by pixel."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -15,4 +17,5 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure as measure
 
     # As brightness from 0 to 1: the measure compares means relative to black.
-    return measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")
+    values = measure((images + 1) / 2, (reference + 1) / 2, data_range=1.0, reduction="none")
+    return cast(Tensor, values)  # a pair only where the full map is asked for

@@ -1,9 +1,9 @@
-"""What pictures are measured against: a source's held-out pictures, a folder of pictures, or an .npz of the
-kind that the ADM evaluator publishes. And a cache on disk, so that the reference is looked at once.
+"""What pictures are compared with: a source's held-out pictures, a folder of pictures, or an .npz of the kind
+that the ADM evaluator publishes. And a cache on disk, so that a reference is looked at once.
 
-Notable: a cache entry is named by everything that it follows from: which pictures (for files: path, size and
-time of change), their number, the network's weights, and what is kept of them. Nothing is ever out of date;
-what changes gets another name.
+Notable: the name of a cache entry is a digest of everything it depends on: which pictures (for files: path,
+size and time of change), their number, the network's weights, and what is kept of them. So no entry is ever
+out of date: when one of these changes, another name is looked up.
 """
 
 import hashlib
@@ -12,33 +12,33 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gear_studio.analysis.statistics import Statistics
-from gear_studio.data.folder import fit, open_rgb
-from gear_studio.data.source import Source
-from gear_studio.files import atomic
+from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
+from gear_studio.data.source import Fingerprinted, Source
+from gear_studio.files import atomic, one_line
 from gear_studio.models.inception import DIMS
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KEYS = {  # ADM's names
     "fd": ("mu", "sigma"),
     "fd-dinov2": ("mu", "sigma"),
     "fid": ("mu", "sigma"),
     "sfid": ("mu_s", "sigma_s"),
 }
-FORMAT = "1"  # to be raised when the same pictures come to give other numbers
+FORMAT = "1"  # raise it when a change of the code gives other numbers for the same pictures
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real pictures, or what is known of them.
+    """Real pictures, or statistics of some that are not there.
 
-    read: pictures by their numbers in 0..count-1, uint8 (B, 3, H, W); None where there are none, only
-    `statistics`, by metric (fid, sfid)."""
+    read: returns the pictures with some of the numbers 0..count-1, uint8 (B, 3, H, W); None where there are
+    no pictures but only `statistics`, by metric (fid, sfid)."""
 
     name: str
     count: int
@@ -47,16 +47,17 @@ class Reference:
     statistics: dict[str, Statistics] = field(default_factory=dict)
 
 
-def of_source(source: Source, numbers: Sequence[int]) -> Reference:
-    """Pictures `numbers` of a source, evaluation view.
+def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
+    """The pictures of a source with these numbers, evaluation view.
 
-    A source of files is known by them, another by its name and a few of its pictures."""
+    The fingerprint of a source that has one is taken over; of another it is made of its name and a few of
+    its pictures."""
     digest = hashlib.sha256(repr((source.name, source.image_size, list(numbers))).encode())
-    if hasattr(source, "fingerprint"):
+    if isinstance(source, Fingerprinted):
         digest.update(source.fingerprint().encode())
     else:
-        some = [numbers[i * len(numbers) // 8] for i in range(8)]
-        digest.update(source.read(some)["image"].numpy().tobytes())
+        eight = [numbers[i * len(numbers) // 8] for i in range(8)]
+        digest.update(source.read(eight)["image"].numpy().tobytes())
 
     def read(part: range) -> Tensor:
         return source.read([numbers[i] for i in part])["image"]
@@ -72,25 +73,25 @@ def open_reference(path: str | Path, image_size: int) -> Reference:
     Raises FileNotFoundError or ValueError naming what is wrong with the path."""
     path = Path(path)
     if path.is_dir():
-        return _of_pictures(path, image_size)
+        return _open_folder(path, image_size)
     if not path.is_file():
         raise FileNotFoundError(f"reference {path} is neither a folder of pictures nor an .npz file")
-    return _of_npz(path)
+    return _open_npz(path)
 
 
-def _of_pictures(folder: Path, image_size: int) -> Reference:
-    files = [file for file in _walk(folder) if file.suffix.lower() in SUFFIXES]
+def _open_folder(folder: Path, image_size: int) -> Reference:
+    files = [file for file in _walk(folder) if is_picture(file.name)]
     if not files:
         raise ValueError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
 
     def read(part: range) -> Tensor:
-        return torch.stack([fit(open_rgb(files[i], image_size), image_size) for i in part])
+        return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
 
-    digest = hashlib.sha256(_files_digest(files) + str(image_size).encode()).hexdigest()
+    digest = hashlib.sha256(_digest_files(files) + str(image_size).encode()).hexdigest()
     return Reference(str(folder), len(files), digest, read)
 
 
-def _of_npz(path: Path) -> Reference:
+def _open_npz(path: Path) -> Reference:
     expected = (
         "expected `arr_0` (pictures, uint8, N x H x W x 3), or `mu` and `sigma` (2048 Inception features)"
     )
@@ -99,49 +100,51 @@ def _of_npz(path: Path) -> Reference:
             keys = file.files
             arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"reference {path} is not a complete .npz file ({error}); {expected}") from error
+        problem = one_line(error)
+        raise ValueError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():
         if metric not in DIMS or not {mean, covariance} <= arrays.keys():
             continue
-        found = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
+        known = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
         dim = DIMS[metric]
-        if found.mean.shape != (dim,) or found.covariance.shape != (dim, dim):
+        if known.mean.shape != (dim,) or known.covariance.shape != (dim, dim):
             raise ValueError(
-                f"reference {path}: {mean} and {covariance} have shapes {found.mean.shape} and "
-                f"{found.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
+                f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
+                f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
-        statistics[metric] = found
+        statistics[metric] = known
     pictures = arrays.get("arr_0")
-    if pictures is not None and (pictures.dtype != np.uint8 or pictures.shape[3:] != (3,)):
+    digest = _digest_files([path]).hex()
+    if pictures is None:
+        if not statistics:
+            raise ValueError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
+        return Reference(str(path), 0, digest, None, statistics)
+    if pictures.dtype != np.uint8 or pictures.shape[3:] != (3,):
         raise ValueError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
-    if pictures is None and not statistics:
-        raise ValueError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
 
     def read(part: range) -> Tensor:
         return torch.from_numpy(pictures[part.start : part.stop]).permute(0, 3, 1, 2).contiguous()
 
-    count = 0 if pictures is None else len(pictures)
-    digest = _files_digest([path]).hex()
-    return Reference(str(path), count, digest, None if pictures is None else read, statistics)
+    return Reference(str(path), len(pictures), digest, read, statistics)
 
 
 class StatisticsCache:
-    """Statistics and feature points on disk, one .npz each in ADM's layout, written atomically.
+    """Statistics and feature points on disk, each in an .npz of ADM's layout that is written atomically.
 
-    folder: default gear-studio/ in the user's cache folder."""
+    folder: by default gear-studio/references in the user's cache folder."""
 
     def __init__(self, folder: str | Path | None = None):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.folder = Path(folder or Path(home) / "gear-studio" / "references")
 
     def path(self, reference: Reference, network: str, metric: str) -> Path:
-        """network: its fingerprint."""
+        """Where the entry of a metric lies. network: the fingerprint of the network it is taken in."""
         name = "\n".join((FORMAT, reference.fingerprint, network, metric))
         return self.folder / f"{metric}-{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
 
     def load(self, path: Path, metric: str) -> Statistics | Tensor | None:
-        """What `store` wrote, or None where there is nothing of use."""
+        """What `store` wrote, or None where the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 if metric == "pr":
@@ -156,16 +159,15 @@ class StatisticsCache:
         else:
             arrays = dict(zip(KEYS[metric], (value.mean, value.covariance), strict=True))
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **cast(dict[str, Any], arrays))
 
 
 def _walk(folder: Path) -> list[Path]:
     """Every file below a folder, in an order that is the same everywhere."""
-    found = [Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(file for file in found if not file.name.startswith("."))
+    return sorted(Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
-def _files_digest(files: Sequence[Path]) -> bytes:
+def _digest_files(files: Sequence[Path]) -> bytes:
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()

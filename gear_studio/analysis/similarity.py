@@ -19,6 +19,7 @@ Notable here:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Null:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its confidence interval, and what chance gives (None where not asked for)."""
+    """A measured value with its confidence interval, and the chance level (None where not measured)."""
 
     value: float
     low: float
@@ -56,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest rows of every row by cosine, the row itself left out.
+    """The nearest rows of every row by cosine, without the row itself.
 
     rows: (N, d), of length 1. indices: int64 (N, m), nearest first. cosines: (N, m)."""
 
@@ -72,9 +73,9 @@ class Neighbours:
         return Neighbours(self.rows[order], torch.argsort(order)[self.indices[order]], self.cosines[order])
 
     def within(self, chosen: Tensor, k: int) -> "Neighbours":
-        """The k nearest among some rows alone. chosen: bool (N,).
+        """The neighbours of the chosen rows, k each, among the chosen rows alone. chosen: bool (N,).
 
-        Read off this list where it goes far enough, searched again for the rows where it does not."""
+        They are read off this list where it goes far enough, else searched again."""
         kept = chosen.nonzero().flatten()
         if len(kept) <= k:
             raise ValueError(f"k is {k} and a half has {len(kept)} rows; give more rows, or a smaller k")
@@ -95,9 +96,10 @@ class Neighbours:
 def neighbours(x: Rows, k: int = 10) -> Neighbours:
     """The k nearest rows of every row of x, and one more to see ties by. x: (N, d).
 
-    `cknna` and `mutual_knn` take the answer in the place of x: what is compared with many others, such as a
-    teacher, is searched once. Raises ValueError for k >= N, a row of zeros or values that are not finite."""
-    return _neighbours(_matrix(x, "x"), k, k + 1, "x")
+    `cknna` and `mutual_knn` take the result in the place of x, so that features which are compared with many
+    others, such as a teacher's, are searched once.
+    Raises ValueError for k >= N, a row of zeros or values that are not finite."""
+    return _search_all(_to_matrix(x, "x"), k, k + 1, "x")
 
 
 # The measures
@@ -115,15 +117,15 @@ def cka(x: Rows, y: Rows, debiased: bool = True) -> float:
     Sums over d x d' where that is the smaller work, over chunks of the kernels where rows are few and wide.
     Raises ValueError for shapes that do not match, too few rows, values that are not finite, and rows that do
     not vary."""
-    x, y = _matrices(x, y)
+    x, y = _to_matrices(x, y)
     if len(x) < (4 if debiased else 2):
         raise ValueError(
             f"CKA of {len(x)} rows was asked for; it takes at least 4 (2 with debiased=False), and some "
             "hundred to mean much"
         )
-    a, b = _centred(x, "x"), _centred(y, "y")
+    a, b = _centre(x, "x"), _centre(y, "y")
     hsic = _hsic_unbiased if debiased else _hsic_biased
-    return hsic(a, b) / math.sqrt(_positive(hsic(a, a), a, "x") * _positive(hsic(b, b), b, "y"))
+    return hsic(a, b) / math.sqrt(_check_positive(hsic(a, a), a, "x") * _check_positive(hsic(b, b), b, "y"))
 
 
 @torch.no_grad()
@@ -142,14 +144,14 @@ def cknna(x: Rows | Neighbours, y: Rows | Neighbours, k: int = 10) -> float:
 
     Raises ValueError as `neighbours` does, for N < 4, and where more than 5 % of the rows cannot tell their
     k-th neighbour from the next, as quantized features with many equal rows cannot."""
-    x, y = _nearest(x, y, k)
+    x, y = _take_neighbours(x, y, k)
     n = len(x)
     if n < 4:
         raise ValueError(
             f"CKNNA of {n} rows was asked for; it takes at least 4, and some hundred to mean much"
         )
     (in_x, cos_x), (in_y, cos_y) = _edges(x, k), _edges(y, k)
-    shared, at = _find(in_x, in_y)
+    shared, at = _locate(in_x, in_y)
     together = _hsic_sparse(n, in_x[shared], cos_x[shared], cos_y[at[shared]])
     alone = [_hsic_sparse(n, keys, cos, cos) for keys, cos in ((in_x, cos_x), (in_y, cos_y))]
     for name, value in zip("xy", alone, strict=True):
@@ -167,36 +169,40 @@ def mutual_knn(x: Rows | Neighbours, y: Rows | Neighbours, k: int = 10) -> float
     averaged over rows (Huh et al. 2024). k / (N - 1) for unrelated rows.
 
     x: (N, d), y: (N, d'), or their `neighbours`. Raises ValueError as `cknna` does."""
-    x, y = _nearest(x, y, k)
-    shared, _ = _find(_edges(x, k)[0], _edges(y, k)[0])
+    x, y = _take_neighbours(x, y, k)
+    shared, _ = _locate(_edges(x, k)[0], _edges(y, k)[0])
     return shared.double().mean().item()
 
 
 # Chance and uncertainty
 
 
-Measure = Callable[[Rows, Rows], float]
+Measure = Callable[[Any, Any], float]  # of two row matrices, or of two Neighbours
 
 
 @torch.no_grad()
 def null_baseline(measure: Measure, x: Rows, y: Rows, permutations: int = 100, seed: int = 0) -> Null:
-    """What `measure` gives when the rows of y are shuffled: nothing in common but the features' own shape.
+    """Chance level: what `measure` gives when the rows of y are shuffled, so that only the shape of the
+    features is left to have in common.
 
     measure: `cka`, `cknna`, `mutual_knn`, a functools.partial of one (k=5, debiased=False), or any function
-    of two row matrices. The neighbours of the first kinds are searched once, not once a permutation."""
+    of two row matrices. Neighbours are searched once, not once a permutation."""
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; it takes at least 1")
-    return _shuffled(measure, *_searched(measure, *_matrices(x, y), margin=1), permutations, seed)
+    a, b = _search_if_needed(measure, *_to_matrices(x, y), margin=1)
+    return _measure_shuffled(measure, a, b, permutations, seed)
 
 
-def _shuffled(measure: Measure, x, y, permutations: int, seed: int) -> Null:
+def _measure_shuffled(
+    measure: Measure, x: Tensor | Neighbours, y: Tensor | Neighbours, permutations: int, seed: int
+) -> Null:
     source = torch.Generator().manual_seed(seed)
-    found = []
+    values = []
     for _ in range(permutations):
         order = torch.randperm(len(y), generator=source).to(_device(y))
-        found.append(measure(x, y.permuted(order) if isinstance(y, Neighbours) else y[order]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Null(float(np.mean(found)), float(low), float(high))
+        values.append(measure(x, y.permuted(order) if isinstance(y, Neighbours) else y[order]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Null(float(np.mean(values)), float(low), float(high))
 
 
 @torch.no_grad()
@@ -213,28 +219,28 @@ def interval(
     """`measure` of x and y, with a confidence interval from random halves and, with permutations > 0, chance.
 
     groups: (N,) which image each row came from; None where every row is an image of its own. Patches of one
-    image resemble each other, so it is images that are drawn, never single patches. measure: as in
-    `null_baseline`. level: in (0, 1).
+    image resemble each other, so images are drawn, never single patches. measure: as in `null_baseline`.
+    level: in (0, 1).
 
-    Each time half of the groups is drawn, *without* replacement. A half of all that there is differs from the
-    whole as much as the whole does from the truth (Politis & Romano 1994; the delete-half jackknife), so the
-    standard deviation of the halves' values is the standard error; the interval is that many of Student's t
-    about the value of all rows. A bootstrap with replacement would not do: copies of a row would be each
-    other's nearest neighbours. Halves have the same k among fewer rows, which moves their mean; only their
-    spread is used. Rough below some 20 groups.
+    Each time half of the groups is drawn, *without* replacement. Half of the groups differ from all of them
+    as much as all of them differ from the truth (Politis & Romano 1994; the delete-half jackknife), so the
+    standard deviation of the halves' values is the standard error. The interval reaches Student's t times
+    that error to either side of the value of all rows. A bootstrap with replacement would not do: copies of a
+    row would be each other's nearest neighbours. Halves have the same k among fewer rows, which moves their
+    mean; only their spread is used. Rough below some 20 groups.
 
     Raises ValueError for fewer than 8 groups."""
     from scipy.special import stdtrit  # here: figures need this file and not scipy
 
-    x, y = _matrices(x, y)
+    a, b = _to_matrices(x, y)
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95")
     if halves < 2:
         raise ValueError(f"halves is {halves}; a spread takes at least 2, and 50 to be steady")
-    group = torch.arange(len(x)) if groups is None else torch.as_tensor(groups).cpu()
-    if group.shape != (len(x),):
+    group = torch.arange(len(a)) if groups is None else torch.as_tensor(groups).cpu()
+    if group.shape != (len(a),):
         raise ValueError(
-            f"groups have shape {tuple(group.shape)}; expected ({len(x)},), the image of each row"
+            f"groups have shape {tuple(group.shape)}; expected ({len(a)},), the image of each row"
         )
     names, group = group.unique(return_inverse=True)
     count, half = len(names), len(names) // 2
@@ -243,18 +249,18 @@ def interval(
             f"the rows come from {count} images; a confidence interval takes at least 8, and some 20 to be "
             "more than rough"
         )
-    x, y = _searched(measure, x, y, margin=3)
-    null = _shuffled(measure, x, y, permutations, seed) if permutations else None
-    source, found = torch.Generator().manual_seed(seed), []
+    near_a, near_b = _search_if_needed(measure, a, b, margin=3)
+    null = _measure_shuffled(measure, near_a, near_b, permutations, seed) if permutations else None
+    source, values = torch.Generator().manual_seed(seed), []
     for _ in range(halves):
         drawn = torch.zeros(count, dtype=torch.bool)
         drawn[torch.randperm(count, generator=source)[:half]] = True
-        chosen = drawn[group].to(_device(x))
-        found.append(measure(*(_of(part, chosen, measure) for part in (x, y))))
+        chosen = drawn[group].to(a.device)
+        values.append(measure(*(_choose_rows(side, chosen, measure) for side in (near_a, near_b))))
     # Without the factor, the halves of an odd number of groups would spread a little too much.
-    error = float(np.std(found, ddof=1)) * math.sqrt(half / (count - half))
+    error = float(np.std(values, ddof=1)) * math.sqrt(half / (count - half))
     reach = float(stdtrit(count - 1, (1 + level) / 2)) * error
-    value = measure(x, y)
+    value = measure(near_a, near_b)
     return Estimate(value, value - reach, value + reach, null)
 
 
@@ -285,7 +291,7 @@ def sample_rows(
             "take them of the same images, on the same grid"
         )
     if level == "image":
-        groups, rows = torch.arange(len(parts[0])), [_number(part).mean(1) for part in parts]
+        groups, rows = torch.arange(len(parts[0])), [_to_float(part).mean(1) for part in parts]
     else:
         groups = torch.arange(len(parts[0])).repeat_interleave(parts[0].shape[1])
         rows = [part.flatten(0, 1) for part in parts]
@@ -298,12 +304,12 @@ def sample_rows(
     return [part[drawn.to(part.device)] for part in rows], groups[drawn]
 
 
-def _number(x: Tensor) -> Tensor:
+def _to_float(x: Tensor) -> Tensor:
     """As float32, or float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _matrix(x: Rows, name: str) -> Tensor:
+def _to_matrix(x: Rows, name: str) -> Tensor:
     """Rows as a tensor. Raises ValueError unless they are (N, d) and finite."""
     x = torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x).detach()
     if x.ndim != 2 or not x.numel():
@@ -317,17 +323,17 @@ def _matrix(x: Rows, name: str) -> Tensor:
             f"{name} holds values that are not finite in {len(bad)} of its {len(x)} rows, the first of them "
             f"row {int(bad[0])}; leave those rows out of x and y, or find out where they come from"
         )
-    return _number(x)
+    return _to_float(x)
 
 
-def _matrices(x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
-    x, y = _matrix(x, "x"), _matrix(y, "y")
-    _same_rows(x, y)
+def _to_matrices(x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
+    x, y = _to_matrix(x, "x"), _to_matrix(y, "y")
+    _check_same_rows(x, y)
     dtype = torch.promote_types(x.dtype, y.dtype)
     return x.to(dtype), y.to(dtype)
 
 
-def _same_rows(x: Tensor | Neighbours, y: Tensor | Neighbours) -> None:
+def _check_same_rows(x: Tensor | Neighbours, y: Tensor | Neighbours) -> None:
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} rows and y {len(y)}; row i of both must be the same image or patch")
     if _device(x) != _device(y):
@@ -341,7 +347,7 @@ def _device(x: Tensor | Neighbours) -> torch.device:
 # CKA: K = XX' of centred rows, so that K 1 = 0 and sums without the diagonal are sums of the diagonal
 
 
-def _centred(x: Tensor, name: str) -> Tensor:
+def _centre(x: Tensor, name: str) -> Tensor:
     if (x == x[0]).all():
         raise ValueError(
             f"all {len(x)} rows of {name} are equal, so nothing can vary with them; give other images, or "
@@ -350,12 +356,12 @@ def _centred(x: Tensor, name: str) -> Tensor:
     return x - x.mean(0, dtype=torch.float64).to(x.dtype)
 
 
-def _squares(x: Tensor) -> Tensor:
+def _squared_lengths(x: Tensor) -> Tensor:
     """The diagonal of XX', float64 (N,)."""
-    return torch.cat([part.double().square().sum(1) for part in x.split(_chunk(x.shape[1]))])
+    return torch.cat([part.double().square().sum(1) for part in x.split(_chunk_rows(x.shape[1]))])
 
 
-def _chunk(width: int) -> int:
+def _chunk_rows(width: int) -> int:
     """How many rows of `width` values to work on at a time."""
     return max(1, AT_ONCE // width)
 
@@ -365,13 +371,13 @@ def _products(x: Tensor, y: Tensor, diagonal: bool) -> float:
     n = len(x)
     if x.shape[1] * y.shape[1] <= n * (x.shape[1] + y.shape[1]):  # |X'Y|^2
         cross = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-        size = min(_chunk(max(x.shape[1], y.shape[1])), 4096)  # float32 sums stay short
+        size = min(_chunk_rows(max(x.shape[1], y.shape[1])), 4096)  # float32 sums stay short
         for a, b in zip(x.split(size), y.split(size), strict=True):
             cross += a.T @ b
         total = cross.square_().sum()
-        return (total if diagonal else total - (_squares(x) * _squares(y)).sum()).item()
+        return (total if diagonal else total - (_squared_lengths(x) * _squared_lengths(y)).sum()).item()
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for rows in torch.arange(n, device=x.device).split(_chunk(n)):
+    for rows in torch.arange(n, device=x.device).split(_chunk_rows(n)):
         product = (x[rows] @ x.T).mul_(y[rows] @ y.T)
         if not diagonal:
             product[torch.arange(len(rows), device=x.device), rows] = 0
@@ -389,14 +395,14 @@ def _hsic_unbiased(x: Tensor, y: Tensor) -> float:
 
     With K~ = K without its diagonal and K 1 = 0, K~ 1 is minus the diagonal. The estimator is the same for
     shifted rows, so centring them, which keeps the sums small, changes nothing."""
-    n, a, b = len(x), _squares(x), _squares(y)
+    n, a, b = len(x), _squared_lengths(x), _squared_lengths(y)
     total = _products(x, y, diagonal=False)
     return total + (a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a * b).sum() / (n - 2)).item()
 
 
-def _positive(value: float, x: Tensor, name: str) -> float:
+def _check_positive(value: float, x: Tensor, name: str) -> float:
     """HSIC of x with itself; ValueError where nothing but rounding is left of it."""
-    if not value > 10 * torch.finfo(x.dtype).eps * _squares(x).square().sum().item():
+    if not value > 10 * torch.finfo(x.dtype).eps * _squared_lengths(x).square().sum().item():
         raise ValueError(
             f"the rows of {name} hardly vary (HSIC with itself is {value:.3g}), so that CKA is 0 / 0; give "
             "more rows, or float64"
@@ -408,18 +414,18 @@ def _positive(value: float, x: Tensor, name: str) -> float:
 
 
 def _search(rows: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` nearest among `rows`, themselves left out, of those numbered `of`: indices and cosines."""
+    """Indices and cosines of the `count` nearest among `rows`, themselves left out, for rows number `of`."""
     indices, cosines = [], []
-    for part in of.split(_chunk(len(rows))):
+    for part in of.split(_chunk_rows(len(rows))):
         similar = rows[part] @ rows.T
         similar[torch.arange(len(part), device=part.device), part] = -torch.inf
-        found = similar.topk(count, dim=1)
-        cosines.append(found.values)
-        indices.append(found.indices)
+        nearest = similar.topk(count, dim=1)
+        cosines.append(nearest.values)
+        indices.append(nearest.indices)
     return torch.cat(indices), torch.cat(cosines)
 
 
-def _neighbours(x: Tensor, k: int, count: int, name: str) -> Neighbours:
+def _search_all(x: Tensor, k: int, count: int, name: str) -> Neighbours:
     """At least k neighbours of every row, `count` where there are as many."""
     n = len(x)
     if not 1 <= k < n:
@@ -437,24 +443,25 @@ def _neighbours(x: Tensor, k: int, count: int, name: str) -> Neighbours:
     return Neighbours(rows, *_search(rows, torch.arange(n, device=x.device), min(count, n - 1)))
 
 
-def _nearest(x: Rows | Neighbours, y: Rows | Neighbours, k: int) -> tuple[Neighbours, Neighbours]:
-    """Both sides' neighbours, k of which can be told from the rest."""
+def _take_neighbours(x: Rows | Neighbours, y: Rows | Neighbours, k: int) -> tuple[Neighbours, Neighbours]:
+    """The neighbours of x and of y. Raises ValueError where too many rows cannot tell their k-th neighbour
+    from the next."""
     sides = [
-        part if isinstance(part, Neighbours) else _matrix(part, name)
-        for name, part in zip("xy", (x, y), strict=True)
+        side if isinstance(side, Neighbours) else _to_matrix(side, name)
+        for name, side in zip("xy", (x, y), strict=True)
     ]
-    _same_rows(*sides)
-    found = [
-        part if isinstance(part, Neighbours) else _neighbours(part, k, k + 1, name)
-        for name, part in zip("xy", sides, strict=True)
+    _check_same_rows(*sides)
+    both = [
+        side if isinstance(side, Neighbours) else _search_all(side, k, k + 1, name)
+        for name, side in zip("xy", sides, strict=True)
     ]
-    for name, part in zip("xy", found, strict=True):
-        held = part.indices.shape[1]
-        if held < k:
-            raise ValueError(f"k is {k}, but {held} neighbours of {name} were searched; search for more")
-        if held > k:
-            tolerance = 4 * torch.finfo(part.cosines.dtype).eps
-            tied = (part.cosines[:, k - 1] - part.cosines[:, k] <= tolerance).double().mean().item()
+    for name, near in zip("xy", both, strict=True):
+        searched = near.indices.shape[1]
+        if searched < k:
+            raise ValueError(f"k is {k}, but {searched} neighbours of {name} were searched; search for more")
+        if searched > k:
+            tolerance = 4 * torch.finfo(near.cosines.dtype).eps
+            tied = (near.cosines[:, k - 1] - near.cosines[:, k] <= tolerance).double().mean().item()
             if tied > TIED_ROWS:
                 raise ValueError(
                     f"for {100 * tied:.0f} % of the rows of {name} the {k} nearest cannot be told from the "
@@ -462,7 +469,7 @@ def _nearest(x: Rows | Neighbours, y: Rows | Neighbours, k: int) -> tuple[Neighb
                     "after quantization, have no nearest; take features before quantization, give float64, "
                     "or use cka"
                 )
-    return found[0], found[1]
+    return both[0], both[1]
 
 
 def _edges(near: Neighbours, k: int) -> tuple[Tensor, Tensor]:
@@ -472,8 +479,8 @@ def _edges(near: Neighbours, k: int) -> tuple[Tensor, Tensor]:
     return (first + columns).flatten(), near.cosines[:, :k].gather(1, order).double().flatten()
 
 
-def _find(wanted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of `wanted` are among the ascending `keys`, bool, and where."""
+def _locate(wanted: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `wanted` are among the ascending `keys`, bool, and at which position."""
     if not len(keys):
         return torch.zeros_like(wanted, dtype=torch.bool), wanted
     at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
@@ -485,7 +492,7 @@ def _hsic_sparse(n: int, keys: Tensor, a: Tensor, b: Tensor) -> float:
 
     tr(AB) + 1'A1 1'B1 / ((n-1)(n-2)) - 2 1'AB1 / (n-2); 1'A holds column sums, B1 row sums."""
     i, j = keys // n, keys % n
-    both_ways, at = _find(j * n + i, keys)
+    both_ways, at = _locate(j * n + i, keys)
     trace = (a[both_ways] * b[at[both_ways]]).sum()
     columns = torch.zeros(n, dtype=a.dtype, device=a.device).index_add_(0, j, a)
     rows = torch.zeros(n, dtype=b.dtype, device=b.device).index_add_(0, i, b)
@@ -495,22 +502,29 @@ def _hsic_sparse(n: int, keys: Tensor, a: Tensor, b: Tensor) -> float:
 # Measures of neighbours, whose search is shared between permutations and between halves
 
 
-def _k(measure: Measure) -> int | None:
+def _k_of(measure: Measure) -> int | None:
     """The k of `cknna` and `mutual_knn`, also inside a partial; None for other measures."""
     if getattr(measure, "func", measure) not in (cknna, mutual_knn):
         return None
     return getattr(measure, "keywords", {}).get("k", 10)
 
 
-def _searched(measure: Measure, x: Tensor, y: Tensor, margin: int) -> tuple:
+def _search_if_needed(
+    measure: Measure, x: Tensor, y: Tensor, margin: int
+) -> tuple[Tensor, Tensor] | tuple[Neighbours, Neighbours]:
     """x and y as `measure` takes them: their neighbours where it looks at those. margin: how many times the
-    k + 1 that are needed to keep."""
-    k = _k(measure)
+    needed k + 1 to keep."""
+    k = _k_of(measure)
     if k is None:
         return x, y
-    return tuple(_neighbours(part, k, margin * (k + 1), name) for name, part in (("x", x), ("y", y)))
+    count = margin * (k + 1)
+    return _search_all(x, k, count, "x"), _search_all(y, k, count, "y")
 
 
-def _of(part: Tensor | Neighbours, chosen: Tensor, measure: Measure) -> Tensor | Neighbours:
+def _choose_rows(side: Tensor | Neighbours, chosen: Tensor, measure: Measure) -> Tensor | Neighbours:
     """Only the chosen rows. chosen: bool (N,)."""
-    return part.within(chosen, _k(measure)) if isinstance(part, Neighbours) else part[chosen]
+    if not isinstance(side, Neighbours):
+        return side[chosen]
+    k = _k_of(measure)
+    assert k is not None, "Neighbours are only made for measures that have a k"
+    return side.within(chosen, k)

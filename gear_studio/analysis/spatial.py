@@ -1,14 +1,13 @@
 """How local a map of features is: Moran's I, the high-frequency ratio, and similarity by distance.
 
-The paper names Moran's I and an FFT high-frequency ratio of the generator's features without giving them.
+The paper names Moran's I and an FFT high-frequency ratio of the generator's features but defines neither.
 What follows is our definition of each; say so beside a figure.
 
 Features are (B, N, d), N patches in raster order on `grid`: its side, or (rows, columns). Every function
 gives one number a picture, float64 (B,): its mean is the value, its spread over pictures the uncertainty.
 
-A channel that is constant over a picture has no spatial structure to speak of, 0 / 0 in both ratios: it is
-left out of that picture's average. A picture all of whose channels are constant is nan (`nanmean` leaves it
-out).
+A channel that is constant over a picture has no spatial structure, 0 / 0 in both ratios. It is left out of
+that picture's average. A picture with nothing but constant channels gets nan (`nanmean` leaves it out).
 """
 
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def morans_i(features: Tensor, grid: int | tuple[int, int], neighbours: str = "r
     if neighbours not in NEIGHBOURS:
         raise ValueError(f"neighbours is {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
     steps = [(0, 1), (1, 0)] + ([(1, 1), (1, -1)] if neighbours == "queen" else [])
-    return torch.cat([_morans_i(z, steps) for z in _centred_maps(features, grid)])
+    return torch.cat([_morans_i(z, steps) for z in _to_centred_maps(features, grid)])
 
 
 def _morans_i(z: Tensor, steps: list[tuple[int, int]]) -> Tensor:
@@ -56,17 +55,17 @@ def high_frequency_ratio(features: Tensor, grid: int | tuple[int, int]) -> Tenso
     length of f counts, so that diagonals are no special case. A white map gives the share of frequencies that
     are high, `white_ratio`. The transform takes the map as periodic: a step from one edge to the other
     counts as a jump."""
-    high, found = _high(*_sides(grid)), []
-    for z in _centred_maps(features, grid):
+    high, ratios = _high_frequencies(*_sides_of(grid)), []
+    for z in _to_centred_maps(features, grid):
         energy = torch.fft.fft2(z, dim=(1, 2)).abs().square()
-        found.append(_mean_of_varying(energy[:, high.to(z.device)].sum(1), energy.sum((1, 2))))
-    return torch.cat(found)
+        ratios.append(_mean_of_varying(energy[:, high.to(z.device)].sum(1), energy.sum((1, 2))))
+    return torch.cat(ratios)
 
 
 def white_ratio(grid: int | tuple[int, int]) -> float:
-    """The `high_frequency_ratio` that patches in random order tend to: the share of frequencies, but zero,
-    that are high."""
-    high = _high(*_sides(grid))
+    """The `high_frequency_ratio` that patches in random order tend to: the share of high ones among all
+    frequencies but zero."""
+    high = _high_frequencies(*_sides_of(grid))
     return high.sum().item() / (high.numel() - 1)
 
 
@@ -89,9 +88,9 @@ def local_similarity(
     least `far` apart, in patches from middle to middle.
 
     radius: 1 is the rook's neighbours, 1.5 the queen's. far: by default half the grid's longer side. Means
-    are not removed: features with a large common part are alike everywhere, and `difference` tells. A patch
-    of zeros counts as cosine 0. Raises ValueError where no two patches are that near or that far."""
-    height, width = _sides(grid)
+    are not removed, so features with a large common part are alike everywhere; look at `difference` then. A
+    patch of zeros counts as cosine 0. Raises ValueError where no two patches are that near or that far."""
+    height, width = _sides_of(grid)
     far = max(height, width) / 2 if far is None else far
     if not 0 < radius < far:
         raise ValueError(f"radius is {radius} and far {far}; it takes 0 < radius < far")
@@ -102,23 +101,23 @@ def local_similarity(
         if not mask.any():
             raise ValueError(f"no two patches of {height} x {width} are {what} apart")
     means = []
-    for z in _maps(features, grid):
+    for z in _to_maps(features, grid):
         for picture in F.normalize(z.flatten(1, 2), dim=-1):  # (N, N) of one picture at a time
             cosine = picture @ picture.T
             means.append(torch.stack([cosine[mask.to(z.device)].mean() for mask in masks]))
     return LocalSimilarity(*torch.stack(means, 1))
 
 
-def _sides(grid: int | tuple[int, int]) -> tuple[int, int]:
+def _sides_of(grid: int | tuple[int, int]) -> tuple[int, int]:
     return (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
 
 
-def _maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
+def _to_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
     """(B, N, d) -> maps (b, rows, columns, d) of a few pictures at a time, float64.
 
     Raises ValueError for another shape, a grid of other than N patches, and values that are not finite."""
     features = torch.as_tensor(features).detach()
-    sides = _sides(grid)
+    sides = _sides_of(grid)
     if features.ndim != 3 or not features.numel():
         raise ValueError(
             f"features have shape {tuple(features.shape)}; expected (B, N, d), N patches a picture"
@@ -138,9 +137,9 @@ def _maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
         yield part.double().unflatten(1, sides)
 
 
-def _centred_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
+def _to_centred_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
     """Maps without their means over the picture; constant channels exactly zero."""
-    for x in _maps(features, grid):
+    for x in _to_maps(features, grid):
         spread = x.amax((1, 2), keepdim=True) - x.amin((1, 2), keepdim=True)
         varies = spread > CONSTANT * x.abs().amax((1, 2), keepdim=True)
         yield (x - x.mean((1, 2), keepdim=True)) * varies
@@ -151,7 +150,7 @@ def _mean_of_varying(part: Tensor, total: Tensor) -> Tensor:
     return torch.where(total > 0, part / total, torch.nan).nanmean(1)
 
 
-def _high(height: int, width: int) -> Tensor:
+def _high_frequencies(height: int, width: int) -> Tensor:
     """Which frequencies of a map are above half of Nyquist, bool (height, width)."""
     y, x = torch.fft.fftfreq(height, dtype=torch.float64), torch.fft.fftfreq(width, dtype=torch.float64)
     return torch.hypot(y[:, None], x[None, :]) > 0.25

@@ -1,17 +1,19 @@
-"""What is kept of a set of pictures to compare it with another: moments, class predictions, feature points.
+"""Summaries of a set of pictures by which it is compared with another: moments, class predictions, feature
+points.
 
 Notable here:
-- Everything is a sum over pictures, so sets are read batch by batch, and several processes add up what each
-  of them saw. Sums are float64: their order, and with it the number of processes, shows in the last digits
-  only.
+- Every summary is a sum over pictures. So a set is read batch by batch, and the sums of several processes
+  add up. Sums are float64: their order, and with it the number of processes, shows in the last digits only.
 - A distance between Gaussians fitted to features is FID only in the features of one particular Inception
   network. In any other space the same formula is called FD here: numbers of different spaces do not compare.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 SPLITS = 10  # parts that an Inception Score is averaged over
@@ -25,6 +27,14 @@ class Statistics:
     covariance: np.ndarray
 
 
+def split_among_processes(count: int, size: int, accelerator: Accelerator) -> Iterator[range]:
+    """This process's batches of 0..count-1, `size` at a time. The batches do not depend on the number of
+    processes."""
+    for number, begin in enumerate(range(0, count, size)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            yield range(begin, min(begin + size, count))
+
+
 class Moments:
     """Mean and covariance of features (n, d), from the sums that `add` keeps: never more than (d + 1, d + 1).
 
@@ -34,7 +44,7 @@ class Moments:
         self.sums = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
 
     def add(self, start: int, features: Tensor) -> None:
-        """features: (B, d) of pictures number `start` on, which makes no difference here."""
+        """Add features (B, d). start: the number of the first picture, which makes no difference here."""
         rows = torch.nn.functional.pad(features.to(self.sums.device).double(), (0, 1), value=1.0)
         self.sums += rows.T @ rows
 
@@ -61,15 +71,16 @@ class Predictions:
     """Inception Score (Salimans et al. 2016) of `count` pictures: in each of 10 successive parts,
     exp(mean KL(p(y|x) || mean p(y))).
 
-    sums: (10, classes + 2): of p, of p log p over all classes, and of pictures. Pictures are not shuffled;
-    samples that take their classes in turn have every class in every part."""
+    sums: (10, classes + 2), a row a part: the sums of p and of p log p (over all classes), and the number of
+    pictures. Pictures are not shuffled; samples that take their classes in turn have every class in every
+    part."""
 
     def __init__(self, count: int, classes: int, device: torch.device | str = "cpu"):
         self.count = count
         self.sums = torch.zeros(SPLITS, classes + 2, dtype=torch.float64, device=device)
 
     def add(self, start: int, logits: Tensor) -> None:
-        """logits: (B, classes) of pictures number `start` on."""
+        """Add logits (B, classes) of the pictures from number `start` on."""
         log_p = logits.to(self.sums.device).double().log_softmax(-1)
         p = log_p.exp()
         rows = torch.cat([p, (p * log_p).sum(-1, keepdim=True), torch.ones_like(p[:, :1])], dim=-1)
@@ -89,16 +100,17 @@ class Predictions:
 
 
 class Points:
-    """Features (n, d) themselves, in float32, of every `stride`-th of `count` pictures.
+    """The features themselves, float32 (n, d), of every `stride`-th of `count` pictures.
 
-    sums: rows that this process has not seen are zero, so those of several processes add up."""
+    sums: a row a picture, zero for pictures that this process has not seen, so that the sums of several
+    processes add up."""
 
     def __init__(self, count: int, dim: int, stride: int = 1, device: torch.device | str = "cpu"):
         self.stride = stride
         self.sums = torch.zeros(-(-count // stride), dim, device=device)
 
     def add(self, start: int, features: Tensor) -> None:
-        """features: (B, d) of pictures number `start` on."""
+        """Add features (B, d) of the pictures from number `start` on."""
         skipped = -start % self.stride
         rows = features[skipped :: self.stride].to(self.sums)
         begin = (start + skipped) // self.stride
@@ -111,8 +123,9 @@ class Points:
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> dict[str, float]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) of points (n, d) and (m, d), both in [0, 1].
 
-    precision: share of generated points inside a ball around a real one that reaches to its `neighbours`-th
-    nearest real point; recall the same with the two exchanged. Raises ValueError for too few points."""
+    precision: the share of generated points that lie inside a ball around a real one, which reaches to its
+    `neighbours`-th nearest real point. recall: the same with the two exchanged.
+    Raises ValueError for too few points."""
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
     if min(len(generated), len(real)) <= neighbours:

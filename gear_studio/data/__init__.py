@@ -1,12 +1,15 @@
 """Pictures to train on: where they come from (`load`) and in which order training reads them (`stream`)."""
 
 from pathlib import Path
+from typing import Any
 
 from gear_studio.data.digits import Digits
 from gear_studio.data.folder import Folder
+from gear_studio.data.images import to_float, to_uint8
+from gear_studio.data.photos import Photos
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
-from gear_studio.data.source import PATIENCE, Source, at_once, chosen, to_float
+from gear_studio.data.source import PATIENCE, ListedSource, Source, batch_size_for, choose_pictures
 from gear_studio.data.stream import stream
 
 __all__ = [
@@ -14,17 +17,30 @@ __all__ = [
     "SOURCES",
     "Digits",
     "Folder",
+    "Photos",
     "Shapes",
     "Shards",
     "Source",
-    "at_once",
-    "chosen",
+    "batch_size_for",
+    "choose_pictures",
+    "find_source",
     "load",
     "stream",
     "to_float",
+    "to_uint8",
 ]
 
-SOURCES = ("shapes", "digits", "folder", "shards")
+SOURCES: dict[str, type[ListedSource]] = {
+    kind.name: kind for kind in (Shapes, Digits, Photos, Folder, Shards)
+}
+
+
+def find_source(name: str) -> type[ListedSource]:
+    """The class of the source called `name`, which says what is special about it. Raises ValueError for an
+    unknown name."""
+    if name not in SOURCES:
+        raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")
+    return SOURCES[name]
 
 
 def load(
@@ -36,7 +52,7 @@ def load(
     captions: bool = False,
     combinations: str = "all",
 ) -> Source:
-    """The source called `name`: shapes, digits, folder or shards.
+    """Load the source called `name`: shapes, digits, photos, folder or shards.
 
     folder: where the pictures of `folder` lie, or the shards of `shards` (a folder or a pattern). seed: which
     world of `shapes`; the others have only one. captions: batches have "caption" too, B strings.
@@ -44,25 +60,22 @@ def load(
     Raises ValueError for an unknown name or split, when `folder` or `shards` comes without a folder, and for
     what a source does not have.
     """
-    if combinations != "all" and name != "shapes":
-        raise ValueError(f"combinations {combinations!r} are of the source 'shapes'; {name} has all it has")
-    match name:
-        case "shapes":
-            return Shapes(split, image_size, seed, captions, combinations)
-        case "digits":
-            if captions:
-                raise ValueError("the data source 'digits' has no captions; choose shapes, folder or shards")
-            return Digits(split, image_size)
-        case "folder":
-            if folder is None:
-                raise ValueError("the data source 'folder' needs the path of a folder of pictures")
-            return Folder(folder, split, image_size, captions)
-        case "shards":
-            if folder is None:
-                raise ValueError(
-                    "the data source 'shards' needs the path of a folder of .tar files, or a pattern like "
-                    "'PATH/{000000..000099}.tar'"
-                )
-            return Shards(folder, split, image_size, captions)
-        case _:
-            raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")
+    kind = find_source(name)
+    options: dict[str, Any] = {}
+    if kind.has_combinations:
+        options["combinations"] = combinations
+    elif combinations != "all":
+        able = " or ".join(repr(other) for other, its_kind in SOURCES.items() if its_kind.has_combinations)
+        raise ValueError(f"combinations {combinations!r} are of the source {able}; {name} has all it has")
+    if kind.has_captions:
+        options["captions"] = captions
+    elif captions:
+        *most, last = (other for other, its_kind in SOURCES.items() if its_kind.has_captions)
+        raise ValueError(f"the data source {name!r} has no captions; choose {', '.join(most)} or {last}")
+    if kind.on_disk:
+        if folder is None:
+            raise ValueError(f"the data source {name!r} needs the path of {kind.place}")
+        options["folder"] = folder
+    if kind.has_seeds:
+        options["seed"] = seed
+    return kind(split=split, image_size=image_size, **options)

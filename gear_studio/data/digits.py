@@ -10,15 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gear_studio.data.folder import check_split, digest
+from gear_studio.data.source import Batch, ListedSource, check_split, digest_arrays
 
 _VAL = 297  # 1,500 are left to train on
 
 
-class Digits:
+class Digits(ListedSource):
     """White digits on black, ten classes; satisfies `Source`.
 
-    split: train (1,500) or val (297), the same ones always. image_size: pixels a side, resized bicubically.
+    split: train (1,500) or val (297), always the same ones. image_size: pixels a side, resized bicubically.
     Raises ValueError for an unknown split.
     """
 
@@ -30,30 +30,28 @@ class Digits:
         check_split(self.name, split)
         self.classes = [str(digit) for digit in range(10)]
         self.image_size = image_size
-        found = load_digits()
-        order = np.random.default_rng(0).permutation(len(found.target))
-        chosen = order[_VAL:] if split == "train" else order[:_VAL]
-        small = torch.from_numpy(found.images[chosen]).float()[:, None] * (255 / 16)
+        scans = load_digits()
+        order = np.random.default_rng(0).permutation(len(scans.target))
+        numbers = order[_VAL:] if split == "train" else order[:_VAL]
+        small = torch.from_numpy(scans.images[numbers]).float()[:, None] * (255 / 16)
         large = F.interpolate(small, size=(image_size, image_size), mode="bicubic", align_corners=False)
         self._gray = large.round().clamp(0, 255).to(torch.uint8)
-        self._labels = torch.from_numpy(found.target[chosen]).long()
+        self._labels = torch.from_numpy(scans.target[numbers]).long()
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def read(
-        self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def read(self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None) -> Batch:
         """{"image": uint8 (B,3,H,W), "label": int64 (B,)}; rngs shift by up to a sixteenth of the side."""
-        chosen = torch.as_tensor(indices)
-        gray = self._gray[chosen]
+        rows = torch.as_tensor(indices)
+        gray = self._gray[rows]
         if rngs is not None:
             gray = torch.stack([self._shift(one, rng) for one, rng in zip(gray, rngs, strict=True)])
-        return {"image": gray.repeat(1, 3, 1, 1), "label": self._labels[chosen]}
+        return {"image": gray.repeat(1, 3, 1, 1), "label": self._labels[rows]}
 
     def fingerprint(self) -> str:
         """A digest of the pictures and labels."""
-        return digest(self._gray, self._labels)
+        return digest_arrays(self._gray, self._labels)
 
     def _shift(self, gray: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         reach = self.image_size // 16

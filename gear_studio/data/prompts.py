@@ -1,7 +1,7 @@
-"""What a generator is asked for, by training and by measurements; and the prompt files of benchmarks.
+"""Where a generator's conditions come from, in training and measuring; and the prompt files of benchmarks.
 
-All `Conditions` have one interface: `of_batch`, what a batch of pictures shows; and `for_samples`, what
-samples are asked for: every class in turn, or captions in order. Those of captions also give them as text.
+All `Conditions` have one interface: `of_batch` gives the conditions of a batch of pictures; `for_samples`
+gives those of samples: every class in turn, or captions in order. Those of captions also give the text.
 """
 
 import functools
@@ -15,26 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gear_studio.data import Source, shapes
-from gear_studio.data.pictures import to_uint8, write_grid, write_png
+from gear_studio.data import shapes
+from gear_studio.data.images import to_uint8
+from gear_studio.data.source import Batch, Captioned, Source
+from gear_studio.data.writing import write_grid, write_png
 from gear_studio.models.text import TextEncoder, split
 
 
 class Conditions(Protocol):
-    def of_batch(self, batch: dict) -> Tensor:
-        """What the pictures of a source's batch show, as a generator's `condition` takes it."""
+    """Where conditions come from: tensors as a generator's `condition` takes them."""
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """The conditions of a source's batch: what its pictures show."""
         ...
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
-        """What samples of these numbers are asked for."""
+        """The conditions of samples by number."""
         ...
 
 
 class ClassLabels:
+    """Labels (B,): a batch's own; for samples every class in turn. classes: how many there are."""
+
     def __init__(self, classes: int):
         self.classes = classes
 
-    def of_batch(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: Batch) -> Tensor:
         return batch["label"]
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
@@ -42,29 +48,34 @@ class ClassLabels:
 
 
 class SourceCaptions:
-    """chosen: the source's pictures whose captions are asked for, in this order; None is all of them."""
+    """The captions of a source's pictures, encoded.
 
-    def __init__(self, encoder: TextEncoder, source: Source, chosen: Sequence[int] | None = None):
+    pictures: the numbers of those whose captions samples get, in this order; None: all of them. Raises
+    ValueError for a source without captions."""
+
+    def __init__(self, encoder: TextEncoder, source: Source, pictures: Sequence[int] | None = None):
+        if not isinstance(source, Captioned):
+            raise ValueError(f"the data source {source.name!r} has no captions")
         self.encoder, self.source = encoder, source
-        self.chosen = range(len(source)) if chosen is None else chosen
+        self.pictures = range(len(source)) if pictures is None else pictures
 
-    def of_batch(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: Batch) -> Tensor:
         return self.encoder(batch["caption"])
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
         return self.encoder(self.captions(numbers))
 
     def captions(self, numbers: Sequence[int]) -> list[str]:
-        return self.source.captions([self.chosen[number % len(self.chosen)] for number in numbers])
+        return self.source.captions([self.pictures[number % len(self.pictures)] for number in numbers])
 
 
 class WrittenCaptions:
-    """Captions that are written out, in this order."""
+    """Captions given as text, encoded; samples get them in this order."""
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str]):
         self.encoder, self.texts = encoder, captions
 
-    def of_batch(self, batch: dict) -> Tensor:
+    def of_batch(self, batch: Batch) -> Tensor:
         return self.encoder(batch["caption"])
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
@@ -81,13 +92,13 @@ class WrittenCaptions:
 def vocabulary() -> frozenset[str]:
     """Every word that a caption of the embedded world may have."""
     rng = np.random.default_rng(0)
-    told = (
+    captions = (
         shapes.describe({key: value}, rng)
         for key, values in shapes.ATTRIBUTES.items()
         for value in values
         for _ in range(50)  # so often that no phrasing is left out
     )
-    return frozenset(word for caption in told for word in split(caption))
+    return frozenset(word for caption in captions for word in split(caption))
 
 
 def unknown_words(caption: str) -> list[str]:
@@ -100,8 +111,7 @@ def unknown_words(caption: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """text: what is asked for. name: of what is written for it. metadata: GenEval's, where it is one of its
-    prompts."""
+    """A prompt of a file. name: of the files written for it. metadata: GenEval's, where it is one of its."""
 
     text: str
     name: str
@@ -109,20 +119,20 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts in a file of GenEval (.jsonl, an object with "prompt" a line), in a folder of DPG-Bench (.txt
-    files of one prompt each), or in any text file, one a line; empty lines count for nothing.
+    """Read prompts: a file of GenEval (.jsonl, an object with "prompt" a line), a folder of DPG-Bench (.txt
+    files of one prompt each), or any text file, one a line. Empty lines are passed over.
 
     Raises FileNotFoundError for what is not there, ValueError naming the line or file that is no prompt."""
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
-        prompts = [Prompt(" ".join(_text(file).split()), file.stem) for file in files]
+        prompts = [Prompt(" ".join(_read_text(file).split()), file.stem) for file in files]
     elif path.is_file():
-        lines = enumerate(_text(path).splitlines(), start=1)
-        found = [(number, line.strip()) for number, line in lines if line.strip()]
-        objects = [_object(path, *each) if path.suffix == ".jsonl" else {} for each in found]
+        numbered = enumerate(_read_text(path).splitlines(), start=1)
+        lines = [(number, line.strip()) for number, line in numbered if line.strip()]
+        objects = [_parse_object(path, *line) if path.suffix == ".jsonl" else {} for line in lines]
         prompts = [
             Prompt(metadata.get("prompt", line), f"{i:05d}", metadata)
-            for i, ((_, line), metadata) in enumerate(zip(found, objects, strict=True))
+            for i, ((_, line), metadata) in enumerate(zip(lines, objects, strict=True))
         ]
     else:
         raise FileNotFoundError(
@@ -136,27 +146,29 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}); save it again as UTF-8") from error
 
 
-def _object(path: Path, number: int, line: str) -> dict:
+def _parse_object(path: Path, number: int, line: str) -> dict:
+    """A GenEval prompt's metadata, from line `number` of its file. Raises ValueError for another line."""
     try:
-        found = json.loads(line)
-        if isinstance(found["prompt"], str):
-            return found
+        metadata = json.loads(line)
+        if isinstance(metadata["prompt"], str):
+            return metadata
     except (json.JSONDecodeError, KeyError, TypeError):
         pass
     raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt", got {line[:60]!r}')
 
 
 def write_samples(prompt: Prompt, pictures: Tensor, out: Path) -> None:
-    """Write pictures (n, 3, H, W) in [-1, 1] where the prompt's benchmark looks for them: of GenEval
-    OUT/NAME/metadata.jsonl and OUT/NAME/samples/0000.png, ...; of others one grid, OUT/NAME.png, as square as
-    it goes and without borders (DPG-Bench takes four)."""
+    """Write pictures (n, 3, H, W) in [-1, 1] where the prompt's benchmark looks for them.
+
+    A prompt of GenEval gets OUT/NAME/metadata.jsonl and OUT/NAME/samples/0000.png, ...; any other one grid,
+    OUT/NAME.png, without borders and with about as many rows as columns (DPG-Bench takes four pictures)."""
     if prompt.metadata:
         folder = out / prompt.name
         (folder / "samples").mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ Notable:
   library gets to change a bit between a batch of one and a batch of many.
 - lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
 - every picture knows its truth: class, caption, mask, and labels for each cell of the 8x8 token grid.
-- it is also told in many ways (`captions`): phrasing, order and what is left out follow from (seed, i) too,
-  by dice of their own. 24 combinations of texture, shape and colour can be kept from training
+- captions say it in many ways (`captions`): phrasing, order and what is left out follow from (seed, i) too,
+  by random numbers of their own. 24 combinations of texture, shape and colour can be kept from training
   (`combinations`), so that a generator may be asked for what it has never seen together.
 - the pixel noise is deliberate: detail that reconstruction wants and that nobody can predict.
 """
@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+
+from gear_studio.data.source import Batch, ListedSource
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TEXTURES = ("solid", "striped", "checkered", "dotted")
@@ -106,9 +108,12 @@ _MIN_CONTRAST = 100.0  # Euclidean RGB distance between an object's main colour 
 _ALLOWED = [np.flatnonzero(np.linalg.norm(_GROUND - main, axis=1) >= _MIN_CONTRAST) for main in _MAIN]
 
 
-def is_held_out(texture: np.ndarray, shape: np.ndarray, color: np.ndarray) -> np.ndarray:
-    """Which combinations of ids are never seen where `combinations` is "seen": of each texture and shape one
-    colour in eight. Any two of the three are still seen together."""
+def is_held_out(
+    texture: int | np.ndarray, shape: int | np.ndarray, color: int | np.ndarray
+) -> bool | np.ndarray:
+    """Whether a combination of ids is never seen where `combinations` is "seen".
+
+    Of each texture and shape one colour in eight is held out. Any two of the three are seen together."""
     return (shape + 2 * texture + color) % len(COLORS) == 0
 
 
@@ -122,10 +127,11 @@ HELD_OUT = tuple(
 
 
 def describe(attributes: Mapping[str, str], rng: np.random.Generator | None = None) -> str:
-    """A caption that says these attributes and no others: any of size, color, texture, shape, position and
-    background, by name. rng: chooses phrasing and order; None gives the plainest.
+    """Write a caption that says these attributes and no others, such as "on a dark blue background there is a
+    striped small star in the top left".
 
-    Such as "on a dark blue background there is a striped small star in the top left"."""
+    attributes: any of size, color, texture, shape, position and background, by name. rng: chooses phrasing
+    and order; None gives the plainest."""
 
     def one_of(*choices: str) -> str:
         return choices[0 if rng is None else int(rng.integers(len(choices)))]
@@ -154,7 +160,7 @@ def describe(attributes: Mapping[str, str], rng: np.random.Generator | None = No
     return ", ".join(filter(None, (thing, where, ground)))
 
 
-class Shapes:
+class Shapes(ListedSource):
     """One object of 6 shapes x 4 textures on a plain ground; satisfies `Source`.
 
     split: train, val, probe or judge: disjoint, each 2**40 pictures long.
@@ -165,6 +171,10 @@ class Shapes:
     """
 
     name = "shapes"
+    has_captions = True
+    has_seeds = True
+    has_combinations = True
+    embedded = True
 
     def __init__(
         self,
@@ -192,9 +202,7 @@ class Shapes:
     def __len__(self) -> int:
         return SPLIT_LENGTH
 
-    def read(
-        self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None
-    ) -> dict[str, torch.Tensor]:
+    def read(self, indices: Sequence[int], rngs: Sequence[np.random.Generator] | None = None) -> Batch:
         """{"image": uint8 (B,3,H,W), "label": int64 (B,)}, with captions also {"caption": B strings}. rngs is
         ignored: the world is endless."""
         images, labels = [], []
@@ -202,7 +210,7 @@ class Shapes:
             generators, factors = self._draw(chunk)
             images.append(_render(factors, generators, self.image_size)[0])
             labels.append(factors["label"])
-        batch = {
+        batch: Batch = {
             "image": torch.from_numpy(_concatenate(images)),
             "label": torch.from_numpy(_concatenate(labels)),
         }
@@ -243,17 +251,18 @@ class Shapes:
         )
 
     def captions(self, indices: Sequence[int], telling: int = 0) -> list[str]:
-        """What each picture shows, told in its own way: one of several phrasings, attributes in varying order
-        and some left out. A pure function of (seed, index, telling); `read` gives telling 0."""
-        told = []
+        """Describe each picture in one of many phrasings, its attributes in varying order and some left out.
+
+        A pure function of (seed, index, telling); `read` gives telling 0."""
+        captions = []
         for number, names in zip(self._numbers(indices), self._names(indices), strict=True):
-            again = (telling,) if telling else ()
-            rng = np.random.default_rng((_CAPTION_DICE, self.seed, self._key(number), *again))
+            retelling = (telling,) if telling else ()
+            rng = np.random.default_rng((_CAPTION_DICE, self.seed, self._key(number), *retelling))
             kept = rng.random(len(names)) >= [_LEFT_OUT * (0.3 if key == "shape" else 1) for key in names]
-            told.append(
+            captions.append(
                 describe({key: names[key] for key, keep in zip(names, kept, strict=True) if keep}, rng)
             )
-        return told
+        return captions
 
     def _names(self, indices: Sequence[int]) -> list[dict[str, str]]:
         """The attributes of each picture by name."""
@@ -266,7 +275,7 @@ class Shapes:
         return SPLITS.index(self.split) * SPLIT_LENGTH + int(number)
 
     def _numbers(self, indices: Sequence[int]) -> list[int]:
-        """Which pictures of the ordinary world these are."""
+        """The numbers that these pictures have in the world with all combinations."""
         for index in indices:
             if not 0 <= index < SPLIT_LENGTH:
                 raise IndexError(f"shapes has pictures 0 to {SPLIT_LENGTH - 1}, asked for {index}")
@@ -275,6 +284,7 @@ class Shapes:
         return [self._first_that_fits(int(i)) for i in indices]
 
     def _first_that_fits(self, number: int) -> int:
+        """The first of the pictures number, number + k, ... with a combination that `combinations` allows."""
         wanted = self.combinations == "unseen"
         while True:
             # The first two factors, drawn as `_draw` does.

@@ -21,15 +21,17 @@ import re
 import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from braceexpand import braceexpand
 
-from gear_studio.data.folder import SPLITS, SUFFIXES, Pictures, check_split, digest, held_out, passed_over
+from gear_studio.data.images import SUFFIXES
+from gear_studio.data.picture_files import PictureFiles, warn_passed_over
+from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
 from gear_studio.files import atomic
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
@@ -38,7 +40,7 @@ _FORMAT = 2  # of the stored index
 _NONE = -1  # in an index: no label, or no caption
 
 
-class Shards(Pictures):
+class Shards(PictureFiles):
     """Samples KEY.jpg (or another picture) with KEY.cls or KEY.json in tar files; satisfies `Source`.
 
     folder: a folder of .tar files, at any depth, or a pattern: "PATH/{000000..000099}.tar", "PATH/*.tar".
@@ -46,12 +48,13 @@ class Shards(Pictures):
     "val", that is the split; else val is a twentieth of the samples: their shard and key hash lowest.
     Labels: KEY.cls, a whole number, or the "label" of KEY.json. Their names are the lines of a classnames.txt
     in the shards' folder or the one above it, else the numbers.
-    captions: samples with a KEY.txt, those without passed over; then no labels are needed, and there are no
-    classes (all labels are 0).
+    captions: take the samples that have a KEY.txt, and pass over the others; then no labels are needed, and
+    there are no classes (all labels are 0).
     Raises ValueError, naming the shard and key, for what is missing, empty, damaged or has no label.
     """
 
     name = "shards"
+    place = "a folder of .tar files, or a pattern like 'PATH/{000000..000099}.tar'"
 
     def __init__(
         self, folder: str | Path, split: str = "train", image_size: int = 64, captions: bool = False
@@ -62,7 +65,7 @@ class Shards(Pictures):
         self.with_captions = captions
         self.skipped: set[str] = set()
         self._shards = find_shards(self.folder)
-        tables = list(indexed(self._shards))
+        tables = index_shards(self._shards)
         if not captions:
             for shard, table in zip(self._shards, tables, strict=True):
                 _check_labels(shard, table)
@@ -72,21 +75,21 @@ class Shards(Pictures):
             np.concatenate([table[column] for table in tables])
             for column in ("offset", "size", "label", "key", "text_offset", "text_size")
         )
-        chosen = self._members(split)
+        members = self._members_of(split)
         if captions:
             self.classes, self._labels = [], np.zeros_like(self._labels)
-            told = chosen[self._text[chosen] != _NONE]
-            if len(told) < len(chosen):
-                passed_over(self.folder, len(chosen) - len(told), len(chosen))
-            if not len(told):
+            captioned = members[self._text[members] != _NONE]
+            if len(captioned) < len(members):
+                warn_passed_over(self.folder, len(members) - len(captioned), len(members))
+            if not len(captioned):
                 raise ValueError(f"{self.folder}: no sample for {split} has a caption; expected KEY.txt")
-            chosen = told
+            members = captioned
         else:
             self.classes = self._class_names()
-        if not len(chosen):
+        if not len(members):
             raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
         for column in ("_shard", "_offset", "_size", "_labels", "_keys", "_text", "_text_size"):
-            setattr(self, column, getattr(self, column)[chosen])
+            setattr(self, column, getattr(self, column)[members])
         self._fetched: OrderedDict[int, None] = OrderedDict()
         self._decode(0)
 
@@ -94,7 +97,7 @@ class Shards(Pictures):
         return len(self._labels)
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
-        """An epoch's order (len,): every sample once, and the disk read in stretches.
+        """An epoch's order (len,): every sample once, such that the disk is read in stretches.
 
         Runs of `RUN` neighbours come in random order; then each sample is delayed by less than `WINDOW`
         places. So a batch mixes some 256 places of the whole collection, whatever the order within a shard,
@@ -102,19 +105,19 @@ class Shards(Pictures):
         cache holds them.
         """
         runs = rng.permutation(-(-len(self) // RUN))
-        laid = (runs[:, None] * RUN + np.arange(RUN)).ravel()
-        laid = laid[laid < len(self)]
-        return laid[np.argsort(np.arange(len(self)) + WINDOW * rng.random(len(self)))]
+        numbers = (runs[:, None] * RUN + np.arange(RUN)).ravel()
+        numbers = numbers[numbers < len(self)]  # the last run may be a shorter one
+        return numbers[np.argsort(np.arange(len(self)) + WINDOW * rng.random(len(self)))]
 
     def fingerprint(self) -> str:
         """A digest that changes with any shard's name, size or time of writing, or with the split."""
         stamps = [(shard.name, *_stamp(shard)) for shard in self._shards]
-        return digest(np.array(json.dumps(stamps).encode()), self._shard, self._offset, self._labels)
+        return digest_arrays(np.array(json.dumps(stamps).encode()), self._shard, self._offset, self._labels)
 
     def identity(self) -> str:
         names = json.dumps([shard.name for shard in self._shards]).encode()
         columns = self._shard, self._keys, self._labels, self._offset, self._size, self._text_size
-        return digest(np.array(names), *columns)
+        return digest_arrays(np.array(names), *columns)
 
     def _name(self, index: int) -> str:
         return f"{self._shards[self._shard[index]]}: {os.fsdecode(self._keys[index])}"
@@ -122,19 +125,19 @@ class Shards(Pictures):
     def _label(self, index: int) -> int:
         return int(self._labels[index])
 
-    def _caption_bytes(self, index: int) -> bytes:
+    def _read_caption_bytes(self, index: int) -> bytes:
         with open(self._shards[self._shard[index]], "rb", buffering=0) as file:
             file.seek(int(self._text[index]))
             return file.read(int(self._text_size[index]))
 
-    def _bytes(self, index: int) -> bytes:
+    def _read_bytes(self, index: int) -> bytes:
         with open(self._shards[self._shard[index]], "rb", buffering=0) as file:
             self._fetch_run(index, file.fileno())
             file.seek(int(self._offset[index]))
             return file.read(int(self._size[index]))
 
     def _fetch_run(self, index: int, file: int) -> None:
-        """On first meeting a run, ask the system to read all of it: one stretch instead of 64 jumps."""
+        """Ask the system to read all of a run when its first sample is: one stretch instead of 64 jumps."""
         run = index // RUN
         if run not in self._fetched and hasattr(os, "posix_fadvise"):
             members = np.arange(run * RUN, min((run + 1) * RUN, len(self)))
@@ -159,26 +162,27 @@ class Shards(Pictures):
                 return classes
         return [str(number) for number in range(count)]
 
-    def _members(self, split: str) -> np.ndarray:
-        parts = np.array([_part(shard) for shard in self._shards])
-        if set(SPLITS) <= set(parts):
-            return np.flatnonzero((parts == split)[self._shard])
+    def _members_of(self, split: str) -> np.ndarray:
+        """The numbers of a split's samples among those of all shards."""
+        splits = np.array([_split_in_name(shard) for shard in self._shards])
+        if set(SPLITS) <= set(splits):
+            return np.flatnonzero((splits == split)[self._shard])
         keys = [
             f"{self._shards[shard].name}/{os.fsdecode(key)}"
             for shard, key in zip(self._shard, self._keys, strict=True)
         ]
-        return held_out(keys, split)
+        return numbers_of_split(keys, split)
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The shards that a folder or pattern stands for, in order. Raises ValueError when there are none."""
+    """List the shards of a folder or pattern, in order. Raises ValueError when there are none."""
     expected = "expected a folder of .tar files or a pattern like 'PATH/{000000..000099}.tar'"
     shards = []
     for path in map(Path, braceexpand(str(folder))):
         if path.is_dir():
             shards += sorted(path.rglob("*.tar"))
         elif any(sign in str(path) for sign in "*?["):
-            shards += [Path(found) for found in sorted(glob.glob(str(path)))]
+            shards += map(Path, sorted(glob.glob(str(path))))
         else:
             shards.append(path)
     if missing := [shard for shard in shards if not shard.is_file()]:
@@ -190,28 +194,28 @@ def find_shards(folder: Path) -> list[Path]:
     return [shard.absolute() for shard in shards]
 
 
-def indexed(shards: list[Path]) -> Iterator[dict[str, np.ndarray]]:
-    """The index of each shard: the stored one, or one built now, side by side, and stored.
+def index_shards(shards: list[Path]) -> list[dict[str, np.ndarray]]:
+    """Give the index of each shard: the stored one, or one that is built now, side by side, and stored.
 
     {"offset": int64, "size": int64, "label": int32, "key": bytes, "text_offset": int64, "text_size": int32},
     an entry a sample; label and text_offset are -1 where it has none.
     """
-    tables = {shard: _stored(shard) for shard in shards}
-    missing = [shard for shard, table in tables.items() if table is None]
+    tables = {shard: table for shard in shards if (table := _load_index(shard)) is not None}
+    missing = [shard for shard in dict.fromkeys(shards) if shard not in tables]
     # Each process of a training begins elsewhere and passes over what another has done meanwhile.
     random.Random().shuffle(missing)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(missing) <= 4 or cores == 1:
-        tables |= {shard: index(shard) for shard in missing}
+        tables |= {shard: index_shard(shard) for shard in missing}
     else:
         with ProcessPoolExecutor(min(cores, 32, len(missing))) as pool:
-            tables |= zip(missing, pool.map(index, missing), strict=True)
-    return iter(tables[shard] for shard in shards)
+            tables |= zip(missing, pool.map(index_shard, missing), strict=True)
+    return [tables[shard] for shard in shards]
 
 
-def index(shard: Path) -> dict[str, np.ndarray]:
-    """Read a shard's headers and labels and store what `indexed` returns, unless it is stored already."""
-    if (table := _stored(shard)) is not None:
+def index_shard(shard: Path) -> dict[str, np.ndarray]:
+    """Index a shard, as `index_shards` does: read its headers and labels, unless its index is stored."""
+    if (table := _load_index(shard)) is not None:
         return table
     stamp = _stamp(shard)  # of before: a shard written to meanwhile will be read again
     pictures: dict[str, tuple[int, int]] = {}
@@ -231,7 +235,7 @@ def index(shard: Path) -> dict[str, np.ndarray]:
                     texts[key] = member.offset_data, member.size
                 elif kind == "cls" or (kind == "json" and key not in labels):
                     file.seek(member.offset_data)
-                    label = _label(file.read(member.size), kind, f"{shard}: {member.name}")
+                    label = _parse_label(file.read(member.size), kind, f"{shard}: {member.name}")
                     if label is not None:
                         labels[key] = label
     except tarfile.TarError as error:
@@ -248,12 +252,14 @@ def index(shard: Path) -> dict[str, np.ndarray]:
         "text_size": np.array([texts.get(key, (_NONE, 0))[1] for key in pictures], np.int32),
         "key": np.array([os.fsencode(key) for key in pictures]),
     }
-    with atomic(_store(shard)) as temporary, open(temporary, "wb") as file:
-        np.savez(file, stamp=(_FORMAT, *stamp), **table)
+    arrays: dict[str, Any] = {"stamp": (_FORMAT, *stamp)} | table
+    with atomic(_index_path(shard)) as temporary, open(temporary, "wb") as target:
+        np.savez(target, **arrays)
     return table
 
 
 def _check_labels(shard: Path, table: dict[str, np.ndarray]) -> None:
+    """Raise ValueError, naming the first, where samples have no label."""
     if len(unlabelled := table["key"][table["label"] == _NONE]):
         first = os.fsdecode(unlabelled[0])
         raise ValueError(
@@ -262,8 +268,8 @@ def _check_labels(shard: Path, table: dict[str, np.ndarray]) -> None:
         )
 
 
-def _label(content: bytes, kind: str, where: str) -> int | None:
-    """The class number in a .cls or .json file; None where a .json has no "label"."""
+def _parse_label(content: bytes, kind: str, where: str) -> int | None:
+    """Read the class number in a .cls or .json file; None where a .json has no "label"."""
     try:
         value = int(content) if kind == "cls" else json.loads(content).get("label")
     except (ValueError, AttributeError):
@@ -275,26 +281,28 @@ def _label(content: bytes, kind: str, where: str) -> int | None:
     return value
 
 
-def _part(shard: Path) -> str:
-    found = re.search(r"(?:^|[^a-z])(train|val)", f"{shard.parent.name}/{shard.name}".lower())
-    return found[1] if found else ""
+def _split_in_name(shard: Path) -> str:
+    """The split that the name of a shard or of its folder says; "" where neither says one."""
+    match = re.search(r"(?:^|[^a-z])(train|val)", f"{shard.parent.name}/{shard.name}".lower())
+    return match[1] if match else ""
 
 
 def _stamp(shard: Path) -> tuple[int, int]:
+    """Size and time of writing: what changes when the shard does."""
     stat = shard.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
-def _store(shard: Path) -> Path:
-    """Where a shard's index is kept: in $XDG_CACHE_HOME, by default ~/.cache."""
+def _index_path(shard: Path) -> Path:
+    """Where a shard's index is stored: in $XDG_CACHE_HOME, by default ~/.cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "gear-studio" / "shards" / f"{sha256(str(shard).encode()).hexdigest()[:32]}.npz"
 
 
-def _stored(shard: Path) -> dict[str, np.ndarray] | None:
-    """The stored index, if it is whole and of the shard as it is now."""
+def _load_index(shard: Path) -> dict[str, np.ndarray] | None:
+    """Load a shard's stored index; None where it is missing, damaged, or of the shard as it was earlier."""
     try:
-        with np.load(_store(shard)) as stored:
+        with np.load(_index_path(shard)) as stored:
             table = dict(stored)
     except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
         return None

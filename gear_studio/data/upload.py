@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from gear_studio.data.folder import UnreadableImage, fit, open_rgb
+from gear_studio.data.images import FORMATS, UnreadableImage, crop_and_resize, open_rgb
 
 MAX_BYTES = 20 * 1024**2
 MAX_SIDE = 4096
-# Only plain bitmap formats: Pillow would hand some others (EPS) to outside programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class UploadError(ValueError):
@@ -22,11 +20,11 @@ class UploadError(ValueError):
 
 
 def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
-    """The middle square of an uploaded picture, uint8 RGB (3,image_size,image_size).
+    """Read the middle square of an uploaded picture: uint8 RGB (3,image_size,image_size).
 
-    Turned upright by its EXIF orientation, transparency laid on white, greyscale and 16-bit made RGB; of an
-    animation, the first frame. Raises UploadError for a file that is empty, above 20 MB, no picture or a
-    damaged one, or above 4096 px a side.
+    The picture is turned upright by its EXIF orientation, transparency is laid on white, greyscale and 16-bit
+    are made RGB, and of an animation the first frame is taken. Raises UploadError for a file that is empty,
+    above 20 MB, no picture or a damaged one, or above 4096 px a side.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -37,13 +35,13 @@ def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
             f"{path.name} is {size / 1024**2:.1f} MB; the limit is {MAX_BYTES // 1024**2} MB. "
             "Please save it smaller."
         )
-    width, height = _dimensions(path)
+    width, height = _read_dimensions(path)
     if max(width, height) > MAX_SIDE:
         raise UploadError(
             f"{path.name} is {width} x {height} px; the limit is {MAX_SIDE} px a side. Please scale it down."
         )
     try:
-        return fit(open_rgb(path, at_least=image_size), image_size)
+        return crop_and_resize(open_rgb(path, at_least=image_size), image_size)
     except UnreadableImage as error:
         raise UploadError(
             f"{path.name} is damaged or of a rare kind: it starts like a picture but does not decode. "
@@ -51,15 +49,16 @@ def read_upload(path: str | Path, image_size: int) -> torch.Tensor:
         ) from error
 
 
-def _dimensions(path: Path) -> tuple[int, int]:
-    """Width and height from the header alone, so that a small file cannot unpack into a huge picture."""
+def _read_dimensions(path: Path) -> tuple[int, int]:
+    """Read width and height from the header alone, so that a small file cannot unpack into a huge picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(path, formats=tuple(FORMATS)) as picture:
                 return picture.size
     except UnidentifiedImageError as error:
-        known = "PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+        *most, last = FORMATS
+        known = f"{', '.join(most)} or {last}"
         raise UploadError(f"{path.name} is not a picture that can be read here ({known}).") from error
     except Image.DecompressionBombError as error:
         raise UploadError(

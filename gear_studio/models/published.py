@@ -35,8 +35,8 @@ def state_dict(url: str, file: str | Path | None, what: str, option: str) -> dic
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what unpickling raises on bad bytes is an open list
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a file of weights ({first_line}); fetch {url} again") from error
+        one_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a file of weights ({one_line}); fetch {url} again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict; {what} takes the weights published at {url}")
     return state

@@ -8,7 +8,8 @@ Every quantizer answers the same questions (`scores`, `indices`, `assign`, `code
     LFQ   2 <z, c_k>        {-1, +1}^D, fixed    z + sg(c - z)
     IBQ   <z, c_k>          learned              (o + s - sg s) @ C, s = softmax(A), o = one-hot(argmax A)
 
-Everything is computed in float32, also under autocast: near-ties decide the index.
+Everything is computed in float32, also under autocast: near-ties decide the index. Adding a quantizer is a
+class here and its line in `QUANTIZERS`.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,20 @@ class Quantized:
 
 
 class Quantizer(nn.Module):
-    """What all quantizers share. A quantizer defines `scores` and `forward`."""
+    """What all quantizers share. A quantizer defines `scores`, `forward` and `small_code_dim`.
 
+    formula: A_k as figures write it, for matplotlib."""
+
+    formula: str
     codebook: Tensor
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__()
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        """D, dimensions of a code, in the presets small and mini with so many codes."""
+        raise NotImplementedError
 
     def scores(self, z: Tensor) -> Tensor:
         """z: (B, N, D). Returns A, (B, N, K) float32, larger is closer."""
@@ -58,9 +70,15 @@ class VectorQuantizer(Quantizer):
     """L2-normalised vector quantization (LlamaGen VQ-16): A_k = -||z - c_k||^2 = -(2 - 2 z.c_k) on the unit
     sphere, in [-4, 0]."""
 
+    formula = "−‖z − c$_k$‖²"
+
     def __init__(self, codes: int, dim: int):
-        super().__init__()
+        super().__init__(codes, dim)
         self.codebook = nn.Parameter(F.normalize(torch.randn(codes, dim), dim=-1))
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        return 8
 
     def scores(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -84,14 +102,20 @@ class LookupFreeQuantizer(Quantizer):
     Bit d of the index is set when z_d > 0 (so 0 counts as -1), with weight 2^d; A_k = 2 <z, c_k>. The
     indices are read off the signs, which needs no scores."""
 
+    formula = "2 ⟨z, c$_k$⟩"
+
     def __init__(self, codes: int, dim: int):
-        super().__init__()
+        super().__init__(codes, dim)
         if codes != 2**dim:
             raise ValueError(
                 f"LFQ with {dim} channels has 2^{dim} = {2**dim} codes, not {codes}; set one of them"
             )
         bits = torch.arange(codes)[:, None] >> torch.arange(dim) & 1
         self.register_buffer("codebook", 2.0 * bits - 1, persistent=False)
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        return codes.bit_length() - 1
 
     def scores(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -114,9 +138,15 @@ class IndexBackpropagationQuantizer(Quantizer):
     """Index backpropagation (IBQ, arXiv 2412.02692): A_k = <z, c_k>, and the decoder's gradient reaches every
     code through a straight-through one-hot."""
 
+    formula = "⟨z, c$_k$⟩"
+
     def __init__(self, codes: int, dim: int):
-        super().__init__()
+        super().__init__(codes, dim)
         self.codebook = nn.Parameter(torch.randn(codes, dim))
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        return 64
 
     def scores(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):

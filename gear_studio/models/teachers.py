@@ -15,7 +15,8 @@ Notable here:
   kind, so that another model's folder is refused by name.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -24,32 +25,94 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from gear_studio.files import atomic, first_line, read_json, write_json
+from gear_studio.files import atomic, one_line, read_json, write_json
+from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encoder
 from gear_studio.models.pretrained import fingerprint, load_weights
 from gear_studio.places import ZOO
 
-SHIPPED = {"tiny": ZOO / "teacher"}
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
-UNTRAINED = ("random", "pixels")  # controls: the tiny one with random weights, and no network at all
-PUBLISHED = {  # short names; any other timm name works as well
-    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
-    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
-    "dinov2-s-reg": "vit_small_patch14_reg4_dinov2.lvd142m",
-    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
-    "dinov2-g-reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
-    "dinov3-s": "vit_small_patch16_dinov3.lvd1689m",
-    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
-    "dinov3-l": "vit_large_patch16_dinov3.lvd1689m",
-    "dinov3-h": "vit_huge_plus_patch16_dinov3.lvd1689m",
-    "siglip2-b": "vit_base_patch16_siglip_256.v2_webli",
-    "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
-    "siglip2-so400m": "vit_so400m_patch16_siglip_256.v2_webli",
-    "clip-b": "vit_base_patch16_clip_quickgelu_224.openai",  # OpenAI trained with QuickGELU
-    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
+
+
+@dataclass(frozen=True)
+class KnownTeacher:
+    """What is special about a teacher. timm: timm's name of a published one. folder: of a shipped one. load:
+    makes the encoder of one whose weights an installed package brings. With none of these it is a control.
+    spatial_norm: what "auto" means for its alignment target (see `spatial_norm`)."""
+
+    timm: str = ""
+    folder: Path | None = None
+    load: Callable[[], nn.Module] | None = None
+    spatial_norm: str = "none"
+
+    @property
+    def kind(self) -> str:
+        """shipped, packaged, control or published."""
+        if self.load:
+            return "packaged"
+        return "published" if self.timm else "shipped" if self.folder else "control"
+
+    @property
+    def patch_size(self) -> int | None:
+        """Pixels along a side of a published one's patches, as timm's name has it; None for the others."""
+        patch = re.search(r"_patch(\d+)", self.timm)
+        return int(patch[1]) if patch else None
+
+
+# Any other timm name works as well; `default_spatial_norm` has a rule for those.
+TEACHERS = {
+    "tiny": KnownTeacher(folder=ZOO / "teacher"),
+    # Its channels have means of their own, in which every two patches look alike.
+    "efficientnet-lite0": KnownTeacher(LITE0, load=load_lite0_encoder, spatial_norm="zscore"),
+    "random": KnownTeacher(),  # tiny with random weights
+    "pixels": KnownTeacher(),  # no network at all
+    "dinov2-s": KnownTeacher("vit_small_patch14_dinov2.lvd142m"),
+    "dinov2-b": KnownTeacher("vit_base_patch14_dinov2.lvd142m"),
+    "dinov2-l": KnownTeacher("vit_large_patch14_dinov2.lvd142m"),
+    "dinov2-g": KnownTeacher("vit_giant_patch14_dinov2.lvd142m"),
+    "dinov2-s-reg": KnownTeacher("vit_small_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-b-reg": KnownTeacher("vit_base_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-l-reg": KnownTeacher("vit_large_patch14_reg4_dinov2.lvd142m"),
+    "dinov2-g-reg": KnownTeacher("vit_giant_patch14_reg4_dinov2.lvd142m"),
+    "dinov3-s": KnownTeacher("vit_small_patch16_dinov3.lvd1689m"),
+    "dinov3-b": KnownTeacher("vit_base_patch16_dinov3.lvd1689m"),
+    "dinov3-l": KnownTeacher("vit_large_patch16_dinov3.lvd1689m"),
+    "dinov3-h": KnownTeacher("vit_huge_plus_patch16_dinov3.lvd1689m"),
+    "siglip2-b": KnownTeacher("vit_base_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    "siglip2-l": KnownTeacher("vit_large_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    "siglip2-so400m": KnownTeacher("vit_so400m_patch16_siglip_256.v2_webli", spatial_norm="zscore"),
+    # OpenAI trained with QuickGELU
+    "clip-b": KnownTeacher("vit_base_patch16_clip_quickgelu_224.openai", spatial_norm="zscore"),
+    "clip-l": KnownTeacher("vit_large_patch14_clip_quickgelu_224.openai", spatial_norm="zscore"),
 }
+
+
+def teachers_of(kind: str) -> list[str]:
+    """Names in `TEACHERS` that are shipped, packaged, control or published."""
+    return [name for name, teacher in TEACHERS.items() if teacher.kind == kind]
+
+
+def default_spatial_norm(arch: str) -> str:
+    """What the spatial norm "auto" is for a teacher with `TeacherConfig.arch`.
+
+    Of a timm model that `TEACHERS` does not list: zscore for SigLIP, CLIP and V-JEPA, whose patches share a
+    large mean, none for all others (paper)."""
+    for teacher in TEACHERS.values():
+        if teacher.timm and arch == f"timm:{teacher.timm}":
+            return teacher.spatial_norm
+    return "zscore" if any(family in arch for family in ("siglip", "clip", "jepa")) else "none"
+
+
+def spatial_norm(features: torch.Tensor, kind: str, alpha: float = 0.6) -> torch.Tensor:
+    """Norm a teacher's features (B, N, d_f) over the N patches of each picture, channel by channel (paper).
+
+    Some teachers' patches of one picture have much in common, which hides where is what.
+    kind: "none"; "demean", z - alpha mean_tokens z; "zscore", that divided by std_tokens z."""
+    if kind == "none":
+        return features
+    z = features.float()
+    centred = z - alpha * z.mean(1, keepdim=True)
+    return centred if kind == "demean" else centred / (z.std(1, keepdim=True) + 1e-6)
 
 
 @dataclass
@@ -115,33 +178,37 @@ class PatchPixels(nn.Module):
 
 
 def timm_name(name: str) -> str:
-    """timm's name of a teacher: a short name of `PUBLISHED`, "timm:NAME" or NAME itself.
+    """timm's name of a teacher: a published one's short name in `TEACHERS`, "timm:NAME" or NAME itself.
 
     Raises FileNotFoundError where timm has no such model."""
     import timm
 
-    wanted = PUBLISHED.get(name, name.removeprefix("timm:"))
-    if not timm.is_model(wanted):
-        raise FileNotFoundError(
-            f"teacher {name!r} is neither shipped ({', '.join(SHIPPED)}) nor a control "
-            f"({', '.join(UNTRAINED)}) nor a folder nor published "
-            f"({', '.join(PUBLISHED)}, or a model of timm {timm.__version__}); check the name, or train "
-            "one with gear_studio.training.supervised.train_teacher(folder)."
+    known = TEACHERS.get(name)
+    model = known.timm if known else name.removeprefix("timm:")
+    if not timm.is_model(model):
+        shipped, packaged, controls, published = (
+            ", ".join(teachers_of(kind)) for kind in ("shipped", "packaged", "control", "published")
         )
-    return wanted
+        raise FileNotFoundError(
+            f"teacher {name!r} is neither shipped ({shipped}, {packaged}) nor a control ({controls}) nor a "
+            f"folder nor published ({published}, or a model of timm {timm.__version__}); check the name, or "
+            "train one with gear_studio.training.supervised.train_teacher(folder)."
+        )
+    return model
 
 
 def timm_encoder(name: str, **pretrained) -> nn.Module:
-    """A plain ViT of timm at its own image size: head and pooling dropped, `norm` the last norm it has.
+    """A model of timm as a patch encoder. A plain ViT at its own image size, head and pooling dropped, `norm`
+    the last norm it has; of any other model its `FeatureMap`.
 
     pretrained: where weights come from, for `timm.create_model`; by default they are random. Raises
-    ValueError for models of another make."""
+    ValueError for models that are neither a ViT nor have a feature map."""
     import timm
 
     encoder = timm.create_model(name, num_classes=0, **pretrained)
     needed = ("blocks", "norm", "num_prefix_tokens", "forward_intermediates", "set_input_size")
-    if lacking := [attribute for attribute in needed if not hasattr(encoder, attribute)]:
-        raise ValueError(f"timm's {name} is no plain ViT (it has no {', '.join(lacking)}); choose a ViT")
+    if not all(hasattr(encoder, attribute) for attribute in needed):
+        return FeatureMap(name, **pretrained)
     if isinstance(encoder.norm, nn.Identity):
         # Models that pool by averaging norm afterwards; a norm acts on each token alone.
         encoder.norm, encoder.fc_norm = encoder.fc_norm, nn.Identity()
@@ -164,7 +231,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         except Exception as error:  # the hub, its client and the disk have many ways to fail
             raise FileNotFoundError(
                 f"the weights of {name!r} could not be downloaded from the Hugging Face repository "
-                f"timm/{model} ({type(error).__name__}: {first_line(error)}); with a connection, try again. "
+                f"timm/{model} ({type(error).__name__}: {one_line(error)}); with a connection, try again. "
                 f"Without one, run 'hf download timm/{model}' on another machine and bring its "
                 f"model.safetensors here ({option}), or its cache folder (HF_HUB_CACHE)"
             ) from error
@@ -184,7 +251,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         )
     except Exception as error:  # whatever a foreign file does to the reader or to timm's conversion
         raise ValueError(
-            f"{weights} does not hold the weights of {model} ({first_line(error)}); expected safetensors or "
+            f"{weights} does not hold the weights of {model} ({one_line(error)}); expected safetensors or "
             f"a torch file of tensors, such as model.safetensors of the Hugging Face repository timm/{model}"
         ) from error
 
@@ -231,8 +298,11 @@ class Teacher(nn.Module):
         teacher. Weights of folders are stored in half precision and returned in float32.
         """
         name = str(name_or_folder)
-        folder = SHIPPED.get(name, Path(name))
-        if name in PUBLISHED or not (folder.is_dir() or name in UNTRAINED):
+        known = TEACHERS.get(name)
+        if known and known.load and weights is None:
+            encoder = known.load()
+            return cls(describe(name, encoder, "trained on ImageNet, Apache-2.0"), encoder, grid, name)
+        if known.kind == "published" if known else not Path(name).is_dir():
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
             return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
@@ -243,12 +313,13 @@ class Teacher(nn.Module):
         if name == "pixels":
             config = TeacherConfig(arch=name, dim=3 * 8 * 8, depth=1, heads=1, note="Raw pixels, no network.")
             return cls(config, build_encoder(config), grid, name)
+        folder = known.folder if known and known.folder else Path(name)
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )
         encoder = build_encoder(config)
         load_weights(encoder, folder / "model.safetensors")
-        return cls(config, encoder, grid, name if name in SHIPPED else folder.name)
+        return cls(config, encoder, grid, name if known else folder.name)
 
     @classmethod
     def random(cls, seed: int = 0, name: str = "tiny", grid: int | None = None) -> "Teacher":
@@ -305,20 +376,36 @@ class Teacher(nn.Module):
         by_block = dict(zip(order, found, strict=True))
         return [by_block[block] for block in blocks]
 
+    def alignment_target(
+        self, features: torch.Tensor, kind: str = "auto", alpha: float = 0.6
+    ) -> torch.Tensor:
+        """What a projection is aligned with: this teacher's features (B, N, dim) after a spatial norm.
+
+        kind: one of `SPATIAL_NORMS`; "auto" is the teacher's own (`default_spatial_norm`). alpha: see
+        `spatial_norm`. Raises ValueError for a norm that does not exist."""
+        if kind not in SPATIAL_NORMS:
+            raise ValueError(f"unknown spatial_norm {kind!r}; choose one of {', '.join(SPATIAL_NORMS)}")
+        own = default_spatial_norm(self.config.arch)
+        return spatial_norm(features, own if kind == "auto" else kind, alpha)
+
 
 def describe(name: str, encoder: nn.Module, origin: str) -> TeacherConfig:
     """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
     model, published = timm_name(name), encoder.pretrained_cfg
+    common = {"arch": f"timm:{model}", "mean": tuple(published["mean"]), "std": tuple(published["std"])}
+    common["note"] = f"{model} of timm, {origin}."
+    if isinstance(encoder, FeatureMap):
+        size = published["input_size"][-1] // encoder.patch_size * encoder.patch_size
+        return TeacherConfig(
+            image_size=size, patch_size=encoder.patch_size, dim=encoder.dim, depth=1, heads=1, **common
+        )
     return TeacherConfig(
-        arch=f"timm:{model}",
         image_size=encoder.patch_embed.img_size[0],
         patch_size=encoder.patch_embed.img_size[0] // encoder.patch_embed.grid_size[0],
         dim=encoder.embed_dim,
         depth=len(encoder.blocks),
         heads=encoder.blocks[0].attn.num_heads,
-        mean=tuple(published["mean"]),
-        std=tuple(published["std"]),
-        note=f"{model} of timm, {origin}.",
+        **common,
     )
 
 

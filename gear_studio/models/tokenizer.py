@@ -37,6 +37,11 @@ class TokenizerConfig:
         return self.image_size // (self.patch * 2 ** (len(self.multipliers) - 1))
 
 
+def preset_name(size: str, quantizer: str) -> str:
+    """The name in `PRESETS` of the tokenizer of a size, small or mini, with a quantizer of `QUANTIZERS`."""
+    return size if quantizer == TokenizerConfig.quantizer else f"{size}-{quantizer}"
+
+
 _PAPER = TokenizerConfig(
     image_size=256,
     channels=128,
@@ -50,12 +55,12 @@ _PAPER = TokenizerConfig(
 )
 _MINI = TokenizerConfig(image_size=32, multipliers=(1, 2), patch=2, latent=64, codes=512)
 PRESETS = {
-    "small": TokenizerConfig(),
-    "small-lfq": TokenizerConfig(code_dim=10, quantizer="lfq"),
-    "small-ibq": TokenizerConfig(code_dim=64, quantizer="ibq"),
-    "mini": _MINI,
-    "mini-lfq": replace(_MINI, code_dim=9, quantizer="lfq"),
-    "mini-ibq": replace(_MINI, code_dim=64, quantizer="ibq"),
+    preset_name(size, quantizer): replace(
+        config, quantizer=quantizer, code_dim=kind.small_code_dim(config.codes)
+    )
+    for size, config in (("small", TokenizerConfig()), ("mini", _MINI))
+    for quantizer, kind in QUANTIZERS.items()
+} | {
     "vq-16": replace(_PAPER, res_blocks=2, code_dim=8),
     "lfq-16": replace(_PAPER, latent=14, code_dim=14, quantizer="lfq", architecture="magvit2"),
     "ibq-16": replace(_PAPER, quantizer="ibq"),

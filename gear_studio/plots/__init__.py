@@ -7,10 +7,10 @@
 
 Notable here:
 - Charts are `Figure` objects made without pyplot, whose global state does not survive several users at once.
-- Pictures and token maps are enlarged without smoothing, cell for cell: a click or a look finds its token.
-- Colour-blind safe throughout: Okabe-Ito for lines, matplotlib's perceptual maps for quantities. `legend`
-  states a map's scale and unit. Colours of lines mean arms: each has a dash pattern too, so that two that
-  coincide are both seen. Seeds are grey.
+- Pictures and token maps are enlarged without smoothing, cell for cell, so that a click finds its token.
+- Colours are safe for the colour-blind: Okabe-Ito for lines, matplotlib's perceptual maps for quantities.
+  `legend` states a map's scale and unit. A colour of a line stands for an arm. Each arm has a dash pattern
+  too, so that both of two lines that coincide are seen. Seeds are grey.
 """
 
 from gear_studio.plots.charts import (
@@ -44,11 +44,11 @@ from gear_studio.plots.maps import (
 )
 from gear_studio.plots.sheets import (
     attention_sheet,
+    captioned_pictures,
     patch_gallery,
     picture_row,
     sample_grid,
     sample_sheet,
-    tellings,
 )
 from gear_studio.plots.style import (
     DASHES,
@@ -76,6 +76,7 @@ __all__ = [
     "attention_mask",
     "attention_sheet",
     "by_seed",
+    "captioned_pictures",
     "code_map",
     "colored",
     "convergence",
@@ -99,7 +100,6 @@ __all__ = [
     "sample_sheet",
     "speed_ups",
     "styled",
-    "tellings",
     "text_font",
     "to_rgb",
     "token_codes",

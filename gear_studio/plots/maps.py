@@ -1,4 +1,4 @@
-"""Token and patch maps: one colour or number a token, and what is marked in them."""
+"""Token and patch maps: a picture of one cell a token, and the picture's pixels beside it."""
 
 import html
 import math
@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gear_studio.data.pictures import to_uint8
-from gear_studio.plots.style import INK, name_row, styled, text_font, with_protocol
+from gear_studio.data.images import to_uint8
+from gear_studio.plots.style import INK, add_protocol, name_row, styled, text_font
 
 
 @styled
@@ -24,17 +24,19 @@ def map_grid(
     cmap: str = "viridis",
     protocol: str = "",
     patch: int | None = None,
-    rows_named: Sequence[str] = (),
+    row_names: Sequence[str] = (),
 ) -> Figure:
-    """Pictures in rows, beside each the token map that every model makes of it.
+    """A row for each picture: the picture, then its token map by each model.
 
     images: (B, 3, H, W) in [-1, 1]. maps: model -> colours (B, N, 3) in [0, 1], such as `features.pca_rgb` of
-    each picture, or numbers (B, N), such as `features.similarity`, which all share one colour scale: quantity
-    is its label, with its unit, limits its ends (by default those of the numbers). patch: one to frame.
-    rows_named: one at the left of each row."""
+    each picture, or numbers (B, N), such as `features.similarity`. All numbers share one colour scale:
+    quantity is its label, with its unit, limits its ends (by default those of the numbers). protocol: how the
+    features were taken, below the figure. patch: one to frame in every map. row_names: one at the left of
+    each row."""
     numbers = [values for values in maps.values() if values.ndim == 2]
+    low, high = limits or (0.0, 1.0)
     if limits is None and numbers:
-        limits = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
+        low, high = min(v.min().item() for v in numbers), max(v.max().item() for v in numbers)
     figure = Figure(
         figsize=(1.5 * (1 + len(maps)) + bool(numbers), 1.55 * len(images) + 0.5), layout="constrained"
     )
@@ -46,7 +48,7 @@ def map_grid(
         for model, values in maps.items():
             cells = values[row].detach().float().cpu()
             colors = (
-                colored(cells, *limits, cmap) if cells.ndim == 1 else (cells * 255).round().byte().numpy()
+                colored(cells, low, high, cmap) if cells.ndim == 1 else (cells * 255).round().byte().numpy()
             )
             shown[model] = np.asarray(grid_map(colors, picture.shape[0]))
         for axes, (title, pixels) in zip(grid[row], shown.items(), strict=True):
@@ -56,16 +58,17 @@ def map_grid(
                 cell = len(pixels) / side
                 corner = patch % side * cell - 0.5, patch // side * cell - 0.5
                 for color, width in (("black", 3), ("#ffd400", 1.5)):
-                    frame = {"fill": False, "edgecolor": color, "linewidth": width}
-                    axes.add_patch(Rectangle(corner, cell, cell, **frame))
+                    axes.add_patch(
+                        Rectangle(corner, cell, cell, fill=False, edgecolor=color, linewidth=width)
+                    )
             if row == 0:
                 axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
-        if row < len(rows_named):
-            name_row(grid[row, 0], rows_named[row])
+        if row < len(row_names):
+            name_row(grid[row, 0], row_names[row])
     if numbers:
-        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(*limits), cmap)
+        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), cmap)
         figure.colorbar(scale, ax=grid[:, -1].tolist(), label=quantity, fraction=0.1)
-    return with_protocol(figure, protocol)
+    return add_protocol(figure, protocol)
 
 
 @styled
@@ -79,10 +82,10 @@ def token_maps(
     cmap: str = "viridis",
     protocol: str = "",
 ) -> Figure:
-    """Maps of one number a token, side by side on one colour scale; first the picture, where it is given.
+    """Maps of one number a token, side by side on one colour scale, and before them the picture, if given.
 
-    values: (m, N) in raster order. label: the quantity and its unit. image: (3, H, W) in [-1, 1]. protocol:
-    how they came about, under the figure."""
+    values: (m, N) in raster order. titles: of the maps. label: the quantity and its unit. low, high: the ends
+    of the scale. image: (3, H, W) in [-1, 1]. protocol: how the values were taken, below the figure."""
     count, grid = len(values) + (image is not None), math.isqrt(values.shape[1])
     figure = Figure(figsize=(1.9 * count + 0.9, 2.2), layout="compressed")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -95,7 +98,7 @@ def token_maps(
         each.axis("off")
         each.set_title(title)
     figure.colorbar(shown, ax=axes, label=label, pad=0.015)
-    return with_protocol(figure, protocol)
+    return add_protocol(figure, protocol)
 
 
 def to_rgb(images: Tensor) -> np.ndarray:
@@ -104,30 +107,31 @@ def to_rgb(images: Tensor) -> np.ndarray:
 
 
 def colored(values: Tensor, low: float, high: float, cmap: str) -> np.ndarray:
-    """Values of any shape -> uint8 colours (..., 3); what lies outside low..high gets the end colours."""
+    """Values of any shape -> uint8 colours (..., 3). What lies outside low..high gets the end colours."""
     scaled = ((values.float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
     return (matplotlib.colormaps[cmap](scaled)[..., :3] * 255).round().astype(np.uint8)
 
 
 def enlarge(pixels: np.ndarray, side: int = 512) -> Image.Image:
-    """uint8 (H, W, 3) -> an image `side` high, every pixel a crisp block."""
+    """uint8 (H, W, 3) -> an image `side` high, with every pixel enlarged to a crisp block."""
     height, width = pixels.shape[:2]
     return Image.fromarray(pixels).resize((side * width // height, side), Image.Resampling.NEAREST)
 
 
 def grid_map(colors: np.ndarray, side: int = 512) -> Image.Image:
-    """One colour a token, uint8 (N, 3) in raster order, as a square picture."""
+    """Colours of the tokens, uint8 (N, 3) in raster order, as a square picture."""
     grid = math.isqrt(len(colors))
     return enlarge(colors.reshape(grid, grid, 3), side)
 
 
 def heat_map(values: Tensor, low: float, high: float, cmap: str = "viridis", side: int = 512) -> Image.Image:
-    """One number a token, (N,), as a square picture."""
+    """A number for each token, (N,), as a square picture on a colour scale from low to high."""
     return grid_map(colored(values, low, high, cmap), side)
 
 
 def index_map(indices: Tensor, colors: Tensor, side: int = 512) -> Image.Image:
-    """Indices (N,) written into cells of their code's mean colour; colors: (K, 3) in [0, 1]."""
+    """A square picture of indices (N,): each is written into its cell, which has the mean colour of its code.
+    colors: (K, 3) in [0, 1]."""
     cells = (colors[indices.cpu()] * 255).round().byte().numpy()
     picture = grid_map(cells, side)
     grid = math.isqrt(len(indices))
@@ -141,7 +145,7 @@ def index_map(indices: Tensor, colors: Tensor, side: int = 512) -> Image.Image:
 
 
 def mark(picture: Image.Image, token: int | None, grid: int) -> Image.Image:
-    """A copy with one cell of the token grid framed; without a token, as it was."""
+    """A copy of the picture with one cell of the token grid framed; with token None a plain copy."""
     picture = picture.copy()
     if token is not None:
         cell = picture.height / grid
@@ -154,7 +158,8 @@ def mark(picture: Image.Image, token: int | None, grid: int) -> Image.Image:
 
 
 def legend(text: str, low: float, high: float, cmap: str = "viridis", digits: int = 1) -> str:
-    """A colour scale as HTML, with its ends and middle labelled. text: the quantity and its unit."""
+    """A colour scale as HTML, with its ends and middle labelled. text: the quantity and its unit. digits:
+    decimals of the labels."""
     stops = map(matplotlib.colors.to_hex, matplotlib.colormaps[cmap](np.linspace(0, 1, 9)))
     ticks = "".join(f"<span>{value:.{digits}f}</span>" for value in (low, (low + high) / 2, high))
     bar = f"background:linear-gradient(90deg,{','.join(stops)})"

@@ -9,12 +9,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gear_studio.plots.maps import colored, enlarge, mark, to_rgb
-from gear_studio.plots.style import INK, PENDING, name_row, styled, text_font, with_protocol
+from gear_studio.plots.style import INK, PENDING, add_protocol, name_row, styled, text_font
 
 
 @styled
-def tellings(images: Tensor, captions: Sequence[Sequence[str]]) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1] under each other, beside each its captions, a line each."""
+def captioned_pictures(images: Tensor, captions: Sequence[Sequence[str]]) -> Figure:
+    """A row for each picture: the picture and at its right its captions, a line each. images: (n, 3, H, W) in
+    [-1, 1]. captions: those of each picture."""
     figure = Figure(figsize=(8.8, 1.45 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), 2, squeeze=False, width_ratios=[1, 5.4])
     for (left, right), picture, lines in zip(grid, to_rgb(images), captions, strict=True):
@@ -30,11 +31,12 @@ def sample_grid(
     images: Tensor,
     columns: int,
     titles: Sequence[str] | None = None,
-    rows_named: Sequence[str] = (),
+    row_names: Sequence[str] = (),
     protocol: str = "",
 ) -> Figure:
-    """Pictures (n, 3, H, W) in [-1, 1], `columns` a row; titles: one above each picture, from the first on;
-    rows_named: one at the left of each row; protocol: how they came about, under the figure."""
+    """Pictures in rows. images: (n, 3, H, W) in [-1, 1]. columns: pictures a row. titles: one above each
+    picture, from the first on. row_names: one at the left of each row. protocol: how the pictures were made,
+    below the figure."""
     count = len(images)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.4 * columns, (1.65 if titles else 1.4) * rows), layout="constrained")
@@ -44,14 +46,14 @@ def sample_grid(
             axes.imshow(to_rgb(images[i]))
             if titles and i < len(titles):
                 axes.set_title(titles[i], fontsize=9, fontweight="normal", loc="center")
-        if i % columns == 0 and i // columns < len(rows_named):
-            name_row(axes, rows_named[i // columns])
-    return with_protocol(figure, protocol)
+        if i % columns == 0 and i // columns < len(row_names):
+            name_row(axes, row_names[i // columns])
+    return add_protocol(figure, protocol)
 
 
 @styled
 def picture_row(pictures: Sequence[np.ndarray | Image.Image], titles: Sequence[str]) -> Figure:
-    """Square pictures side by side, each under its title; of more than four, several rows."""
+    """Square pictures side by side, each under its title; more than four are put in several rows."""
     rows = math.ceil(len(pictures) / 4)
     columns = math.ceil(len(pictures) / rows)
     figure = Figure(figsize=(3.1 * columns, 3.4 * rows), layout="constrained")
@@ -65,7 +67,8 @@ def picture_row(pictures: Sequence[np.ndarray | Image.Image], titles: Sequence[s
 
 
 def patch_gallery(crops: Tensor, columns: int = 6, side: int = 96, gap: int = 8) -> Image.Image:
-    """Patches in their surroundings, uint8 (m, 3, s, s) with the patch in the middle third, framed."""
+    """Patches in their surroundings, `columns` a row. crops: uint8 (m, 3, s, s), as `codes.gallery` returns;
+    the patch is the middle third, and is framed. side, gap: pixels of a crop, and between two."""
     rows = math.ceil(len(crops) / columns)
     sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
     for i, crop in enumerate(crops):
@@ -75,13 +78,15 @@ def patch_gallery(crops: Tensor, columns: int = 6, side: int = 96, gap: int = 8)
 
 
 def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, codes: int) -> Image.Image:
-    """Pictures being sampled, each above its maps of log-probability and entropy; what is to come is grey.
+    """Pictures being sampled, each above its maps of log-probability and entropy. Rows of tokens that are
+    still to come are grey.
 
     images: (B, 3, H, W) in [-1, 1]. log_probs, entropy: (B, N) in nats, of which [:, :done] is known.
     codes: K, which sets both colour scales: log-probability -ln K..0, entropy 0..ln K."""
     count, tokens = log_probs.shape
     grid, columns = math.isqrt(tokens), math.ceil(math.sqrt(count))
-    # Of many pictures small ones: a page shows a sheet no wider, and packing it takes longer than sampling.
+    # Many pictures are drawn small: a page is only so wide, and a large sheet takes longer to pack than to
+    # sample.
     side, size = {1: (512, 22), 2: (384, 22), 3: (288, 17)}.get(columns, (168, 12))
     known, gap, caption = done // grid / grid, 12, 2 * size
     half = (side - gap) // 2
@@ -115,9 +120,10 @@ def sample_sheet(images: Tensor, log_probs: Tensor, entropy: Tensor, done: int, 
 
 
 def attention_sheet(images: Tensor, maps: Tensor, high: float) -> Image.Image:
-    """Pictures, each with its map of attention on its right, in as many columns as `sample_sheet` has.
+    """Pictures, each with its map of attention at its right, in as many columns as `sample_sheet` has.
 
-    images: (B, 3, H, W) in [-1, 1]. maps: (B, N), coloured from 0 to `high`."""
+    images: (B, 3, H, W) in [-1, 1]. maps: (B, N), shares of attention. high: the upper end of the colour
+    scale, which begins at 0."""
     count, tokens = maps.shape
     grid, columns, gap = math.isqrt(tokens), math.ceil(math.sqrt(count)), 12
     side = {1: 256, 2: 192, 3: 144}.get(columns, 120)

@@ -1,12 +1,14 @@
-"""The house style of every figure."""
+"""The style that all figures share: colours, typeface, settings, names of rows and the line below."""
 
 import textwrap
 import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import ImageFont
@@ -15,7 +17,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS, DASHES = "osD^vPX*", ("-", (0, (6, 1.5)), (0, (2.5, 1)), (0, (6, 1, 1.5, 1)))  # of arms
 GREYS = ("#1f1f1f", "#666666", "#9c9c9c")  # of seeds
 INK, PALE, PENDING = "#1f2933", "#d5dae0", 128  # text; grid lines; grey of what is not decoded yet
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -26,7 +28,7 @@ STYLE = {
     "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=OKABE_ITO),
+    "axes.prop_cycle": cycler(color=OKABE_ITO),
     "grid.color": PALE,
     "grid.linewidth": 0.6,
     "text.color": INK,
@@ -36,11 +38,11 @@ STYLE = {
     "figure.dpi": 144,
     "figure.facecolor": "white",
 }
-_style = threading.Lock()  # matplotlib's settings are the process's, not the thread's
+_style = threading.Lock()  # matplotlib has one set of settings a process, not one a thread
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure's function in the house style."""
+    """Decorate a function that draws a figure: it then draws in the house style."""
 
     @wraps(draw)
     def inside(*args, **settings) -> Figure:
@@ -51,12 +53,12 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def name_row(axes: Axes, name: str) -> None:
-    where = {"transform": axes.transAxes, "rotation": 90, "va": "center", "ha": "right"}
-    axes.text(-0.06, 0.5, name, **where)
+    """Write the name of a row of pictures at the left of its first one, turned by 90 degrees."""
+    axes.text(-0.06, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right")
 
 
-def with_protocol(figure: Figure, protocol: str) -> Figure:
-    """How the features were taken, small, under the figure."""
+def add_protocol(figure: Figure, protocol: str) -> Figure:
+    """Write how the figure's values were taken below it, small; nothing for an empty protocol."""
     if protocol:
         width = int(figure.get_figwidth() * 17)
         figure.supxlabel(textwrap.fill(protocol, width), x=0.01, ha="left", fontsize=8, color=INK)

@@ -1,7 +1,8 @@
 """Studies: named sets of Runs over arms and seeds, each answering one question with a table and a figure.
 
 A study is data: arms, measures, and what the paper says of the same. An arm is a chain of trainings: the
-warm-up, a joint stage on it, and a fresh generator on the frozen result.
+warm-up, a joint stage on it, and a fresh generator on the frozen result. Each link of a chain, with a world
+and a seed, makes one `Training`. A new study is one entry in catalogue.py.
 
     catalogue.py   the questions, as data
     world.py       what all Runs of a study are trained on
@@ -12,25 +13,28 @@ warm-up, a joint stage on it, and a fresh generator on the frozen result.
     reproduce.py   the shipped models as jobs
     report.py      the README's tables, printed
 
-    OUT/runs/     the Runs of all studies, named by what they were asked: one training serves every study that
-                  asks for it, and a finished one is not done again. A folder with another config is refused.
+    OUT/runs/     the Runs of all studies, named by the settings that make them: one training serves every
+                  study that needs it, and a finished one is not done again. A folder with another config is
+                  refused.
     OUT/logs/     what each training and evaluation printed
-    OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png, record.json (what
-                  was asked: source, recipe, budget, seeds)
+    OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png, record.json
+                  (source, recipe, budget, seeds)
 
-What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is: `ship` puts it there, `shipped` reads it.
+What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is: `ship_study` puts it there, `shipped_runs`
+reads it.
 
 Settings are chosen on seeds 100 and above, and what is reported is of seeds 0 to 2: a choice made on the
 seeds that are reported would flatter the arm it was made for.
 
-What they are trained on is a `World`: the embedded one with the small recipe, or other pictures, or a recipe
-of the paper. In the embedded one every Run is measured in the features of the tiny teacher, whoever aligned
-it; elsewhere in those of its own. FD against steps is `training/fd.py`'s, about eight times a training; the
-table's FD is `evaluate`'s, with more samples. All arms of a study get the same count.
+A `World` says what all Runs of a study are trained on: the embedded pictures with the small recipe, other
+pictures, or a recipe of the paper. In the embedded world every Run is measured in the features of the tiny
+teacher, whoever aligned it; elsewhere in those of its own teacher. The curves of FD against steps come from
+`training/fd.py`, about eight points a training; the table's FD comes from `evaluate`, with more samples. All
+arms of a study get the same number of samples.
 
-A study trains one process a run. Runs that several processes made (`accelerate launch -m gear_studio train
-...`), under the names and with the settings that `gear-studio study NAME --commands` prints, are taken as
-they are.
+A study trains each Run in one process. It takes Runs that several processes made (`accelerate launch -m
+gear_studio train ...`) as they are, where their names and settings are those that `gear-studio study NAME
+--commands` prints.
 """
 
 from gear_studio.studies.catalogue import (
@@ -43,7 +47,7 @@ from gear_studio.studies.catalogue import (
     TEACHERS,
     Arm,
     Study,
-    named,
+    study_of,
     sweep,
 )
 from gear_studio.studies.measures import (
@@ -51,27 +55,44 @@ from gear_studio.studies.measures import (
     LIKENESS,
     MEASURES,
     Measure,
-    evaluated,
+    final_value,
+    from_evaluation,
     index_entropy,
-    last,
-    like,
+    likeness_at,
 )
-from gear_studio.studies.shipped import SHIPPED, core_seconds, found, looked_at, ship, shipped, shipped_record
+from gear_studio.studies.shipped import (
+    SHIPPED,
+    core_seconds,
+    find_runs,
+    load_study,
+    record_of_shipped,
+    ship_study,
+    shipped_runs,
+)
 from gear_studio.studies.tables import (
-    beside,
-    by_arm,
-    over_seeds,
-    record,
-    rows,
+    compare_arms,
+    describe_record,
+    format_over_seeds,
+    make_record,
+    runs_by_arm,
     speed_up_table,
     speed_ups,
-    summary,
+    summarize,
+    table_rows,
     tokenizer_changes,
-    told,
-    write,
+    write_study,
 )
-from gear_studio.studies.training import FD_SAMPLES, SEEDS, Training, chain, fitted, jobs
-from gear_studio.studies.world import World
+from gear_studio.studies.training import (
+    FD_SAMPLES,
+    SEEDS,
+    Link,
+    chain_of,
+    fit_to_world,
+    study_jobs,
+)
+from gear_studio.studies.world import (
+    World,
+)
 
 __all__ = [
     "Arm",
@@ -83,6 +104,7 @@ __all__ = [
     "GEAR",
     "GENERATED",
     "LIKENESS",
+    "Link",
     "MEASURES",
     "Measure",
     "SEEDS",
@@ -90,32 +112,31 @@ __all__ = [
     "STUDIES",
     "Study",
     "TEACHERS",
-    "Training",
     "World",
-    "beside",
-    "by_arm",
-    "chain",
+    "chain_of",
+    "compare_arms",
     "core_seconds",
-    "evaluated",
-    "fitted",
-    "found",
+    "describe_record",
+    "final_value",
+    "find_runs",
+    "fit_to_world",
+    "format_over_seeds",
+    "from_evaluation",
     "index_entropy",
-    "jobs",
-    "last",
-    "like",
-    "looked_at",
-    "named",
-    "over_seeds",
-    "record",
-    "rows",
-    "ship",
-    "shipped",
-    "shipped_record",
+    "likeness_at",
+    "load_study",
+    "make_record",
+    "record_of_shipped",
+    "runs_by_arm",
+    "ship_study",
+    "shipped_runs",
     "speed_up_table",
     "speed_ups",
-    "summary",
+    "study_jobs",
+    "study_of",
+    "summarize",
     "sweep",
+    "table_rows",
     "tokenizer_changes",
-    "told",
-    "write",
+    "write_study",
 ]

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gear_studio.models.judges import ATTRIBUTES
-from gear_studio.training.recipes import (
-    QUANTIZERS,
-    small_recipe,
-)
+from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.training.recipes import small_recipe
 
 
 @dataclass(frozen=True)
@@ -15,15 +13,16 @@ class Arm:
     """One row of a table, for each seed a chain of trainings.
 
     joint: the joint stage's arm; None leaves the warm-up's tokenizer as it is. joint_set, generator_set:
-    recipe values that differ from the recipe's, as NAME=VALUE. own: those of the joint stage that its label
-    speaks of, and that the small recipe has anyway (see `fitted`). generator: False measures the Run of the
-    joint stage itself. quantizer: vq, which is the recipe's own, or in its place lfq or ibq."""
+    recipe values that differ from the recipe's, as NAME=VALUE. implied: values of the joint stage that the
+    label names and that the small recipe has anyway; `fit_to_world` sets them where another recipe differs.
+    generator: False measures the Run of the joint stage itself. quantizer: vq, which is the recipe's own, or
+    the name of another in its place."""
 
     label: str
     joint: str | None = "gear"
     joint_set: tuple[str, ...] = ()
     generator_set: tuple[str, ...] = ()
-    own: tuple[str, ...] = ()
+    implied: tuple[str, ...] = ()
     generator: bool = True
     quantizer: str = "vq"
 
@@ -33,18 +32,23 @@ def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
     budget, the Run is the one that every other study has."""
     arms = []
     for value in values:
-        said = (f"{setting}={value}",)
-        own = value == getattr(small_recipe("joint"), setting)
-        arms.append(Arm(f"{value:g}", own=said) if own else Arm(f"{value:g}", joint_set=said))
+        settings = (f"{setting}={value}",)
+        if value == getattr(small_recipe("joint"), setting):
+            arms.append(Arm(f"{value:g}", implied=settings))
+        else:
+            arms.append(Arm(f"{value:g}", joint_set=settings))
     return tuple(arms)
 
 
 @dataclass(frozen=True)
 class Study:
-    """varies: what the arms' labels are values of. measures: columns of the table. shown: those in the
-    figure; () draws the curves of `CURVES`. controls: arms that the others' speed-ups are taken over.
-    paper: what the paper reports of the same, its own figures; never to be shown without that word. weights:
-    arms whose whole chains ship with weights, of the first seed; of all others metrics are enough."""
+    """A question and the arms that answer it.
+
+    varies: what the arms' labels are values of. measures: columns of the table. shown: the measures in the
+    figure; () draws the curves of `CURVES` instead. controls: arms over which the speed-ups of the others
+    are computed. fd_curves: FD is also measured while its generators train. paper: the paper's own figures
+    of the same measures; they are never shown without the word paper. weights: arms whose whole chains ship
+    with weights, of the first seed; every other Run ships its metrics alone."""
 
     name: str
     question: str
@@ -53,6 +57,7 @@ class Study:
     measures: tuple[str, ...]
     shown: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
+    fd_curves: bool = False
     paper: dict[str, str] = field(default_factory=dict)
     note: str = ""
     weights: tuple[str, ...] = ()
@@ -64,7 +69,7 @@ BASELINE, CONTINUED, GEAR = Arm("baseline", joint=None), Arm("continued", joint=
 TEACHERS = {"tiny (supervised)": "tiny", "random ViT": "random", "raw pixels": "pixels"}
 
 
-def _aligned_with(label: str, teacher: str) -> tuple[Arm, Arm]:
+def _arms_aligned_with(label: str, teacher: str) -> tuple[Arm, Arm]:
     generator = () if teacher == "tiny" else (f"teacher={teacher}",)
     # Another teacher aligns, and the tiny one goes on looking at the reconstructions.
     joint = (*generator, "perceptual=tiny") if generator else ()
@@ -72,7 +77,7 @@ def _aligned_with(label: str, teacher: str) -> tuple[Arm, Arm]:
     return baseline, Arm(f"{label}, gear", joint_set=joint, generator_set=generator)
 
 
-def _tapped(block: int) -> Arm:
+def _arm_tapped_at(block: int) -> Arm:
     setting = (f"generator.tap={block}",)
     return Arm(f"{block}", joint_set=setting, generator_set=setting)
 
@@ -85,6 +90,7 @@ _STUDIES = (
         (BASELINE, CONTINUED, GEAR, Arm("gear, in the joint stage", generator=False)),
         GENERATED,
         controls=("baseline", "continued"),
+        fd_curves=True,
         paper={
             "gFID without guidance, 300 epochs, LlamaGen-REPA -> GEAR": "B 20.16 -> 16.96, L 12.70 -> 8.66, "
             "XL 8.20 -> 6.76",
@@ -152,13 +158,13 @@ _STUDIES = (
             "LFQ, warm-up -> GEAR": "gFID 18.681 -> 14.776, rFID 2.421 -> 2.129, PSNR 20.97 -> 20.48 dB",
             "IBQ, warm-up -> GEAR": "gFID 20.246 -> 12.972, rFID 1.973 -> 1.716, PSNR 21.18 -> 20.92 dB",
         },
-        weights=("VQ, gear", "LFQ, gear", "IBQ, gear"),
+        weights=tuple(f"{quantizer.upper()}, gear" for quantizer in QUANTIZERS),
     ),
     Study(
         "teachers",
         "How much of the gain is the teacher's knowledge?",
         "teacher, tokenizer",
-        tuple(arm for label, teacher in TEACHERS.items() for arm in _aligned_with(label, teacher)),
+        tuple(arm for label, teacher in TEACHERS.items() for arm in _arms_aligned_with(label, teacher)),
         ("fd", "fd_guided", "agreement", "ntp", "rfd", "psnr", "entropy_tau"),
         shown=("fd", "agreement", "ntp", "rfd"),
         paper={
@@ -188,7 +194,7 @@ _STUDIES = (
         "tap",
         "At which depth should the generator be aligned?",
         "tap (block)",
-        (Arm("the recipe's own"), _tapped(4)),
+        (Arm("the recipe's own"), _arm_tapped_at(4)),
         ("fd", "fd_guided", "agreement", "ntp", "alignment", "rfd", "psnr"),
         shown=("fd", "ntp", "alignment", "rfd"),
         paper={"tap of B / L / XL": "4 / 8 / 12, of 12 / 24 / 36 blocks"},
@@ -229,7 +235,7 @@ _STUDIES = (
 STUDIES = {study.name: study for study in _STUDIES}
 
 
-def named(name: str) -> Study:
+def study_of(name: str) -> Study:
     """A study by its name. Raises ValueError for one that does not exist."""
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")

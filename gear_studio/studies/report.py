@@ -17,7 +17,7 @@ from gear_studio.studies.reproduce import GENERATORS, TOKENIZERS
 from gear_studio.studies.tables import markdown_table
 
 
-def with_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
+def format_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
     """mean ± standard deviation over sampling seeds."""
     text = f"{value['mean'] * scale:.{digits}f}"
     return text if value["std"] is None else f"{text} ± {value['std'] * scale:.{digits}f}"
@@ -37,11 +37,13 @@ def tables(folder: Path) -> str:
 
 
 def teacher_table(folder: Path) -> str:
-    """Of the teacher and judges that were retrained in `folder`, else of the shipped ones."""
-    own = (folder / "teacher" / "evaluation.json").is_file()
+    """The teacher and judges that were retrained in `folder`, else the shipped ones."""
+    retrained = (folder / "teacher" / "evaluation.json").is_file()
 
     def measured(model: str) -> dict:
-        return read_json((folder if own else ZOO) / model / "evaluation.json", f"the evaluation of {model}")
+        return read_json(
+            (folder if retrained else ZOO) / model / "evaluation.json", f"the evaluation of {model}"
+        )
 
     teacher, judge, attributes = map(measured, ("teacher", "judge", "attribute-judge"))
     tasks = ("foreground", "texture", "shape")
@@ -56,7 +58,7 @@ def teacher_table(folder: Path) -> str:
     each = ", ".join(f"{name} {100 * attributes[name]:.1f} %" for name in (*ATTRIBUTES, "all"))
     accuracy = f"The judge names the class of {100 * judge['accuracy']:.2f} % of held-out images."
     text = f"{probes}\n\n{accuracy} The judge of attributes, for captions, is right in: {each}."
-    if own and folder != ZOO:
+    if retrained and folder != ZOO:
         text += " The runs below are aligned with, and measured by, the teacher and judges that ship."
     return text
 
@@ -106,8 +108,8 @@ def generator_table(runs: dict[str, Run]) -> str:
                 f"`{name}`",
                 f"{run.series('val_ntp')[1][-1]:.3f}",
                 f"{run.series('val_alignment')[1][-1]:.3f}",
-                with_spread(e["fd"]),
-                with_spread(e["fd_guided"]),
+                format_spread(e["fd"]),
+                format_spread(e["fd_guided"]),
                 f"{e['rfd']:.2f}",
             ]
         )
@@ -116,11 +118,13 @@ def generator_table(runs: dict[str, Run]) -> str:
 
 
 def agreement_table(runs: dict[str, Run]) -> str:
-    found = {name: runs[name].evaluation["class_agreement"] for name in GENERATORS}
-    scales = list(next(iter(found.values())))
-    rows = [[f"`{name}`", *(with_spread(found[name][s], 1, 100) for s in scales)] for name in GENERATORS]
+    agreement = {name: runs[name].evaluation["class_agreement"] for name in GENERATORS}
+    scales = list(next(iter(agreement.values())))
+    rows = [
+        [f"`{name}`", *(format_spread(agreement[name][s], 1, 100) for s in scales)] for name in GENERATORS
+    ]
     note = f"{AGREEMENT_SAMPLES} samples a seed."
-    seeds = len(found["generator-gear"][scales[0]]["values"])
+    seeds = len(agreement["generator-gear"][scales[0]]["values"])
     if seeds > 1:
         note = f"± is the standard deviation over {seeds} sampling seeds, here of {note}"
     header = ["samples that show the asked class (%)", *(f"guidance {scale}" for scale in scales)]
@@ -145,7 +149,7 @@ def figures(folder: Path, out: Path) -> list[Path]:
     """Write the README's figures into `out` as PNGs: convergence curves, and samples of every arm."""
     runs = {name: Run.from_pretrained(folder / name) for name in GENERATORS}
     labels = {name.removeprefix("generator-"): [run] for name, run in runs.items()}
-    drawn = {
+    drawings = {
         "convergence-ntp": plots.convergence(labels, "val_ntp", "validation next-token loss (nats a token)"),
         "convergence-alignment": plots.convergence(
             labels, "val_alignment", "validation alignment loss (-cos)"
@@ -153,9 +157,9 @@ def figures(folder: Path, out: Path) -> list[Path]:
         "samples": samples_figure(runs),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, figure in drawn.items():
+    for name, figure in drawings.items():
         figure.savefig(out / f"{name}.png", dpi=110)
-    return [out / f"{name}.png" for name in drawn]
+    return [out / f"{name}.png" for name in drawings]
 
 
 @torch.no_grad()

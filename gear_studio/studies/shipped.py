@@ -8,29 +8,32 @@ from pathlib import Path
 import numpy as np
 
 from gear_studio.files import read_json, write_json
+from gear_studio.places import STUDIES as SHIPPED
 from gear_studio.places import ZOO
 from gear_studio.runs import Run
-from gear_studio.studies.catalogue import STUDIES, Study, named
-from gear_studio.studies.tables import record
-from gear_studio.studies.training import SEEDS, chain, fitted
+from gear_studio.studies.catalogue import STUDIES, Study, study_of
+from gear_studio.studies.tables import make_record
+from gear_studio.studies.training import SEEDS, chain_of, fit_to_world
 from gear_studio.studies.world import World
+from gear_studio.training.request import Training
 
-SHIPPED = ZOO / "studies"
 
-
-def found(
-    study: Study, seeds: Sequence[int], out: Path | None, extra: tuple[str, ...] = ()
+def find_runs(
+    study: Study, seeds: Sequence[int], out: Path | None, settings: tuple[str, ...] = ()
 ) -> dict[tuple[str, int], Run]:
-    """The Run that is measured for each arm's label and seed. out: None takes the zoo's own Runs, which are
-    larger and of one seed.
+    """The Run that is measured for each arm's label and seed. out: the folder of all studies; None takes the
+    zoo's own Runs, which are larger and of one seed. settings: those that the study set on top.
 
     Raises FileNotFoundError naming the Runs that are missing or not finished."""
-    wanted = {(arm.label, seed): chain(arm, extra)[-1].name for seed in seeds for arm in study.arms}
-    runs = {
-        (label, seed): _shipped(name, seed) if out is None else _finished(out / "runs" / f"{name}-s{seed}")
-        for (label, seed), name in wanted.items()
-    }
-    if missing := [f"{wanted[key]} (seed {key[1]})" for key, run in runs.items() if run is None]:
+    names = {(arm.label, seed): chain_of(arm, settings)[-1].name for seed in seeds for arm in study.arms}
+    runs, missing = {}, []
+    for (label, seed), name in names.items():
+        run = _find_in_zoo(name, seed) if out is None else _open_finished(out / "runs" / f"{name}-s{seed}")
+        if run is None:
+            missing.append(f"{name} (seed {seed})")
+        else:
+            runs[label, seed] = run
+    if missing:
         where = "the shipped runs" if out is None else str(out / "runs")
         raise FileNotFoundError(
             f"study {study.name} needs {', '.join(missing)}, not among {where}; train what is missing with "
@@ -39,106 +42,115 @@ def found(
     return runs
 
 
-def _finished(folder: Path) -> Run | None:
+def _open_finished(folder: Path) -> Run | None:
     run = Run(folder) if (folder / "config.json").is_file() else None
     return run if run and run.finished else None
 
 
-def _shipped(name: str, seed: int) -> Run | None:
-    run = _finished(ZOO / name)
+def _find_in_zoo(name: str, seed: int) -> Run | None:
+    run = _open_finished(ZOO / name)
     return run if run and run.config["seed"] == seed else None
 
 
 def core_seconds(study: Study, budget: str) -> float | None:
-    """What the trainings of one seed take on one CPU core, by what those that ship have recorded; of one that
-    does not ship, the median of its stage. Evaluations come on top.
+    """What the trainings of one seed take on one CPU core, by the records of those that ship; one that does
+    not ship counts as the median of its stage. Evaluations come on top.
 
     None where no training of some stage ships in this budget."""
-    took: dict[str, float] = {}  # by a Run's name
-    of_stage: dict[str, list[float]] = {}
+    by_run: dict[str, float] = {}
+    by_stage: dict[str, list[float]] = {}
     for path in (*ZOO.glob("*/record.json"), *(SHIPPED / "runs").glob("*/record.json")):
-        known = read_json(path, "a shipped run")
-        threads = re.search(r"CPU, (\d+) threads", known["device"])
-        stage = re.search(rf"--stage (\w+) .*--budget {budget}\b", known["command"])
-        if threads and stage:
-            took[path.parent.name] = known["seconds"] * int(threads[1])
-            of_stage.setdefault(stage[1], []).append(took[path.parent.name])
+        record = read_json(path, "a shipped run")
+        threads, command = re.search(r"CPU, (\d+) threads", record["device"]), record["command"]
+        if not threads or "train" not in command.split():
+            continue
+        if _option(command, "budget", Training.budget) == budget:
+            by_run[path.parent.name] = seconds = record["seconds"] * int(threads[1])
+            by_stage.setdefault(_option(command, "stage", Training.stage), []).append(seconds)
     total = 0.0
-    for training in {training for arm in study.arms for training in chain(arm)}:
-        names = (training.name, *(f"{training.name}-s{seed}" for seed in SEEDS))
-        own = [took[name] for name in names if name in took]
-        if not (like := own or of_stage.get(training.stage)):
+    for link in {link for arm in study.arms for link in chain_of(arm)}:
+        names = (link.name, *(f"{link.name}-s{seed}" for seed in SEEDS))
+        seconds_of_each = [by_run[name] for name in names if name in by_run] or by_stage.get(link.stage)
+        if not seconds_of_each:
             return None
-        total += float(np.median(like))
+        total += float(np.median(seconds_of_each))
     return total
 
 
-def shipped_record(study: Study) -> dict:
-    """The `record` of a study that ships; of another, that of the zoo's own Runs: one seed, larger."""
+def _option(command: str, name: str, default: str) -> str:
+    """The value of an option in a command line. Parsing all of it would take tyro seconds for all Runs."""
+    match = re.search(rf" --{name} (\S+)", command)
+    return match[1] if match else default
+
+
+def record_of_shipped(study: Study) -> dict:
+    """The record of a study that ships; of another, that of the zoo's own Runs, larger and of one seed."""
     path = SHIPPED / study.name / "record.json"
-    return read_json(path, "a shipped study") if path.is_file() else record(study, World(), SEEDS[:1])
+    return read_json(path, "a shipped study") if path.is_file() else make_record(study, World(), SEEDS[:1])
 
 
-def shipped(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
+def shipped_runs(name: str, seeds: Sequence[int] = ()) -> dict[tuple[str, int], Run]:
     """The Runs behind a shipped study, by arm and seed; of one that does not ship, the zoo's own where they
     suffice. seeds: all that ship, unless given.
 
     Raises ValueError for a study that does not exist, FileNotFoundError naming the Runs that are missing."""
-    study = named(name)
+    study = study_of(name)
     out = SHIPPED if (SHIPPED / name).is_dir() else None
-    return found(study, seeds or shipped_record(study)["seeds"], out)
+    return find_runs(study, seeds or record_of_shipped(study)["seeds"], out)
 
 
-def looked_at(name: str, out: Path | str | None = None) -> tuple[dict, dict[tuple[str, int], Run]]:
-    """What a notebook shows of a study: its `record`, and its Runs by arm and seed. out: of a study of one's
-    own, the OUT that `gear-studio study NAME --out OUT` was told; None: the one that ships.
+def load_study(name: str, out: Path | str | None = None) -> tuple[dict, dict[tuple[str, int], Run]]:
+    """A finished study: its record, and its Runs by arm and seed. out: the OUT of `gear-studio study NAME
+    --out OUT` for a study of one's own; None for the one that ships.
 
-    Raises as `shipped`, and FileNotFoundError where the study was not made there, or not to its end."""
-    study = named(name)
+    Raises as `shipped_runs`, and FileNotFoundError where the study was not made there, or not to its end."""
+    study = study_of(name)
     if out is None:
-        return shipped_record(study), shipped(name)
+        return record_of_shipped(study), shipped_runs(name)
     path = Path(out) / name / "record.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{out} holds no finished study {name}: there is no {path}; make it with "
             f"gear-studio study {name} --out {out}"
         )
-    asked = read_json(path, "a study")
-    extra = tuple(asked["set"])
-    return asked, found(fitted(study, World.recorded(asked), extra), asked["seeds"], Path(out), extra)
+    record = read_json(path, "a study")
+    settings = tuple(record["set"])
+    study = fit_to_world(study, World.from_record(record), settings)
+    return record, find_runs(study, record["seeds"], Path(out), settings)
 
 
-def ship(study: Study, seeds: Sequence[int], out: Path) -> None:
-    """Put a study that is finished and written in `out` into `SHIPPED`: of every training in its chains the
-    config, metrics, record and evaluation; float16 EMA weights of those that some study names; the table.
+def ship_study(study: Study, seeds: Sequence[int], out: Path) -> None:
+    """Put a study that is finished and written in `out` into `SHIPPED`: its table, and of every training in
+    its chains the config, metrics, record and evaluation, with float16 EMA weights where some study names
+    them.
 
     Raises ValueError where another study has shipped a Run of the same name with another config."""
-    chains = [chain(arm) for arm in study.arms]
-    folders = dict.fromkeys(f"{t.name}-s{seed}" for seed in seeds for trainings in chains for t in trainings)
-    runs = [Run(out / "runs" / name) for name in folders]
+    chains = [chain_of(arm) for arm in study.arms]
+    names = dict.fromkeys(f"{link.name}-s{seed}" for seed in seeds for links in chains for link in links)
+    runs = [Run(out / "runs" / name) for name in names]
     for run in runs:
-        there = SHIPPED / "runs" / run.name
-        if there.is_dir() and Run(there).config != run.config:
+        target = SHIPPED / "runs" / run.name
+        if target.is_dir() and Run(target).config != run.config:
             raise ValueError(
-                f"{there} ships with another config, and other studies' tables may be of it; to ship anew, "
+                f"{target} ships with another config, and other studies' tables may be of it; to ship anew, "
                 f"delete {SHIPPED} and ship all studies of one budget"
             )
-    heavy = {
-        f"{training.name}-s{SEEDS[0]}"
+    with_weights = {
+        f"{link.name}-s{SEEDS[0]}"
         for each in STUDIES.values()
         for arm in each.arms
         if arm.label in each.weights
-        for training in chain(arm)
+        for link in chain_of(arm)
     }
     for run in runs:
-        there = SHIPPED / "runs" / run.name
+        target = SHIPPED / "runs" / run.name
         parts = ("generator", "projector") if run.config["stage"] == "generator" else ("tokenizer",)
-        run.save_pretrained(there, parts if run.name in heavy else ())
-        for picture in there.glob("*.png"):
+        run.save_pretrained(target, parts if run.name in with_weights else ())
+        for picture in target.glob("*.png"):
             picture.unlink()
         # Where it was trained is of no use to others.
         command = re.sub(r"\S*/runs/", "OUT/runs/", run.record["command"])
-        write_json(there / "record.json", run.record | {"command": command})
+        write_json(target / "record.json", run.record | {"command": command})
     for name in ("table.csv", "summary.md", "record.json"):
         (SHIPPED / study.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / study.name / name, SHIPPED / study.name / name)

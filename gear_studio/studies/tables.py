@@ -10,15 +10,13 @@ from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import atomic, write_json
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import Study
-from gear_studio.studies.measures import CURVES, LIKENESS, MEASURES, Measure, last
+from gear_studio.studies.measures import CURVES, LIKENESS, MEASURES, Measure, final_value
 from gear_studio.studies.training import FD_SAMPLES
 from gear_studio.studies.world import World
-from gear_studio.training.recipes import (
-    EVALUATION,
-)
+from gear_studio.training.recipes import EVALUATION, STAGES
 
 
-def by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
+def runs_by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
     """Each arm's Runs, in the order of their seeds."""
     arms: dict[str, list[Run]] = {}
     for (label, _), run in sorted(runs.items(), key=lambda item: item[0][1]):
@@ -26,7 +24,7 @@ def by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
     return arms
 
 
-def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
+def table_rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
     """One dict an arm and seed: arm, seed, run, the study's measures, and speed-ups where it has controls.
     None: not measured."""
     table = []
@@ -45,24 +43,23 @@ def rows(study: Study, runs: dict[tuple[str, int], Run]) -> list[dict]:
 def speed_ups(controls: dict[str, Run], run: Run) -> dict[str, float | None]:
     """Steps each control needs to its own final value over the steps this Run needs to get there, for each
     of `CURVES`; 0 where it never does, None where it was not measured."""
-    found: dict[str, float | None] = {}
+    columns: dict[str, float | None] = {}
     for key in CURVES:
         for name, control in controls.items():
-            both = all(last(key)(each) is not None for each in (control, run))
+            both = all(final_value(key)(each) is not None for each in (control, run))
             value = speed_up(control.series(key), run.series(key)) if both else None
-            found[f"{key.removeprefix('val_')}_speed_up_over_{name}"] = value
-    return found
+            columns[f"{key.removeprefix('val_')}_speed_up_over_{name}"] = value
+    return columns
 
 
 def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[str]]:
     """Header and rows: for each arm its speed-up over each control, with its interval where seeds are
     several."""
-
-    of = by_arm(runs)
+    by_arm = runs_by_arm(runs)
 
     def cell(key: str, control: str, label: str) -> str:
-        pair = of[control], of[label]
-        if any(last(key)(run) is None for side in pair for run in side):
+        pair = by_arm[control], by_arm[label]
+        if any(final_value(key)(run) is None for side in pair for run in side):
             return "not measured"
         controls, arms = ([run.series(key) for run in side] for side in pair)
         if len(arms) > 1:
@@ -76,12 +73,12 @@ def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[
     return [header, *([arm.label, *(cell(*pair, arm.label) for pair in pairs)] for arm in study.arms)]
 
 
-def beside(table: Sequence[dict], arm: str, other: str, key: str) -> tuple[str, str]:
-    """How a measure of one arm lies beside another's: ("above" or "below", "in every seed" or "in 2 of 3
-    seeds"). Compared are the arms of one seed, which share their warm-up and their pictures.
+def compare_arms(table: Sequence[dict], arm: str, other: str, key: str) -> tuple[str, str]:
+    """Where a measure of one arm lies relative to another's, seed by seed: ("above" or "below", "in every
+    seed" or "in 2 of 3 seeds"). The arms of one seed share their warm-up and their pictures.
 
-    table: `rows`. Where neither has more: ("equal to", "in every seed") or ("above and below", "in as many
-    seeds"). Raises ValueError where a seed has only one of the two."""
+    table: `table_rows`. Where neither has more: ("equal to", "in every seed") or ("above and below", "in as
+    many seeds"). Raises ValueError where a seed has only one of the two."""
     ours, theirs = ({row["seed"]: row[key] for row in table if row["arm"] == each} for each in (arm, other))
     if ours.keys() != theirs.keys() or None in [*ours.values(), *theirs.values()]:
         raise ValueError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
@@ -98,15 +95,17 @@ def tokenizer_changes(runs: Sequence[Run]) -> list[dict]:
     """How much more like the teacher tokenizers are than their controls of the same seed, in CKA of z and of
     c_q, patch by patch.
 
-    runs: generators as `shipped` finds them, whose evaluations measured their tokenizers; a warm-up's is
-    there where some generator was trained on it. One dict a tokenizer and seed: `arm` (its Run's name
-    without the seed), `seed`, `z_cka_over_CONTROL`, `c_q_cka_over_CONTROL`. warmup: the tokenizer that this
-    one was trained from. continued: the arm, of the same quantizer; None for itself, and where it was not
-    trained."""
-    tokenizers = {run.parent.name: run.parent for run in runs}
-    measured = {
-        run.parent.name: {key: LIKENESS[key].read(run) for key in ("z_cka", "c_q_cka")} for run in runs
-    }
+    runs: generators as `shipped_runs` gives them, whose evaluations measured their tokenizers; a warm-up's
+    was measured where some generator was trained on it. One dict a tokenizer and seed: `arm` (its Run's name
+    without the seed), `seed`, `z_cka_over_CONTROL`, `c_q_cka_over_CONTROL`. The control `warmup` is the
+    tokenizer that this one was trained from, `continued` the arm of the same quantizer. None: the control
+    was not measured, or is the tokenizer itself."""
+    tokenizers: dict[str, Run] = {}
+    measured: dict[str, dict[str, float | None]] = {}
+    for run in runs:
+        if (tokenizer := run.parent) is not None:
+            tokenizers[tokenizer.name] = tokenizer
+            measured[tokenizer.name] = {key: LIKENESS[key].read(run) for key in ("z_cka", "c_q_cka")}
     table = []
     for name, tokenizer in tokenizers.items():
         if tokenizer.parent is None:
@@ -114,11 +113,13 @@ def tokenizer_changes(runs: Sequence[Run]) -> list[dict]:
         arm, _, seed = name.rpartition("-s")
         quantizer = tokenizer.config["recipe"]["tokenizer"]["quantizer"]
         continued = f"continued-s{seed}" if quantizer == "vq" else f"continued-{quantizer}-s{seed}"
-        row = {"arm": arm, "seed": int(seed)}
+        row: dict[str, str | int | float | None] = {"arm": arm, "seed": int(seed)}
         for control, other in {"warmup": tokenizer.parent.name, "continued": continued}.items():
-            of_control = measured.get(other) if other != name else None
+            of_control = measured.get(other, {}) if other != name else {}
             for key, value in measured[name].items():
-                row[f"{key}_over_{control}"] = value - of_control[key] if of_control else None
+                reference = of_control.get(key)
+                known = value is not None and reference is not None
+                row[f"{key}_over_{control}"] = value - reference if known else None
         table.append(row)
     return table
 
@@ -129,25 +130,25 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def over_seeds(values: list[float | None], write: Callable[[float], str]) -> str:
-    """Median, and minimum to maximum where there are several seeds."""
+def format_over_seeds(values: list[float | None], to_text: Callable[[float], str]) -> str:
+    """The median of a value's seeds, and minimum to maximum where they are several. None: not measured."""
     known = [value for value in values if value is not None]
     if not known:
         return "not measured"
-    text = write(float(np.median(known)))
-    return f"{text} ({write(min(known))} to {write(max(known))})" if len(known) > 1 else text
+    text = to_text(float(np.median(known)))
+    return f"{text} ({to_text(min(known))} to {to_text(max(known))})" if len(known) > 1 else text
 
 
-def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
+def summarize(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     """Markdown: the medians over seeds, the speed-ups, and the paper's own figures."""
-    table = rows(study, runs)
+    table = table_rows(study, runs)
 
     def over_arms(measures: dict[str, Measure]) -> str:
         lines = []
         for arm in study.arms:
             of_arm = [row for row in table if row["arm"] == arm.label]
             cells = [
-                over_seeds([row[key] for row in of_arm], lambda v, m=measure: f"{v:.{m.digits}f}")
+                format_over_seeds([row[key] for row in of_arm], f"{{:.{measure.digits}f}}".format)
                 for key, measure in measures.items()
             ]
             lines.append([arm.label, str(len(of_arm)), *cells])
@@ -178,8 +179,9 @@ def summary(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     return "\n\n".join(parts)
 
 
-def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, ...] = ()) -> dict:
-    """What was asked of a study: its world, seeds, values set on top, and the recipe of each stage."""
+def make_record(study: Study, world: World, seeds: Sequence[int], settings: tuple[str, ...] = ()) -> dict:
+    """What a study was made of, for record.json: its world, seeds, the settings on top, and the recipe of
+    each stage without them."""
     return {
         "study": study.name,
         "source": world.source,
@@ -187,37 +189,37 @@ def record(study: Study, world: World, seeds: Sequence[int], extra: tuple[str, .
         "recipe_name": world.recipe,
         "budget": world.budget,
         "seeds": list(seeds),
-        "set": list(extra),
+        "set": list(settings),
         "fd_samples": {"table": EVALUATION[world.budget][0], "curves": FD_SAMPLES[world.budget]},
-        "recipe": {stage: world.stage(stage).asdict() for stage in ("warmup", "joint", "generator")},
+        "recipe": {stage: world.recipe_of(stage).asdict() for stage in STAGES},
     }
 
 
-def told(asked: dict) -> str:
-    """A record in a sentence."""
-    steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in asked["recipe"].items())
-    recipe = asked["recipe"]["generator"]
-    settings = f" Set on top: {', '.join(asked['set'])}." if asked["set"] else ""
-    world = World.recorded(asked)
-    own = f"Budget {world.budget}" if world.recipe == "small" else f"Recipe {world.recipe}"
+def describe_record(record: dict) -> str:
+    """What a record says, as a few sentences."""
+    steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in record["recipe"].items())
+    recipe = record["recipe"]["generator"]
+    settings = f" Set on top: {', '.join(record['set'])}." if record["set"] else ""
+    world = World.from_record(record)
+    sizes = f"Budget {world.budget}" if world.recipe == "small" else f"Recipe {world.recipe}"
     source = "" if world.source == "shapes" else f", source {world.source}"
     return (
-        f"{own}{source}, seeds {', '.join(map(str, asked['seeds']))}. Steps: {steps}; "
+        f"{sizes}{source}, seeds {', '.join(map(str, record['seeds']))}. Steps: {steps}; "
         f"{recipe['batch_size']} images each, of {recipe['tokenizer']['image_size']} px; "
         f"{recipe['tokenizer']['codes']:,} codes; a generator of {recipe['generator']['blocks']} blocks, "
-        f"{recipe['generator']['dim']} wide. FD is of {asked['fd_samples']['table']:,} samples, against "
-        f"steps of {asked['fd_samples']['curves']:,}.{settings}"
+        f"{recipe['generator']['dim']} wide. FD is of {record['fd_samples']['table']:,} samples, against "
+        f"steps of {record['fd_samples']['curves']:,}.{settings}"
     )
 
 
-def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: dict) -> str:
-    """Write table.csv, summary.md, record.json and figure.png into `folder`; returns what to print. asked: a
-    `record`."""
+def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, record: dict) -> str:
+    """Write table.csv, summary.md, record.json and figure.png into `folder`, and return what to print.
+    record: of `make_record`."""
     from gear_studio import plots
 
-    table = rows(study, runs)
-    text = f"{summary(study, runs)}\n\n{told(asked)}"
-    write_json(folder / "record.json", asked)
+    table = table_rows(study, runs)
+    text = f"{summarize(study, runs)}\n\n{describe_record(record)}"
+    write_json(folder / "record.json", record)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
@@ -228,10 +230,12 @@ def write(study: Study, runs: dict[tuple[str, int], Run], folder: Path, asked: d
         labels = {key: MEASURES[key].label for key in study.shown}
         figure = plots.by_seed(table, labels, study.varies)
     else:
-        known = {
-            k: label for k, label in CURVES.items() if any(last(k)(run) is not None for run in runs.values())
+        measured = {
+            key: label
+            for key, label in CURVES.items()
+            if any(final_value(key)(run) is not None for run in runs.values())
         }
-        figure = plots.curves(by_arm(runs), known)
+        figure = plots.curves(runs_by_arm(runs), measured)
     with atomic(folder / "figure.png") as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     names = ("table.csv", "summary.md", "record.json", "figure.png")

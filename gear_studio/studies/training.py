@@ -1,76 +1,79 @@
 """The trainings behind a study's arms, as jobs."""
 
-import contextlib
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gear_studio.data import find_source
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
 from gear_studio.training.jobs import Job
-from gear_studio.training.recipes import (
-    EVALUATION,
-    WITHOUT_GENERATOR,
-)
+from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR
+from gear_studio.training.request import Training
 
 SEEDS = (0, 1, 2)
 FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
 
 
 @dataclass(frozen=True)
-class Training:
-    """One Run: its name without the seed, and what decides it. parent: the name of another."""
+class Link:
+    """One training in an arm's chain, without what the seed, the world and the place add to it.
+
+    name: of its Run, without the seed. parent: the name of the link it builds on. settings: recipe values
+    that differ from the recipe's, as NAME=VALUE. quantizer: what a warm-up trains; later links take theirs
+    from the parent."""
 
     name: str
     stage: str
     arm: str
     parent: str | None
-    set: tuple[str, ...]
+    settings: tuple[str, ...]
     quantizer: str = "vq"
 
 
-def chain(arm: Arm, extra: tuple[str, ...] = ()) -> list[Training]:
-    """The trainings behind an arm, first to last; the last is the one that is measured. extra: recipe values
-    of all of them.
+def chain_of(arm: Arm, settings: tuple[str, ...] = ()) -> list[Link]:
+    """The trainings behind an arm, first to last; the last is the one that is measured. settings: recipe
+    values of all of them.
 
-    Names say everything that decides a Run, so equal names are equal trainings. Those that ship have the
-    zoo's names. Of an `extra` too long for a file's name they hold a digest."""
+    A name says everything that decides its Run, so that equal names are equal trainings. Runs that ship have
+    the names of the zoo. Settings too long for a file's name are in it as a digest."""
 
     def name(*parts: str) -> str:
         return "-".join(parts).replace("/", "_")
 
     quantizer = () if arm.quantizer == "vq" else (arm.quantizer,)
-    told = (
-        extra
-        if len("-".join(extra)) <= 100
-        else ("set", hashlib.sha256(repr(extra).encode()).hexdigest()[:12])
-    )
-    tail = (*quantizer, *told)
-    warmup = Training(name("warmup", *tail), "warmup", "warmup", None, extra, arm.quantizer)
-    trainings = [warmup]
+    named_settings = settings
+    if len("-".join(settings)) > 100:
+        named_settings = ("set", hashlib.sha256(repr(settings).encode()).hexdigest()[:12])
+    tail = (*quantizer, *named_settings)
+    warmup = Link(name("warmup", *tail), "warmup", "warmup", None, settings, arm.quantizer)
+    links = [warmup]
     if arm.joint:
         tail = (*tail, *arm.joint_set)
-        settings = (*extra, *arm.joint_set)
-        trainings.append(Training(name(arm.joint, *tail), "joint", arm.joint, warmup.name, settings))
+        links.append(
+            Link(name(arm.joint, *tail), "joint", arm.joint, warmup.name, (*settings, *arm.joint_set))
+        )
     if arm.generator:
-        kind, settings = arm.joint or "baseline", (*extra, *arm.generator_set)
+        kind = arm.joint or "baseline"
         # "+": what is set of the generator alone, so that it is not taken for the tokenizer's.
-        own = "+" + name(*arm.generator_set) if arm.generator_set else ""
-        whole = name("generator", kind, *tail) + own
-        trainings.append(Training(whole, "generator", kind, trainings[-1].name, settings))
-    return trainings
+        suffix = "+" + name(*arm.generator_set) if arm.generator_set else ""
+        run_name = name("generator", kind, *tail) + suffix
+        links.append(Link(run_name, "generator", kind, links[-1].name, (*settings, *arm.generator_set)))
+    return links
 
 
-def fitted(study: Study, world: World, extra: tuple[str, ...] = ()) -> Study:
-    """A study as another world has it. What an arm says of the joint stage is set where it is not the
-    recipe's own; where it is, the Run is the one that every other study has. extra: recipe values of every
-    training.
+def fit_to_world(study: Study, world: World, settings: tuple[str, ...] = ()) -> Study:
+    """A study as another world has it. What an arm's label says of the joint stage is set where the recipe
+    has another value; where it has the same, the arm's Run is the one that every other study has. settings:
+    recipe values of every training.
 
-    Raises ValueError for a value that no recipe has, and for an arm that this world cannot have."""
-    joint, quantizer = world.stage("joint", extra), world.stage("warmup", extra).tokenizer.quantizer
+    Raises ValueError for a world that cannot be (see `World.check`), for a value that no recipe has, and for
+    an arm that this world cannot have."""
+    world.check()
+    joint = world.recipe_of("joint", settings)
+    quantizer = world.recipe_of("warmup", settings).tokenizer.quantizer
 
     def fit(arm: Arm) -> Arm:
         if arm.quantizer != "vq" and quantizer != "vq":
@@ -79,17 +82,17 @@ def fitted(study: Study, world: World, extra: tuple[str, ...] = ()) -> Study:
                 f"recipe, {world.recipe}, has {quantizer}; choose one of vq"
             )
         for setting in (*arm.joint_set, *arm.generator_set):
-            if why := _impossible(setting, world):
+            if why := _why_impossible(setting, world):
                 raise ValueError(f"arm {arm.label!r} of study {study.name} has {setting}, {why}")
-        said = [*arm.own, *arm.joint_set]
-        differs = tuple(each for each in said if world.stage("joint", (*extra, each)) != joint)
-        return replace(arm, own=(), joint_set=differs)
+        labelled = (*arm.implied, *arm.joint_set)
+        differs = tuple(each for each in labelled if world.recipe_of("joint", (*settings, each)) != joint)
+        return replace(arm, implied=(), joint_set=differs)
 
     return replace(study, arms=tuple(map(fit, study.arms)))
 
 
-def _impossible(setting: str, world: World) -> str | None:
-    """Why a world cannot have an arm's setting, and the way out."""
+def _why_impossible(setting: str, world: World) -> str | None:
+    """Why a world cannot have an arm's setting, and the way out; None where it can."""
     name, _, _ = setting.partition("=")
     if name in ("teacher", "perceptual") and not world.embedded:
         return (
@@ -102,7 +105,7 @@ def _impossible(setting: str, world: World) -> str | None:
             f"a block of the small recipe's generator; {world.recipe} has another depth. Do convergence once "
             "for each tap, with --set generator.tap=BLOCK and another --out"
         )
-    if name == "held_out_combinations" and world.source != "shapes":
+    if name == "held_out_combinations" and not find_source(world.source).has_combinations:
         return (
             f"which is of source shapes alone, not {world.source}; do convergence on captions, with "
             "--set text_encoder=words or --recipe gpic-1b"
@@ -110,68 +113,75 @@ def _impossible(setting: str, world: World) -> str | None:
     return None
 
 
-def jobs(
-    study: Study, world: World, seeds: Sequence[int], out: Path, extra: tuple[str, ...] = ()
+def study_jobs(
+    study: Study, world: World, seeds: Sequence[int], out: Path, settings: tuple[str, ...] = ()
 ) -> list[Job]:
-    """Everything a study trains and measures, seed by seed, in an order that finishes early what others wait
-    for. study: as `fitted` to the world. extra: recipe values of every training."""
-    todo: dict[str, Job] = {}
-    curved = {training.name for arm in STUDIES["convergence"].arms for training in chain(arm, extra)}
+    """Everything a study trains and measures, seed by seed. What several arms need comes first.
+
+    study: as `fit_to_world` gives it. settings: recipe values of every training."""
+    jobs: dict[str, Job] = {}
+    # A Run is the same whichever study asks for it, so that all measure FD on the way for those that draw it.
+    curved = {
+        link.name
+        for each in STUDIES.values()
+        if each.fd_curves
+        for arm in each.arms
+        for link in chain_of(arm, settings)
+    }
+    chains = [chain_of(arm, settings) for arm in study.arms]
     for seed in seeds:
-        chains = [chain(arm, extra) for arm in study.arms]
         for depth in range(max(map(len, chains))):
-            for training in [trainings[depth] for trainings in chains if depth < len(trainings)]:
-                job = _train(training, world, seed, out / "runs", training.name in curved)
-                todo[job.name] = job
-        for training in [trainings[-1] for trainings in chains]:
-            job = _evaluate(out / "runs" / f"{training.name}-s{seed}", world)
-            todo[job.name] = job
-    return list(todo.values())
+            for link in [links[depth] for links in chains if depth < len(links)]:
+                job = _training_job(link, world, seed, out / "runs", link.name in curved)
+                jobs[job.name] = job
+        for *_, link in chains:
+            job = _evaluation_job(out / "runs" / f"{link.name}-s{seed}", world)
+            jobs[job.name] = job
+    return list(jobs.values())
 
 
-def _train(training: Training, world: World, seed: int, runs: Path, curved: bool) -> Job:
-    """curved: with FD while a generator trains, for the one study that draws it."""
-    name, settings = f"{training.name}-s{seed}", list(training.set)
-    command = ["train", world.source, "--stage", training.stage, "--arm", training.arm]
-    command += ["--seed", str(seed), *world.words, "--out", str(runs / name)]
-    if training.parent:
-        command += ["--parent", str(runs / f"{training.parent}-s{seed}")]
-    elif training.quantizer != "vq":
-        command += ["--tokenizer", world.tokenizer(training.quantizer)]
-    without = training.stage == "warmup" or (training.stage == "joint" and training.arm in WITHOUT_GENERATOR)
+def _training_job(link: Link, world: World, seed: int, runs: Path, curved: bool) -> Job:
+    """curved: measure FD, too, while a generator trains."""
+    settings = link.settings
+    without = link.stage == "warmup" or (link.stage == "joint" and link.arm in WITHOUT_GENERATOR)
     if curved and not without:
-        recipe = world.stage(training.stage, training.set)
+        recipe = world.recipe_of(link.stage, settings)
         every = max(1, recipe.steps // 8 // recipe.log_every) * recipe.log_every
-        settings += [f"fd_every={every}", f"fd_samples={FD_SAMPLES[world.budget]}"]
-    command += ["--set", *settings] if settings else []
-    needs = [f"{training.parent}-s{seed}"] if training.parent else []
-    return Job(name, command, needs, lambda: _trained(runs / name, command))
+        settings = (*settings, f"fd_every={every}", f"fd_samples={FD_SAMPLES[world.budget]}")
+    parent = f"{link.parent}-s{seed}" if link.parent else None
+    tokenizer = world.tokenizer_name(link.quantizer) if link.quantizer != "vq" else None
+    out = runs / f"{link.name}-s{seed}"
+    training = world.make_training(
+        link.stage, link.arm, seed, out, runs / parent if parent else None, settings, tokenizer
+    )
+    return Job(out.name, training.command(), [parent] if parent else [], lambda: _is_finished(training, out))
 
 
-def _trained(folder: Path, command: list[str]) -> bool:
-    """Whether a folder holds the finished Run of a command. Raises ValueError where it is another one's."""
-    if not (folder / "config.json").is_file() or not Run(folder).finished:
+def _is_finished(training: Training, out: Path) -> bool:
+    """Whether the finished Run of a training lies in its folder. Raises ValueError where another one does."""
+    if not (out / "config.json").is_file() or not Run(out).finished:
         return False
-    from gear_studio import cli
+    from gear_studio.training import loop  # imports Accelerate, which a table needs not wait for
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        cli.run(command)  # of a finished Run it compares configs and does nothing else
+    loop.train(training, progress=False)  # of a finished Run it compares configs and does nothing else
     return True
 
 
-def _evaluate(folder: Path, world: World) -> Job:
+def _evaluation_job(folder: Path, world: World) -> Job:
     samples, seeds = EVALUATION[world.budget]
     command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds)]
     command += ["--teacher", "tiny"] if world.embedded else []
-    command += [*world.pictures, "--metrics", "fd", "likeness"]
+    command += ["--folder", str(world.folder)] if world.folder else []
+    command += ["--metrics", "fd", "likeness"]
 
     def finished() -> bool:
         run = Run(folder)
-        held = run.evaluation
-        spread = held.get("fd", {"values": [None] * seeds})["values"]  # of a tokenizer alone there is none
-        asked = held.get("samples_asked", held.get("samples"))
+        evaluation = run.evaluation
+        # Of a tokenizer alone there is no FD.
+        fds = evaluation.get("fd", {"values": [None] * seeds})["values"]
+        asked_samples = evaluation.get("samples_asked", evaluation.get("samples"))
         teacher = "tiny" if world.embedded else run.config["recipe"]["teacher"]
-        measured = asked, held.get("teacher"), len(spread), "likeness" in held
+        measured = asked_samples, evaluation.get("teacher"), len(fds), "likeness" in evaluation
         return measured == (samples, teacher, seeds, True)
 
     return Job(f"evaluate {folder.name}", command, [folder.name], finished)

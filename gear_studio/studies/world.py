@@ -1,78 +1,135 @@
 """What the Runs of a study are trained on, and by which recipe."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gear_studio.data import Source, load
-from gear_studio.training.recipes import (
-    Recipe,
-    recipe_of,
-    small_tokenizer,
-    with_setting,
-)
+from tyro.conf import OmitArgPrefixes
+
+from gear_studio.data import SOURCES, Source, find_source, load
+from gear_studio.training.execution import Execution
+from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_setting
+from gear_studio.training.request import BudgetName, SourceName, Training
+
+if TYPE_CHECKING:
+    RecipeName = str  # the command line's: a study's record has no place for a recipe made in Python
+else:
+    from gear_studio.training.request import RecipeName
 
 
 @dataclass(frozen=True)
 class World:
-    """What all Runs of a study are trained on, and by which recipe.
+    """What all trainings of a study have in common, as `train` takes it."""
 
-    source, folder, recipe, budget: what `gear-studio train` takes by these names; a paper's recipe has no
-    budget but the default. how: more words of every `train`, such as --micro-batch 32. Raises ValueError for
-    a recipe or budget that does not exist, and where a folder is missing or of no use."""
+    # `fit_to_world` refuses what is wrong, by `check`. An error while tyro makes a World would end in a page
+    # about options instead of one line.
 
-    source: str = "shapes"
-    folder: Path | str | None = None
-    recipe: str = "small"
-    budget: str = "shipped"
-    how: tuple[str, ...] = ()
+    source: SourceName = "shapes"
+    """What to train on: the embedded world, real handwritten digits, a folder of pictures by class, or
+    WebDataset shards."""
+    folder: Path | None = None
+    """For source `folder` and `shards`, where the pictures lie."""
+    recipe: RecipeName = "small"
+    """small, or one of the paper's."""
+    budget: BudgetName = "shipped"
+    """Of the small recipe: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the
+    plumbing)."""
+    workers: int | None = None
+    """Data-loading processes of every training. Default: 2 for a GPU, else 0."""
+    teacher_weights: tuple[Path, ...] = ()
+    """The file of a published teacher's weights; with several teachers one for each."""
+    execution: OmitArgPrefixes[Execution] = Execution()
+    """How the steps of every training are computed."""
 
     def __post_init__(self):
-        if self.source in ("folder", "shards") and self.folder is None:
+        if self.folder is not None:  # a notebook may give it as a string
+            object.__setattr__(self, "folder", Path(self.folder))
+
+    def check(self) -> None:
+        """Raise ValueError for a recipe or budget that does not exist, for a folder that is missing or of no
+        use, and for `shard`, which needs several processes a training."""
+        on_disk = find_source(self.source).on_disk
+        if on_disk and self.folder is None:
             raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
-        if self.source in ("shapes", "digits") and self.folder is not None:
+        if self.folder is not None and not on_disk:
+            able = " or ".join(name for name, source in SOURCES.items() if source.on_disk)
             raise ValueError(
-                f"folder {self.folder} is of no use to source {self.source!r}; add --source folder or shards"
+                f"folder {self.folder} is of no use to source {self.source!r}; add --source {able}"
             )
-        self.stage("joint")
+        if self.execution.shard:
+            raise ValueError(
+                "shard spreads a generator over several processes, and a study trains each run in one; leave "
+                "it out"
+            )
+        self.recipe_of("joint")
 
     @classmethod
-    def recorded(cls, asked: dict) -> "World":
-        """That of a `record`; the first ones to ship did not say which."""
-        names = asked.get("source", "shapes"), asked.get("folder"), asked.get("recipe_name", "small")
-        return cls(*names, asked["budget"])
+    def from_record(cls, record: dict) -> World:
+        """The world that a study's record says; the first records to ship did not say all of it."""
+        folder = record.get("folder")
+        return cls(
+            record.get("source", "shapes"),
+            Path(folder) if folder else None,
+            record.get("recipe_name", "small"),
+            record["budget"],
+        )
 
     @property
     def name(self) -> str:
-        own = self.budget if self.recipe == "small" else self.recipe
-        return own if self.source == "shapes" else f"{self.source}-{own}"
+        """budget or recipe, after the source where that is not the embedded world."""
+        sizes = self.budget if self.recipe == "small" else self.recipe
+        return sizes if self.source == "shapes" else f"{self.source}-{sizes}"
 
     @property
     def embedded(self) -> bool:
         """Whether it is the one that the tiny teacher knows, with the recipe that has it."""
-        return (self.source, self.recipe) == ("shapes", "small")
+        return find_source(self.source).embedded and self.recipe == "small"
 
-    @property
-    def words(self) -> list[str]:
-        """What `train` and `study` are told, beside the source."""
-        words = ["--budget", self.budget] if self.recipe == "small" else ["--recipe", self.recipe]
-        return [*words, *self.pictures, *self.how]
+    def recipe_of(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
+        """The recipe of a stage with settings (NAME=VALUE) on top.
 
-    @property
-    def pictures(self) -> list[str]:
-        return ["--folder", str(self.folder)] if self.folder else []
-
-    def stage(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
-        """The recipe of a stage with values set on top. Raises ValueError for one that it does not have."""
+        Raises ValueError for a recipe, budget or setting that does not exist."""
         recipe = recipe_of(self.recipe, stage, self.budget)
         for setting in settings:
             recipe = with_setting(recipe, *setting.partition("=")[::2])
         return recipe
 
-    def tokenizer(self, quantizer: str) -> str:
+    def tokenizer_name(self, quantizer: str) -> str:
         """The name in `PRESETS` of the recipe's tokenizer with another quantizer."""
         return small_tokenizer(self.budget, quantizer) if self.recipe == "small" else f"{quantizer}-16"
 
-    def held_out(self, image_size: int) -> Source:
+    def make_training(
+        self,
+        stage: str,
+        arm: str,
+        seed: int,
+        out: Path,
+        parent: Path | None = None,
+        settings: tuple[str, ...] = (),
+        tokenizer: str | None = None,
+    ) -> Training:
+        """A training in this world; the arguments are the fields of a `Training` that differ from Run to
+        Run."""
+        return Training(
+            self.source,
+            stage,
+            arm,
+            self.recipe,
+            seed,
+            out,
+            parent,
+            self.folder,
+            self.budget,
+            tokenizer=tokenizer,
+            set=settings,
+            teacher_weights=self.teacher_weights,
+            workers=self.workers,
+            execution=self.execution,
+        )
+
+    def load_held_out(self, image_size: int) -> Source:
         """The pictures that no Run was trained on."""
         return load(self.source, "val", image_size, self.folder)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gear_studio import data, sampling
 from gear_studio.data import tokens
-from gear_studio.data.pictures import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
-from gear_studio.data.stream import skipped, skipped_line
+from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.data.writing import write_grid
 from gear_studio.models import text
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
@@ -195,7 +195,7 @@ class StageTrainee:
         self.stage = self._new_stage(parts)
         self.conditions: Conditions = ClassLabels(len(self.train_source.classes))
         if parts.encoder:
-            numbers = data.chosen(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
+            numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
             self.conditions = SourceCaptions(parts.encoder, held_out, numbers)
         self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
         self.distance: SampledDistance | None = None
@@ -215,7 +215,7 @@ class StageTrainee:
                 self.workers,
                 progress,
             )
-            encoded = tokens.Encoded(self.train_source, kept, pixels=recipe.alignment_weight > 0)
+            encoded = tokens.EncodedSource(self.train_source, kept, pixels=recipe.alignment_weight > 0)
             self.train_source = cast(data.Source, encoded)
 
     def _new_stage(self, parts: Parts) -> Stage:
@@ -290,12 +290,12 @@ class StageTrainee:
 
     def save(self) -> dict[str, Any]:
         parts = self.stage.gather_parts()
-        unread = skipped(self.train_source, self.held_out)  # since the last start, by all processes
+        unread = collect_skipped(self.train_source, self.held_out)  # since the last start, by all processes
         if self.accelerator.is_main_process:
             for name, module in parts.items():
                 module.save_pretrained(self.out / name)
             if unread:
-                print(skipped_line(unread))
+                print(describe_skipped(unread))
         return {"skipped": unread}
 
     @torch.no_grad()
@@ -317,7 +317,7 @@ def read_validation_images(
 ) -> list[tuple[Tensor, Tensor]]:
     """The validation images, the same for every run on this source, uint8 on the device in batches of 64, and
     the conditions that ask for them."""
-    numbers = data.chosen(len(held_out), min(recipe.validation_images, len(held_out)))[0]
+    numbers = data.choose_pictures(len(held_out), min(recipe.validation_images, len(held_out)))[0]
     batches = []
     for start in range(0, len(numbers), 64):
         batch = held_out.read(numbers[start : start + 64])

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from gear_studio.files import atomic, first_line
+from gear_studio.files import atomic, one_line
 
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -119,7 +119,7 @@ class Checkpoints:
                 raise ValueError("it holds something else")
         except Exception as error:
             raise ValueError(
-                f"{path} is not a complete checkpoint of this studio ({first_line(error)}); "
+                f"{path} is not a complete checkpoint of this studio ({one_line(error)}); "
                 "delete it to continue from the one before, or from the start"
             ) from error
         return state

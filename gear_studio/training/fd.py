@@ -19,9 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio import data, sampling
-from gear_studio.analysis.fidelity import shares
-from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance
-from gear_studio.data.pictures import to_uint8
+from gear_studio.analysis.statistics import Moments, Statistics, frechet_distance, split_among_processes
+from gear_studio.data.images import to_uint8
 from gear_studio.data.prompts import Conditions
 from gear_studio.models.generator import Generator
 from gear_studio.models.teachers import Teacher
@@ -42,15 +41,15 @@ class SampledDistance:
         accelerator: Accelerator,
     ):
         self.conditions, self.teacher, self.accelerator = conditions, teacher, accelerator
-        self.at_once = data.at_once(held_out.image_size)
+        self.at_once = data.batch_size_for(held_out.image_size)
         self.count = min(samples, len(held_out))
-        numbers = data.chosen(len(held_out), self.count)[0]
+        numbers = data.choose_pictures(len(held_out), self.count)[0]
         self.real = self._measure(
             held_out.read([numbers[i] for i in part])["image"] for part in self._parts()
         )
 
     def _parts(self) -> Iterable[range]:
-        return shares(self.count, self.at_once, self.accelerator)
+        return split_among_processes(self.count, self.at_once, self.accelerator)
 
     @torch.no_grad()
     def _measure(self, pictures: Iterable[Tensor]) -> Statistics:

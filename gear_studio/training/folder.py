@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import data
+from gear_studio.data.source import OnDisk
 from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
@@ -138,10 +139,9 @@ def describe_pictures(folder: Path, source: data.Source) -> dict[str, dict]:
 
     Of a run that is there already it is what its config says: the same pictures may lie elsewhere by now.
     Raises ValueError where they are others. A run from before this was written down goes on with any."""
-    if not hasattr(source, "identity"):
+    if not isinstance(source, OnDisk):
         return {}
-    files: Any = source
-    now = {"folder": str(files.folder.absolute()), "sha256": files.identity()}
+    now = {"folder": str(source.folder.absolute()), "sha256": source.identity()}
     if not (folder / "config.json").exists():
         return {"pictures": now}
     then = read_json(folder / "config.json", "a run").get("pictures")

@@ -1,10 +1,10 @@
 """Jobs: `gear-studio` command lines, what each waits for, and a runner that starts as many as fit.
 
 A job is a command line and nothing more, so that every Run records a command anyone can repeat. Every job
-resumes by itself; running the whole again does what is missing.
+resumes by itself: running all of them again does what is missing.
 
-A job holds a lock for as long as it runs. When whoever started it is killed, it goes on, and a second start
-waits for it instead of training into the same folder; so do two sets of jobs that share one.
+A job holds a lock for as long as it runs. It goes on when the process that started it is killed, and a second
+start waits for it instead of training into the same folder. Two sets of jobs that share a job wait likewise.
 """
 
 import fcntl
@@ -20,7 +20,10 @@ from typing import TextIO
 
 @dataclass
 class Job:
-    """finished: asked before it is started; a job that answers True is not. needs: names of other jobs."""
+    """A command to run once its needs are done.
+
+    command: the words after `gear-studio`. needs: names of other jobs. finished: called before the job would
+    start; if it returns True, the job counts as done and is not started."""
 
     name: str
     command: list[str]
@@ -28,9 +31,9 @@ class Job:
     finished: Callable[[], bool] = lambda: False
 
 
-def side_by_side(at_once: int | None = None) -> tuple[int, int]:
-    """How many jobs to run at once, and CPU threads for each. Default: one job for each CPU core up to 3, or
-    3 on a GPU."""
+def share_cores(at_once: int | None = None) -> tuple[int, int]:
+    """How many jobs to run at once, and how many CPU threads each of them gets. at_once: default: one job for
+    each CPU core up to 3, or 3 on a GPU."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -42,9 +45,10 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
-def locked(path: Path) -> TextIO | None:
-    """A file that is locked until it is closed, here and in every process it was passed to; None when another
-    one holds it."""
+def lock_file(path: Path) -> TextIO | None:
+    """Open a file and lock it, until it is closed here and in every process that it was passed to.
+
+    None when another process holds the lock."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,13 +58,14 @@ def locked(path: Path) -> TextIO | None:
     return file
 
 
-def run(todo: list[Job], at_once: int, threads: int, logs: Path) -> None:
+def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
     """Run jobs as their needs are met, at most `at_once` together with `threads` CPU threads each; stop at
     the first failure.
 
-    logs: folder where each writes its own. RuntimeError names the job that failed, its log and how that
-    ends."""
-    waiting, running, done, seen_elsewhere = list(todo), {}, set(), set()
+    logs: folder of one file a job with what it prints. Raises RuntimeError naming the job that failed, its
+    log and the log's last line."""
+    waiting, done, seen_elsewhere = list(jobs), set[str](), set[str]()
+    running: dict[str, tuple[subprocess.Popen, Path]] = {}
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     logs.mkdir(parents=True, exist_ok=True)
     try:
@@ -69,7 +74,7 @@ def run(todo: list[Job], at_once: int, threads: int, logs: Path) -> None:
                 if len(running) >= at_once:
                     break
                 log = logs / (job.name.replace(" ", "-") + ".log")
-                lock = locked(log.with_suffix(".lock"))
+                lock = lock_file(log.with_suffix(".lock"))
                 if lock is None:
                     if job.name not in seen_elsewhere:
                         say(f"{job.name}: another process is at it; waiting for that")

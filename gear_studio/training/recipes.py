@@ -12,8 +12,9 @@ from typing import Any
 
 from gear_studio.models.generator import GeneratorConfig, paper_config
 from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.models.teachers import TEACHERS, teacher_names
 from gear_studio.models.text import LENGTH, Words
-from gear_studio.models.tokenizer import PRESETS, TokenizerConfig
+from gear_studio.models.tokenizer import PRESETS, TokenizerConfig, preset_name
 
 STAGES = ("warmup", "joint", "generator")
 _JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
@@ -161,8 +162,8 @@ def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
 
 
 def small_tokenizer(budget: str, quantizer: str = "vq") -> str:
-    """The name in `PRESETS` of the tokenizer of a budget with a quantizer (vq, lfq or ibq)."""
-    return ("mini" if budget == "quick" else "small") + ("" if quantizer == "vq" else f"-{quantizer}")
+    """The name in `PRESETS` of the tokenizer of a budget with a quantizer of `QUANTIZERS`."""
+    return preset_name("mini" if budget == "quick" else "small", quantizer)
 
 
 def with_captions(recipe: Recipe) -> Recipe:
@@ -174,9 +175,10 @@ def with_captions(recipe: Recipe) -> Recipe:
 
 
 IMAGENET_SIZES = ("b", "l", "xl")
+PAPER_QUANTIZERS = tuple(quantizer for quantizer in QUANTIZERS if f"{quantizer}-16" in PRESETS)
 NAMES = (
     "small",
-    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in QUANTIZERS),
+    *(f"imagenet-{size}-{quantizer}" for size in IMAGENET_SIZES for quantizer in PAPER_QUANTIZERS),
     "gpic-1b",
 )
 GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper reports it
@@ -279,8 +281,10 @@ def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
         return {k: v for part in parts for k, v in part.items()}
 
     grid, size = recipe.tokenizer.grid, recipe.tokenizer.image_size
-    # DINOv2's patches are 14 px wide; it is shown images on which they are as many as the tokens.
-    seen = f" of an image of {14 * grid} px" if recipe.teacher.startswith("dinov2") else ""
+    # A teacher is shown images on which its patches are as many as the tokens: DINOv2's, 14 px wide, of 224.
+    teacher = TEACHERS.get(teacher_names(recipe.teacher)[0])
+    patch = teacher.patch_size if teacher else None
+    seen = f" of an image of {patch * grid} px" if patch and patch * grid != size else ""
     follows = {
         "downsampling": f"f = {size // grid}",
         "tokens": f"N = {grid**2} ({grid} x {grid})",

@@ -6,10 +6,10 @@ turns words into it: the two are inverses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -31,15 +31,16 @@ if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe o
     SourceName = StageName = ArmName = BudgetName = TokenizerName = str
     RecipeName = str | Recipe
 else:
-    SourceName, StageName, BudgetName = Literal[*SOURCES], Literal[*STAGES], Literal[*BUDGETS]
+    SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
+    StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
     ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
     TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
 
 
 @dataclass(frozen=True)
 class Training:
-    """One stage of one training. `completed` fills in what is left out and follows from the rest: the arm, the
-    run's folder, and the run it builds on."""
+    """One stage of one training. `completed` fills in what is left out and follows from the rest: the arm,
+    the run's folder, and the run it builds on."""
 
     source: Positional[SourceName]
     """What to train on: the embedded world, real handwritten digits, a folder of pictures by class, or
@@ -147,15 +148,21 @@ class Training:
         Raises ValueError for a recipe that was made in Python and has no name."""
         if isinstance(self.recipe, Recipe):
             raise ValueError("a recipe made in Python has no name to write on a command line; give its name")
-        words = ["train", self.source]
-        for value, of in ((self, Training), (self.execution, Execution)):
-            for field in fields(of):
-                given, option = getattr(value, field.name), "--" + field.name.replace("_", "-")
-                if field.name in ("source", "execution") or given in (field.default, ()):
-                    continue
-                words += [option] if given is True else [option, *_words(given)]
-        return words
+        return ["train", self.source, *options_of(self)]
 
 
-def _words(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+def options_of(value: Any) -> list[str]:
+    """The options of a command line that tyro reads a dataclass from: one for each field that differs from
+    its default. A field without a default is positional, and left out."""
+    words = []
+    for field in fields(value):
+        held, option = getattr(value, field.name), "--" + field.name.replace("_", "-")
+        if field.default is MISSING or held in (field.default, ()):
+            continue
+        if is_dataclass(held):
+            words += options_of(held)
+        elif isinstance(held, tuple):
+            words += [option, *map(str, held)]
+        else:
+            words += [option] if held is True else [option, str(held)]
+    return words

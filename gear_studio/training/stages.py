@@ -44,8 +44,8 @@ from gear_studio.models.discriminator import Discriminator, hinge_loss
 from gear_studio.models.generator import Generator
 from gear_studio.models.perceptual import LPIPS
 from gear_studio.models.pretrained import Pretrained
-from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss, alignment_target
-from gear_studio.models.teachers import SHIPPED, Teacher
+from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss
+from gear_studio.models.teachers import Teacher, teachers_of
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.readout import Assignment
 from gear_studio.training.aligned import AlignedGenerator, Projectors
@@ -139,7 +139,7 @@ class Stage:
         recipe, device = self.recipe, self.accelerator.device
         if self.stage == "generator" or recipe.perceptual == "teacher":
             return self.teacher, None
-        if recipe.perceptual in SHIPPED:
+        if recipe.perceptual in teachers_of("shipped"):
             return Teacher.from_pretrained(recipe.perceptual, grid).to(device), None
         if recipe.perceptual_weight > 0:
             weights = None if recipe.perceptual == "lpips" else recipe.perceptual
@@ -273,7 +273,7 @@ class Stage:
         features = [last, *(teacher(images) for teacher in self.teachers[1:])]
         norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
         return [
-            alignment_target(z, teacher, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+            teacher.alignment_target(z, *norm) for z, teacher in zip(features, self.teachers, strict=True)
         ]
 
     def align(

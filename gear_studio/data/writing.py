@@ -1,10 +1,9 @@
-"""Pictures on disk: grids of images as one PNG, and long series as a folder of PNGs or as one array."""
+"""Writing pictures: a grid of images as one PNG, and long series as a folder of PNGs or as one array."""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -26,13 +25,8 @@ def write_png(picture: Tensor, path: Path) -> None:
         Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8 in 0..255, rounded: what a file holds. The inverse of data.to_float."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 class Series:
-    """`count` pictures of size x size px on their way to disk, from all processes at once.
+    """Writes `count` pictures of size x size px, from all processes at once.
 
     A path that ends in .npz becomes one file with `arr_0`, uint8 (count, size, size, 3), which the ADM
     evaluator reads. Any other becomes a folder with 000000.png, 000001.png, ... All processes must see one
@@ -52,7 +46,7 @@ class Series:
             self.path.mkdir(parents=True, exist_ok=True)
 
     def add(self, start: int, pictures: Tensor) -> None:
-        """Pictures uint8 (B, 3, H, W), number `start` on."""
+        """Write pictures, uint8 (B, 3, H, W); the first is number `start` of the series."""
         if self.array is not None:
             self.array[start : start + len(pictures)] = pictures.permute(0, 2, 3, 1).cpu().numpy()
             return
@@ -60,6 +54,7 @@ class Series:
             write_png(picture, self.path / f"{number:06d}.png")
 
     def close(self) -> None:
+        """Complete the series; an .npz appears only now."""
         if self.array is None:
             return
         self.array.flush()

@@ -1,0 +1,27 @@
+"""Open-MAGVIT2's released files: the LFQ-16 tokenizer."""
+
+from gear_studio.models.families.base import State, TokenizerFamily, has_key, shape_of
+
+
+class Lfq16(TokenizerFamily):
+    name, quantizer, architecture = "LFQ-16", "lfq", "magvit2"
+    level, block = "down", "block"
+
+    def holds(self, state: dict) -> bool:
+        return has_key(state, "encoder.") and has_key(state, "decoder.adaptive.")
+
+    def code_sizes(self, state: State, where: str) -> tuple[int, int]:
+        """The codes are the signs of the latent's channels; no codebook is stored."""
+        latent = shape_of(state, "encoder.conv_out.weight", where)[0]
+        return 2**latent, latent
+
+    def layers(self, levels: int, blocks: int) -> tuple[list[str], list[str]]:
+        middle = [f"mid_block.{i}" for i in range(blocks)]
+        encoder, decoder = ["conv_in"], ["conv_in", *middle]
+        for level in range(levels):
+            encoder += [f"down.{level}.block.{i}" for i in range(blocks)]
+            encoder += [f"down.{level}.downsample"] * (level < levels - 1)
+        for level in reversed(range(levels)):
+            decoder += [f"adaptive.{level}", *(f"up.{level}.block.{i}" for i in range(blocks))]
+            decoder += [f"up.{level}.upsample.conv1"] * (level > 0)
+        return [*encoder, *middle, "norm_out", "conv_out"], [*decoder, "norm_out", "conv_out"]
