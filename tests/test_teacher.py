@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path, monkeypatch):
         "augment",
         lambda images, seed, step: augment(images, seed, step) * (1 if step < 3 else np.nan),
     )
-    with pytest.raises(loop.DivergedError, match="'colour'.*step 4 .*checkpoint is .*step-00000002.pt"):
+    with pytest.raises(loop.DivergedError, match="'shape'.*step 4 .*checkpoint is .*step-00000002.pt"):
         training.train_teacher(tmp_path, steps=6, **QUICK)
 
 

@@ -548,7 +548,7 @@ def test_a_run_s_target_is_the_normed_features(tmp_path, teacher_folder):
 def test_the_command_line_hands_the_file_on_with_its_whole_path(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        loop, "train", lambda *given, **more: seen.append(given[3]) or Run.from_pretrained("gear")
+        loop, "train", lambda training: seen.append(training.resolved) or Run.from_pretrained("gear")
     )
     monkeypatch.chdir(tmp_path)
     words = "--teacher-weights a.pth b.safetensors --set teacher=dinov2-b+siglip2-b spatial_norm=none"

@@ -117,10 +117,14 @@ class Stage:
             self.tokenizer.eval().requires_grad_(False)
         averaged = {name: module for name, module in self.modules.items() if name != "discriminator"}
         self.ema = copy_averages(averaged, recipe.ema)
-        pair: tuple[AlignedGenerator, AlignedGenerator] | None = None
-        if "aligned" in self.modules:
-            pair = cast(AlignedGenerator, self.modules["aligned"]), self.ema["aligned"].module
-        prepare(execution, self.tokenizer, self.teachers, *(pair or (None, None)))
+        aligned, average = self.modules.get("aligned"), self.ema.get("aligned")
+        prepare(
+            execution,
+            self.tokenizer,
+            self.teachers,
+            cast(AlignedGenerator | None, aligned),
+            average.module if average else None,
+        )
         self.optimizers = {name: self._new_optimizer(name) for name in self.modules}
         # What the forward passes go through: the same modules, wrapped for several processes.
         self.wrapped = {
