@@ -468,7 +468,7 @@ def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypat
     visited = []
     monkeypatch.setattr(httpx, "head", late)
     monkeypatch.setattr(gr.Blocks, "block_thread", visit)
-    monkeypatch.setattr(explorer.Studio, "warm_up", lambda *_: None)
+    monkeypatch.setattr(explorer.Background, "warm_up", lambda *_: None)
     folder = os.environ.get("GEAR_EXPLORER_RUNS")
     explorer.main(explorer.Options(runs=folder and Path(folder)))
     assert visited
