@@ -14,7 +14,7 @@ from pictures import Picture
 from runs_on_offer import RunsOnOffer
 
 Trigger = Callable[..., Any]  # an event of Gradio's, such as `button.click`, taking what answers it
-Render = Callable[[Trigger], Any]  # makes the event draw something; returns the event that follows
+Render = Callable[[Trigger], Any]  # makes something be drawn at the event
 
 
 class Tab(Protocol):
@@ -50,7 +50,9 @@ class Page:
             tab.build(self)
 
     def on_open(self, render: Render) -> None:
-        """Draw as soon as a visitor opens the page: for the tab that is seen first."""
+        """Draw as soon as a visitor opens the page: for the tab that is seen first.
+
+        render: returns what the trigger returns, as the hidden tabs are drawn after it."""
         self._filled = render(self.demo.load).then
 
     def on_picture(self, render: Render) -> None:

@@ -82,9 +82,11 @@ def serving(temporary: Path, folder: str | Path | None) -> Iterator[str]:
     else:
         app.kill()
         pytest.fail(f"the explorer did not answer within two minutes:\n{log.read_text()}")
-    yield url
-    app.terminate()
-    app.wait(20)
+    try:
+        yield url
+    finally:
+        app.terminate()
+        app.wait(20)
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
