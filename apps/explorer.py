@@ -3,6 +3,13 @@
     python apps/explorer.py [--runs FOLDER] [--port N] [--host ADDRESS] [--share]
 
 Thin on purpose: tabs lay out components and call gear_studio, which does the computing. Needs no network.
+
+    *_tab.py          one tab each; `page.py` says what a tab is and what tabs share
+    runs_on_offer.py  which Runs there are, their models
+    pictures.py       the picture looked at; `picker.py` chooses it
+    background.py     what takes long, made beside the app
+    side_by_side.py   what the two tabs that sample share
+    components.py     small pieces of the page
 """
 
 import os
@@ -15,13 +22,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 import alignment_tab
 import codebook_tab
 import gradio as gr
-import picker
 import prompt_tab
 import sample_tab
 import torch
 import tyro
-from studio import Picture, Studio
+from background import Background
+from page import Page, Tab
+from runs_on_offer import RunsOnOffer
 
+TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -42,37 +51,29 @@ class Options:
     """Also open a public link through Gradio's servers."""
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
             "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
-        picture = gr.State(Picture())
+        page = Page(runs, background, demo)
         with gr.Tabs():
-            with gr.Tab("Sample", id="sample"):
-                visit = sample_tab.build(demo, studio)
-            with gr.Tab("Prompt", id="prompt") as prompt:
-                prompt_tab.build(prompt, studio)
-            with gr.Tab("Codebook", id="codebook"):
-                codebook, show_codebook = codebook_tab.build(studio, picture)
-            with gr.Tab("Alignment", id="alignment"):
-                alignment, show_alignment = alignment_tab.build(studio, picture)
-        # The hidden tabs fill after the visible one: at the same time, all three would be late.
-        for show in (show_codebook, show_alignment):
-            show(visit.then)
-        picker.connect(studio, [codebook, alignment], picture, [show_codebook, show_alignment])
+            for tab in TABS:
+                page.add(tab)
+        page.connect()
     return demo
 
 
 def main(options: Options) -> None:
     try:
-        studio = Studio(options.runs)
+        runs = RunsOnOffer(options.runs)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
-    demo = build(studio)
+    background = Background(runs)
+    demo = build(runs, background)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:
         demo.queue(default_concurrency_limit=CONCURRENCY).launch(
@@ -92,7 +93,7 @@ def main(options: Options) -> None:
         if options.port is None:
             raise
         sys.exit(f"explorer: cannot serve on {options.host}, port {options.port}: {error}")
-    studio.warm_up(studio.first(studio.tokenizers, ("joint", "gear")))  # once the page is up
+    background.warm_up(runs.default(runs.tokenizers, "joint", "gear"))  # once the page is up
     demo.block_thread()
 
 

@@ -1,16 +1,18 @@
-"""The choice of a picture, shared by the Codebook and Alignment tabs: one of the world, or the user's own."""
+"""The choice of a picture, in every tab that looks at one: a number of the world, or an upload."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
-from studio import WORLD_PICTURES, Picture, Studio, polite, released
+from components import QUIET, polite, released
+from pictures import WORLD_PICTURES, Picture, read_photo
+from runs_on_offer import RunsOnOffer
 
 
 @dataclass
 class Picker:
-    """The controls as they stand in one tab; the tab renders the caption where it likes."""
+    """The controls in one tab; the tab renders the caption where it likes."""
 
     index: gr.Slider
     another: gr.Button
@@ -18,8 +20,8 @@ class Picker:
     caption: gr.Markdown
 
 
-def build(studio: Studio, tab: str) -> Picker:
-    """Lay the controls out. tab: prefix of their ids in the page."""
+def build(prefix: str) -> Picker:
+    """Lay the controls out. prefix: of their ids in the page."""
     with gr.Column(scale=4, min_width=260):
         index = gr.Slider(
             0,
@@ -28,41 +30,39 @@ def build(studio: Studio, tab: str) -> Picker:
             step=1,
             label="Picture",
             info="number in the world, held out from training",
-            elem_id=f"{tab}-index",
+            elem_id=f"{prefix}-index",
         )
     with gr.Column(scale=3, min_width=170):
-        another = gr.Button("Another picture", elem_id=f"{tab}-another")
+        another = gr.Button("Another picture", elem_id=f"{prefix}-another")
         # All types are let through: the reader says in words what it cannot read.
-        upload = gr.UploadButton("Your own picture", elem_id=f"{tab}-upload")
-    return Picker(
-        index, another, upload, gr.Markdown(studio.caption(Picture()), render=False, elem_id=f"{tab}-caption")
-    )
+        upload = gr.UploadButton("Your own picture", elem_id=f"{prefix}-upload")
+    caption = gr.Markdown(Picture().caption(), render=False, elem_id=f"{prefix}-caption")
+    return Picker(index, another, upload, caption)
 
 
-def connect(studio: Studio, pickers: list[Picker], picture: gr.State, renders: list[Callable]) -> None:
-    """Keep the pickers alike; after a change run `renders`, which attach themselves to the event given."""
+def connect(runs: RunsOnOffer, pickers: list[Picker], picture: gr.State) -> list[Any]:
+    """Keep the pickers alike and `picture` what they say. Returns the events after which it may differ."""
 
-    def shown(chosen: Picture) -> list:
-        return [chosen] + [studio.caption(chosen)] * len(pickers) + [chosen.index] * len(pickers)
+    def chosen(picture: Picture) -> list:
+        return [picture] + [picture.caption()] * len(pickers) + [picture.index] * len(pickers)
 
-    def number(index: float) -> list:
-        return shown(Picture(index=int(index)))
+    def choose_number(index: float) -> list:
+        return chosen(Picture(index=int(index)))
 
-    def another() -> list:
-        return shown(Picture(index=random.randrange(WORLD_PICTURES)))
+    def choose_another() -> list:
+        return chosen(Picture(index=random.randrange(WORLD_PICTURES)))
 
-    def photo(path: str) -> list:
+    def choose_photo(path: str) -> list:
         with polite():
-            chosen = studio.photo(path)
-        return [chosen] + [studio.caption(chosen)] * len(pickers) + [gr.skip()] * len(pickers)
+            photo = read_photo(path, runs.largest_picture())
+        return [photo] + [photo.caption()] * len(pickers) + [gr.skip()] * len(pickers)
 
     outputs = [picture, *(each.caption for each in pickers), *(each.index for each in pickers)]
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
+    events = []
     for each in pickers:
-        for event in (
-            released(each.index)(number, each.index, outputs, **hidden),
-            each.another.click(another, None, outputs, **hidden),
-            each.upload.upload(photo, each.upload, outputs, **hidden),
-        ):
-            for render in renders:
-                render(event.success)
+        events += [
+            released(each.index)(choose_number, each.index, outputs, **QUIET),
+            each.another.click(choose_another, None, outputs, **QUIET),
+            each.upload.upload(choose_photo, each.upload, outputs, **QUIET),
+        ]
+    return events

@@ -1,33 +1,37 @@
 """Prompt: two generators draw what is asked for in words, and show which words they looked at."""
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 import torch
-from studio import (
-    WORLD_PICTURES,
-    Studio,
-    dice,
+from components import LAST_COUNTS, QUIET, div, polite, released, sheet
+from page import Page
+from pictures import WORLD_PICTURES, world_caption
+from PIL.Image import Image
+from runs_on_offer import RunsOnOffer
+from side_by_side import (
+    advance_side_by_side,
     drawn_by,
     map_scales,
-    polite,
+    next_seed,
     progress,
-    released,
-    sheet,
-    together,
-    whole,
+    run_choice,
+    sampling_controls,
+    seed_number,
 )
 from torch import Tensor
 
 from gear_studio import data, plots, sampling
 from gear_studio.analysis.attention import attention_to_words
 from gear_studio.data import prompts, shapes
+from gear_studio.models.text_encoders import TextEncoder
 
-OPEN = "any"
-FIRST = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}
-NONE = """
+TITLE = "Prompt"
+OPEN = "any"  # in the list of an attribute: the caption leaves it out
+FIRST_PROMPT = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}
+NO_RUNS = """
 ### No run here is asked in words yet
 
 Train one on a tokenizer that ships:
@@ -44,32 +48,34 @@ then open the explorer with `--runs runs`. For a second one beside it, copy `gea
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the finished pictures in the page are. sides: Run and tokens (B, N) of each."""
+    """The finished pictures in the page. text: their prompt. sides: name of the Run and tokens (B, N) of
+    each; empty while pictures are under way."""
 
     text: str = ""
     sides: tuple[tuple[str, Tensor], ...] = ()
 
 
-def build(tab: gr.Tab, studio: Studio) -> None:
+def build(page: Page) -> None:
     """Lay the tab out; it draws for the first time when it is opened."""
-    names = studio.captioned
+    runs = page.runs
+    names = runs.captioned
     if not names:
-        gr.Markdown(NONE, elem_id="prompt-none")
+        gr.Markdown(NO_RUNS, elem_id="prompt-none")
         return
-    chosen = list(dict.fromkeys(studio.first(names, ("generator", arm)) for arm in ("baseline", "gear")))
+    chosen = list(dict.fromkeys(runs.default(names, "generator", arm) for arm in ("baseline", "gear")))
     if len(chosen) == 1:  # one arm alone, perhaps of several seeds
         chosen = names[:2]
-    codes = studio.tokenizer(chosen[0]).config.codes
+    codes = runs.tokenizer(chosen[0]).config.codes
     drawn = gr.State(Drawn())
 
     text = gr.Textbox(
-        shapes.describe(FIRST), label="Prompt", elem_id="prompt-text",
+        shapes.describe(FIRST_PROMPT), label="Prompt", elem_id="prompt-text",
         info="free text; the lists below write a caption into it. Empty asks for nothing (null caption)",
     )  # fmt: skip
     with gr.Row():
         lists = [
             gr.Dropdown(
-                [OPEN, *values], value=FIRST.get(key, OPEN), label=key.capitalize(), min_width=120,
+                [OPEN, *values], value=FIRST_PROMPT.get(key, OPEN), label=key.capitalize(), min_width=120,
                 elem_id=f"prompt-{key}",
             )
             for key, values in shapes.ATTRIBUTES.items()
@@ -77,8 +83,7 @@ def build(tab: gr.Tab, studio: Studio) -> None:
     notes = gr.HTML(elem_id="prompt-notes", padding=False)
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            settings = dice(codes, "prompt-")
-            seed = settings[-1]
+            sliders, seed = sampling_controls(codes, "prompt-")
             control = gr.Checkbox(
                 label="Negative control", elem_id="prompt-control",
                 info="the same random numbers, asked for another picture's caption",
@@ -86,25 +91,22 @@ def build(tab: gr.Tab, studio: Studio) -> None:
             go = gr.Button("Draw", variant="primary", elem_id="prompt-go")
             again = gr.Button("Next seed", elem_id="prompt-next-seed")
         with gr.Column(scale=4):
-            runs, captions, sheets, titles, controls, maps, scales = [], [], [], [], [], [], []
+            choices, captions, sheets, titles, controls, maps, scales = [], [], [], [], [], [], []
             with gr.Row():
                 for number, name in enumerate(chosen):
                     with gr.Column(min_width=320):
-                        run = gr.Dropdown(names, value=name, label="Run", elem_id=f"prompt-run-{number}")
-                        about = gr.HTML(studio.about(name), padding=False)
+                        choices.append(run_choice(runs, names, name, f"prompt-run-{number}"))
                         captions.append(gr.HTML(padding=False, elem_id=f"prompt-caption-{number}"))
                         sheets.append(sheet(f"prompt-sheet-{number}"))
                         titles.append(gr.HTML(padding=False, elem_id=f"prompt-control-title-{number}"))
                         controls.append(sheet(f"prompt-control-{number}", "The control", visible=False))
-                        run.change(studio.about, run, about, show_progress="hidden", api_visibility="private")
-                        runs.append(run)
             status = gr.HTML(elem_id="prompt-status", padding=False)
             map_scales(codes)
             with gr.Row(equal_height=True):
                 word = gr.Radio([], label="Words looked at", elem_id="prompt-words", scale=3,
                                 info="click one, once the pictures are finished")  # fmt: skip
-                config = studio.generator(chosen[-1]).config
-                deepest = max(studio.runs[name].config["recipe"]["generator"]["blocks"] for name in names)
+                config = runs.generator(chosen[-1]).config
+                deepest = max(runs[name].config["recipe"]["generator"]["blocks"] for name in names)
                 block = gr.Slider(1, deepest, config.tap, step=1, label="Generator block b", scale=1,
                                   min_width=180, elem_id="prompt-block")  # fmt: skip
             with gr.Row():
@@ -123,91 +125,109 @@ def build(tab: gr.Tab, studio: Studio) -> None:
             )
 
     views = [*sheets, *titles, *controls, status, notes, drawn, word, *maps, *scales, *captions]
-    inputs = [text, control, *settings, *runs]
+    inputs = [text, control, *sliders, seed, *choices]
 
-    def draw(text, control, count, guidance, temperature, top_k, top_p, seed, *names) -> Iterator[tuple]:
+    def draw(
+        text: str | None,
+        control: bool,
+        count: float,
+        guidance: float,
+        temperature: float,
+        top_k: float,
+        top_p: float,
+        seed: int | None,
+        *names: str,
+    ) -> Iterator[tuple]:
         with polite():
-            how = guidance, temperature, int(top_k), top_p, whole(seed)
-            yield from _draw(studio, names, text, control, int(count), *how)
+            how = guidance, temperature, int(top_k), top_p, seed_number(seed)
+            yield from _draw(runs, names, text or "", control, int(count), *how)
 
-    def first(drawn: Drawn, *given) -> Iterator[tuple]:
+    def draw_first(drawn: Drawn, *values: Any) -> Iterator[tuple]:
         if drawn.sides:
             yield (gr.skip(),) * len(views)
         else:
-            yield from draw(*given)
+            yield from draw(*values)
 
-    def look(drawn: Drawn, word: int | None, block: int) -> list:
+    def look(drawn: Drawn, word: int | None, block: float) -> list:
         if word is None or not drawn.sides:
             return [gr.skip()] * (len(maps) + len(scales))
         with polite():
-            return _look(studio, drawn, word, int(block))
+            return _look(runs, drawn, word, int(block))
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    results = {"outputs": views, "show_progress": "hidden", "concurrency_id": "sample"}
+    results: dict[str, Any] = {"outputs": views, "show_progress": "hidden", "concurrency_id": "sample"}
+    unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
     gr.on([go.click, text.submit, seed.submit], draw, inputs, **results, api_name="prompt")
-    tab.select(first, [drawn, *inputs], **results, api_visibility="private")
-    again.click(lambda seed: (seed or 0) + 1, seed, seed, **quiet).then(
-        draw, inputs, **results, api_visibility="private"
-    )
+    page.tab.select(draw_first, [drawn, *inputs], **unlisted)
+    again.click(next_seed, seed, seed, **QUIET).then(draw, inputs, **unlisted)
     for each in lists:
-        each.input(_caption, lists, text, **quiet)
+        each.input(_write_caption, lists, text, **QUIET)
     for event in (word.input, released(block)):
-        event(look, [drawn, word, block], [*maps, *scales], trigger_mode="always_last", **quiet)
+        event(look, [drawn, word, block], [*maps, *scales], **LAST_COUNTS)
 
 
-def _caption(*values: str) -> str:
-    """What the pick-lists say, in the plainest words; nothing where all are open."""
-    said = {k: v for k, v in zip(shapes.ATTRIBUTES, values, strict=True) if v and v != OPEN}
-    return shapes.describe(said) if said else ""
+def _write_caption(*values: str) -> str:
+    """The values of the lists as a caption, in the plainest words; nothing where all are open."""
+    chosen = {k: v for k, v in zip(shapes.ATTRIBUTES, values, strict=True) if v and v != OPEN}
+    return shapes.describe(chosen) if chosen else ""
 
 
-def _notes(studio: Studio, names: tuple[str, ...], text: str) -> str:
-    """What the user should know about the prompt, as HTML."""
-    runs = [studio.runs[name] for name in names]
-    said = []
-    if not runs[0].text_encoder.words(text):
-        said.append(
+def _notes_on(runs: RunsOnOffer, names: tuple[str, ...], text: str) -> str:
+    """What a visitor should know about the prompt, as HTML."""
+    encoders = [_text_encoder(runs, name) for name in names]
+    notes = []
+    if not encoders[0].words(text):
+        notes.append(
             "The prompt has no words: the pictures are unconditioned, and there is nothing to guide towards."
         )
     # Of other sources only the captions would tell.
-    if any(data.find_source(run.config["source"]).embedded for run in runs):
-        said += [
+    if any(data.find_source(runs[name].config["source"]).embedded for name in names):
+        notes += [
             f"‘{word}’ is not a word of this world's captions; the picture will ignore or misread it."
             for word in prompts.unknown_words(text)[:5]
         ]
-    limits = [run.text_encoder.length for run in runs if run.text_encoder.count_cut(text)]
+    limits = [encoder.length for encoder in encoders if encoder.count_cut(text)]
     if limits:
-        said.append(f"The prompt is too long: it is cut after its first {min(limits)} words.")
-    return "".join(f'<div class="big">{html.escape(line)}</div>' for line in said)
+        notes.append(f"The prompt is too long: it is cut after its first {min(limits)} words.")
+    return "".join(div("big", note) for note in notes)
 
 
-def _draw(studio, names, text, control, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
+def _draw(
+    runs: RunsOnOffer,
+    names: tuple[str, ...],
+    text: str,
+    control: bool,
+    count: int,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> Iterator[tuple]:
     """Yields, in the order of `views`, after every row of tokens; words can be clicked after the last."""
-    text = text or ""
-    other = data.load("shapes", "val").caption(seed % WORLD_PICTURES) if control else ""
-    words = studio.runs[names[0]].text_encoder.words(text)
+    other = world_caption(seed % WORLD_PICTURES) if control else ""
+    words = _text_encoder(runs, names[0]).words(text)
     captions, numbers = [text] * count, list(range(count))
     if control:  # in one batch, which costs less than two
         captions, numbers = captions + [other] * count, numbers * 2
     scale = guidance if words or control else 1.0
     sides = []
     for name in names:
-        given, generator = studio.runs[name].encode(captions), studio.generator(name)
-        stream = sampling.sample_by_row(generator, given, scale, temperature, top_k, top_p, seed, numbers)
-        sides.append(_sheets(studio, name, stream, count))
-    notes, blank = _notes(studio, names, text), (None,) * len(names)
+        condition, generator = runs[name].encode(captions), runs.generator(name)
+        stream = sampling.sample_by_row(generator, condition, scale, temperature, top_k, top_p, seed, numbers)
+        sides.append(_draw_sheets(runs, name, stream, count))
+    notes, blank = _notes_on(runs, names, text), (None,) * len(names)
     title = f"Control: the same random numbers, asked for “{other}”" if control else ""
-    for rows in together(sides):
-        *_, (*_, step) = rows
+    for items in advance_side_by_side(sides):
+        *_, (*_, step) = items
         tokens, drawn, choices = step.indices.shape[1], Drawn(), []
         if step.done == tokens:
-            indices = (step.indices[:count] for *_, step in rows)
+            indices = (step.indices[:count] for *_, step in items)
             drawn = Drawn(text, tuple(zip(names, indices, strict=True)))
-            choices = [(word, place) for place, word in enumerate(words)]
+            choices = [(word, number) for number, word in enumerate(words)]
         yield (
-            *(sheet for sheet, *_ in rows),
-            *(f'<div class="title">{title}</div>' for _ in rows),
-            *(gr.update(value=sheet, visible=control) for _, sheet, _ in rows),
+            *(sheet for sheet, *_ in items),
+            *(div("title", title) for _ in items),
+            *(gr.update(value=sheet, visible=control) for _, sheet, _ in items),
             progress(step.done, tokens),
             notes,
             drawn,
@@ -218,35 +238,45 @@ def _draw(studio, names, text, control, count, guidance, temperature, top_k, top
         )
 
 
+def _text_encoder(runs: RunsOnOffer, name: str) -> TextEncoder:
+    encoder = runs[name].text_encoder
+    assert encoder is not None  # the Runs offered here are asked in words
+    return encoder
+
+
 @torch.no_grad()
-def _sheets(studio: Studio, name: str, stream: Iterator[sampling.Progress], count: int) -> Iterator[tuple]:
+def _draw_sheets(
+    runs: RunsOnOffer, name: str, stream: Iterator[sampling.Progress], count: int
+) -> Iterator[tuple[Image, Image | None, sampling.Progress]]:
     """Yields (sheet of the first `count` pictures, sheet of the others or None, progress) of one Run."""
-    tokenizer = studio.tokenizer(name)
+    tokenizer = runs.tokenizer(name)
     for step in stream:
         values = tokenizer.decode(step.indices), step.log_probs, step.entropy
         sheets = [
-            plots.sample_sheet(*part, step.done, tokenizer.config.codes)
-            for part in zip(*(value.split(count) for value in values), strict=True)
+            plots.sample_sheet(images, log_probs, entropy, step.done, tokenizer.config.codes)
+            for images, log_probs, entropy in zip(*(value.split(count) for value in values), strict=True)
         ]
         yield sheets[0], sheets[1] if len(sheets) > 1 else None, step
 
 
 @torch.no_grad()
-def _look(studio: Studio, drawn: Drawn, place: int, block: int) -> list:
-    """The maps of attention to the word at `place` of the prompt, then their scales, of each side."""
-    maps, scales = [], []
-    words = [studio.runs[name].text_encoder.words(drawn.text) for name, _ in drawn.sides]
-    for (name, indices), there in zip(drawn.sides, words, strict=True):
-        generator, tokenizer = studio.generator(name), studio.tokenizer(name)
-        if there != words[0]:
+def _look(runs: RunsOnOffer, drawn: Drawn, number: int, block: int) -> list:
+    """The maps of attention to word `number` of the prompt, then their scales, of each side."""
+    maps: list[Image | None] = []
+    scales = []
+    first_words = _text_encoder(runs, drawn.sides[0][0]).words(drawn.text)
+    for name, indices in drawn.sides:
+        generator, tokenizer = runs.generator(name), runs.tokenizer(name)
+        words = _text_encoder(runs, name).words(drawn.text)
+        if words != first_words:
             maps.append(None)
-            scales.append('<div class="note">The text encoder of this run reads other words.</div>')
+            scales.append(div("note", "The text encoder of this run reads other words."))
             continue
-        given = studio.runs[name].encode([drawn.text] * len(indices)).to(indices.device)
-        at = min(block, generator.config.blocks)
-        shares = attention_to_words(generator, indices, given)[:, at - 1, :, place]
+        condition = runs[name].encode([drawn.text] * len(indices)).to(indices.device)
+        block_here = min(block, generator.config.blocks)
+        shares = attention_to_words(generator, indices, condition)[:, block_here - 1, :, number]
         top = float(shares.max())
         maps.append(plots.attention_sheet(tokenizer.decode(indices), shares, top))
-        told = f"attention to “{there[place]}” in block {at}; mean {float(shares.mean()):.3f}"
-        scales.append(plots.legend(told, 0, top, "cividis", digits=3))
+        quantity = f"attention to “{words[number]}” in block {block_here}; mean {float(shares.mean()):.3f}"
+        scales.append(plots.legend(quantity, 0, top, "cividis", digits=3))
     return [*maps, *scales]

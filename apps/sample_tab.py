@@ -1,42 +1,56 @@
 """Sample: two generators draw the same class from the same random numbers, row by row."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 import torch
-from studio import Studio, dice, drawn_by, map_scales, polite, progress, sheet, together, whole
+from components import QUIET, polite, sheet
+from page import Page
+from PIL.Image import Image
+from runs_on_offer import RunsOnOffer
+from side_by_side import (
+    advance_side_by_side,
+    drawn_by,
+    map_scales,
+    next_seed,
+    progress,
+    run_choice,
+    sampling_controls,
+    seed_number,
+)
 
 from gear_studio import plots, sampling
 
+TITLE = "Sample"
 ANY = "no class (null condition)"
 
 
-def build(demo: gr.Blocks, studio: Studio):
-    """Lay the tab out. Returns the event of a visit, after which the page has its first samples."""
-    names = studio.generators
-    left = studio.first(names, ("generator", "baseline"))
-    right = studio.first(names, ("generator", "gear"))
-    classes = studio.runs[left].config["classes"]
-    codes = studio.tokenizer(left).config.codes
+def build(page: Page) -> None:
+    """Lay the tab out. It draws when the page is opened: visitors see it first."""
+    runs = page.runs
+    names = runs.generators
+    left = runs.default(names, "generator", "baseline")
+    right = runs.default(names, "generator", "gear")
+    classes = runs[left].config["classes"]
+    codes = runs.tokenizer(left).config.codes
 
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             label = gr.Dropdown(
                 [ANY, *classes], value=classes[min(13, len(classes) - 1)], label="Class", elem_id="class"
             )
-            count, guidance, temperature, top_k, top_p, seed = dice(codes)
+            sliders, seed = sampling_controls(codes)
             go = gr.Button("Sample", variant="primary", elem_id="sample")
             again = gr.Button("Next seed", elem_id="next-seed")
         with gr.Column(scale=4):
             with gr.Row():
-                sides = []
-                for side, chosen in (("left", left), ("right", right)):
+                choices, captions, sheets = [], [], []
+                for side, name in (("left", left), ("right", right)):
                     with gr.Column(min_width=320):
-                        run = gr.Dropdown(names, value=chosen, label="Run", elem_id=f"{side}-run")
-                        about = gr.HTML(studio.about(chosen), padding=False)
-                        caption = gr.HTML(elem_id=f"{side}-caption", padding=False)
-                        sides.append((run, sheet(f"{side}-sheet"), caption))
-                        run.change(studio.about, run, about, show_progress="hidden", api_visibility="private")
+                        choices.append(run_choice(runs, names, name, f"{side}-run"))
+                        captions.append(gr.HTML(elem_id=f"{side}-caption", padding=False))
+                        sheets.append(sheet(f"{side}-sheet"))
             status = gr.HTML(elem_id="sample-status", padding=False)
             map_scales(codes)
             gr.Markdown(
@@ -47,57 +61,75 @@ def build(demo: gr.Blocks, studio: Studio):
                 "top-p. The numbers are means over the picture, in nats. Grey is not decoded yet."
             )
 
-    def draw(left, right, label, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
+    # The names of the parameters are the app's API.
+    def draw(
+        left: str,
+        right: str,
+        label: str,
+        count: float,
+        guidance: float,
+        temperature: float,
+        top_k: float,
+        top_p: float,
+        seed: int | None,
+    ) -> Iterator[tuple]:
         with polite():
-            yield from _draw(studio, (left, right), label, count, guidance, temperature, top_k, top_p, seed)
+            how = guidance, temperature, int(top_k), top_p, seed_number(seed)
+            yield from _draw(runs, (left, right), label, int(count), *how)
 
-    (left_run, right_run), sheets, captions = zip(*sides, strict=True)
-    settings = [left_run, right_run, label, count, guidance, temperature, top_k, top_p, seed]
-    results = {
-        "inputs": settings,
+    def offer_classes(name: str) -> gr.Dropdown:
+        return gr.Dropdown(choices=[ANY, *runs[name].config["classes"]])
+
+    results: dict[str, Any] = {
+        "inputs": [*choices, label, *sliders, seed],
         "outputs": [*sheets, *captions, status],
         "show_progress": "hidden",
         "concurrency_id": "sample",
     }
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
+    unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
     gr.on([go.click, seed.submit], draw, **results, api_name="sample")
-    visit = demo.load(draw, **results, api_visibility="private")
-    again.click(lambda seed: (seed or 0) + 1, seed, seed, **hidden).then(
-        draw, **results, api_visibility="private"
-    )
-    left_run.change(
-        lambda name: gr.Dropdown(choices=[ANY, *studio.runs[name].config["classes"]]),
-        left_run,
-        label,
-        **hidden,
-    )
-    return visit
+    page.on_open(lambda trigger: trigger(draw, **unlisted))
+    again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
+    choices[0].change(offer_classes, choices[0], label, **QUIET)
 
 
-def _draw(studio, names, label, count, guidance, temperature, top_k, top_p, seed) -> Iterator[tuple]:
+def _draw(
+    runs: RunsOnOffer,
+    names: tuple[str, ...],
+    label: str,
+    count: int,
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+) -> Iterator[tuple]:
     """Yields (left sheet, right sheet, their captions, status) after every row of tokens."""
     # Guidance compares with the null condition: without a class there is nothing to guide towards.
     scale = 1.0 if label == ANY else guidance
-    seed, streams = whole(seed), []
+    sides = []
     for name in names:
-        classes, generator = studio.runs[name].config["classes"], studio.generator(name)
+        classes, generator = runs[name].config["classes"], runs.generator(name)
         if label != ANY and label not in classes:
             raise ValueError(f"Run {name} does not know the class {label!r}; it knows {', '.join(classes)}.")
-        number = generator.condition.null if label == ANY else classes.index(label)
-        condition = torch.full((count,), number)
-        streams.append(
-            sampling.sample_by_row(generator, condition, scale, temperature, int(top_k), top_p, seed)
-        )
+        if label == ANY:
+            condition = generator.condition.nulls(count)
+        else:
+            condition = torch.full((count,), classes.index(label))
+        stream = sampling.sample_by_row(generator, condition, scale, temperature, top_k, top_p, seed)
+        sides.append(_draw_sheets(runs, name, stream))
     captions = [drawn_by(name, label, scale, seed) for name in names]
-    for rows in together([_sheets(studio, *side) for side in zip(names, streams, strict=True)]):
-        (*_, (done, tokens)) = (place for _, place in rows)
-        yield (*(sheet for sheet, _ in rows), *captions, progress(done, tokens))
+    for items in advance_side_by_side(sides):
+        *_, (done, tokens) = (place for _, place in items)
+        yield (*(sheet for sheet, _ in items), *captions, progress(done, tokens))
 
 
 @torch.no_grad()
-def _sheets(studio: Studio, name: str, stream: Iterator[sampling.Progress]) -> Iterator[tuple]:
-    """Yields (sheet, (tokens decoded, tokens in all)) of one side after every row of tokens."""
-    tokenizer = studio.tokenizer(name)
+def _draw_sheets(
+    runs: RunsOnOffer, name: str, stream: Iterator[sampling.Progress]
+) -> Iterator[tuple[Image, tuple[int, int]]]:
+    """Yields (sheet, (tokens decoded, tokens in all)) of one Run after every row of tokens."""
+    tokenizer = runs.tokenizer(name)
     for step in stream:
         images = tokenizer.decode(step.indices)
         sheet = plots.sample_sheet(images, step.log_probs, step.entropy, step.done, tokenizer.config.codes)

@@ -6,8 +6,9 @@ Errors that a user can act on end in one line, not in a traceback.
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -59,7 +60,7 @@ def recipe(
         stage: warmup, joint or generator.
         budget: Of the small recipe.
     """
-    print("\n".join(recipe_lines(name, stage, recipe_of(name, stage, budget))))
+    print("\n".join(recipe_lines(str(name), stage, recipe_of(str(name), stage, budget))))
 
 
 def supervise(
@@ -298,7 +299,7 @@ def study(
         print(f"shipped: {studies.SHIPPED / name}")
 
 
-study.__doc__ = study.__doc__.replace(
+study.__doc__ = str(study.__doc__).replace(
     "STUDIES", "\n\n    ".join(f"{name}: {each.question}" for name, each in STUDIES.items())
 )
 
@@ -318,7 +319,7 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
         print(f"wrote {path}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "import": import_released,
     "recipe": recipe,

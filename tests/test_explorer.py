@@ -3,7 +3,9 @@
 GEAR_EXPLORER_RUNS=FOLDER tries it on the runs in that folder instead, say in the middle of a training.
 """
 
+import html
 import io
+import json
 import os
 import re
 import shutil
@@ -17,17 +19,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
 import numpy as np
 import pytest
 import tiny
+import torch
 from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from gear_studio import studies
+from gear_studio.analysis.codes import Survey
+from gear_studio.places import ZOO
 
 ROOT = Path(__file__).parents[1]
 APPS = ROOT / "apps"
@@ -44,6 +50,7 @@ SWITCHES = (
 PATIENCE = 60_000  # ms; machines that run tests are busy ones
 GREY = 128
 MODELS = ("teacher", "tokenizer", "generator")
+HOSTILE = "<img src=x onerror=window.ran=1>"  # a name of Run, arm or class that a browser must not read
 expect.set_options(timeout=PATIENCE)
 
 
@@ -75,9 +82,11 @@ def serving(temporary: Path, folder: str | Path | None) -> Iterator[str]:
     else:
         app.kill()
         pytest.fail(f"the explorer did not answer within two minutes:\n{log.read_text()}")
-    yield url
-    app.terminate()
-    app.wait(20)
+    try:
+        yield url
+    finally:
+        app.terminate()
+        app.wait(20)
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
@@ -434,18 +443,89 @@ def test_the_shipped_generators_of_captions_are_side_by_side(page: Page):
     page.locator("#prompt-status [data-done='64']").wait_for()
 
 
-def test_the_layout_of_the_codes_arrives(page: Page):
-    """Last, as it is computed in the background for some time after the start."""
-    open_tab(page, "Codebook", "#usage")
-    expect(page.locator("#layout img")).to_be_visible(timeout=3 * PATIENCE)
-
-
 @pytest.fixture
 def explorer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(APPS))
     import explorer
 
     return explorer
+
+
+@pytest.fixture(scope="session")
+def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer's and a generator's Run whose names, arm and first class are HTML."""
+    folder = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(ZOO / "gear", folder / HOSTILE)
+    shutil.copytree(ZOO / "generator-gear", folder / f"generator {HOSTILE}")
+    path = folder / f"generator {HOSTILE}" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"arm": f"arm {HOSTILE}", "parent": HOSTILE, "classes": [HOSTILE, *config["classes"][1:]]}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def test_html_in_files_and_prompts_is_shown_as_text(
+    browser: Browser, hostile_runs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("shown")
+    with serving(temporary, hostile_runs) as address, visiting(browser, address) as page:
+        sampled(page)
+        page.locator("#left-run input").click()
+        page.get_by_role("option", name=f"generator {HOSTILE}").click()
+        page.get_by_text(f"arm arm {HOSTILE}, on tokenizer {HOSTILE};").wait_for()
+        page.locator("#sample").click()
+        expect(page.locator("#left-caption")).to_contain_text(f"Drawn by generator {HOSTILE}: striped star")
+        sampled(page)
+        page.locator("#class input").click()
+        page.get_by_role("option", name=HOSTILE, exact=True).click()
+        page.locator("#sample").click()
+        expect(page.locator(".toast-wrap")).to_contain_text(f"does not know the class '{HOSTILE}'")
+
+        open_tab(page, "Prompt", "#prompt-sheet-0")
+        page.locator("#prompt-text textarea").fill(HOSTILE)
+        page.locator("#prompt-go").click()
+        expect(page.locator("#prompt-caption-0")).to_contain_text(f"“{HOSTILE}”")
+
+        open_tab(page, "Codebook", "#original")
+        Image.new("RGB", (64, 64)).save(temporary / "_me_ 2.png")
+        page.locator("input[type=file]").first.set_input_files(temporary / "_me_ 2.png")
+        expect(page.locator("#codebook-caption")).to_contain_text("Your picture _me_ 2.png, its middle")
+
+        assert page.locator("img[src=x]").count() == 0 and page.evaluate("window.ran") is None
+
+
+def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
+    explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
+    name = f"generator {HOSTILE}"
+    monkeypatch.setattr(tab.Picture, "class_number", lambda *_: 0)
+    monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
+    protocol = tab._show(runs, name, tab.Picture(), 3, "z", 27)[-1]
+    assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
+
+
+def test_the_layout_of_the_codes_arrives(page: Page):
+    """Last, as it is computed in the background for some time after the start."""
+    open_tab(page, "Codebook", "#usage")
+    expect(page.locator("#layout img")).to_be_visible(timeout=3 * PATIENCE)
+
+
+def test_every_tab_is_in_the_page(explorer):
+    assert {tab.__name__ for tab in explorer.TABS} == {path.stem for path in APPS.glob("*_tab.py")}
+
+
+def test_an_exact_reconstruction_has_a_psnr(explorer):
+    tab, image = explorer.codebook_tab, torch.rand(1, 3, 4, 4) * 2 - 1
+    tokenizer = SimpleNamespace(
+        grid=2,
+        config=SimpleNamespace(codes=8),
+        assign=lambda _: SimpleNamespace(scores=torch.rand(1, 4, 8), indices=torch.zeros(1, 4).long()),
+        decode=lambda indices: image.expand(len(indices), -1, -1, -1),
+    )
+    survey = Survey(torch.zeros(1), torch.zeros(1, 4), torch.zeros(8), torch.zeros(8, 3))
+    shown = tab._show(tokenizer, survey, image, "", 0.1, tab.Editing())
+    assert "PSNR 126.0 dB" in shown[2]
 
 
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
@@ -468,7 +548,7 @@ def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypat
     visited = []
     monkeypatch.setattr(httpx, "head", late)
     monkeypatch.setattr(gr.Blocks, "block_thread", visit)
-    monkeypatch.setattr(explorer.Studio, "warm_up", lambda *_: None)
+    monkeypatch.setattr(explorer.Background, "warm_up", lambda *_: None)
     folder = os.environ.get("GEAR_EXPLORER_RUNS")
     explorer.main(explorer.Options(runs=folder and Path(folder)))
     assert visited

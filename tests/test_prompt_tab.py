@@ -14,23 +14,25 @@ from gear_studio.data import shapes
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
 import prompt_tab  # noqa: E402
-from studio import Studio  # noqa: E402
+from background import Background  # noqa: E402
+from page import Page  # noqa: E402
+from runs_on_offer import RunsOnOffer  # noqa: E402
 
 NAME = "shapes-caption-generator-gear-s0"
 HOW = {"guidance": 1.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory) -> Studio:
-    return Studio(tiny.caption_runs(tmp_path_factory.mktemp("prompt")))
+def runs(tmp_path_factory) -> RunsOnOffer:
+    return RunsOnOffer(tiny.caption_runs(tmp_path_factory.mktemp("prompt")))
 
 
-def draw(studio: Studio, text: str, names=(NAME,), control: bool = False, **changes) -> list[tuple]:
-    return list(prompt_tab._draw(studio, names, text, control, 2, **HOW | changes))
+def draw(runs: RunsOnOffer, text: str, names=(NAME,), control: bool = False, **changes) -> list[tuple]:
+    return list(prompt_tab._draw(runs, names, text, control, 2, **HOW | changes))
 
 
-def test_pictures_come_row_by_row_and_words_with_the_last(studio):
-    seen = draw(studio, "A red ring!")
+def test_pictures_come_row_by_row_and_words_with_the_last(runs):
+    seen = draw(runs, "A red ring!")
     assert len(seen) == 8
     for row, (*views, image, scale, caption) in enumerate(seen, start=1):
         sheet, title, control, status, notes, drawn, words = views
@@ -44,37 +46,38 @@ def test_pictures_come_row_by_row_and_words_with_the_last(studio):
     assert (drawn.text, name, indices.shape) == ("A red ring!", NAME, (2, 64))
 
 
-def test_the_same_seed_and_words_give_the_same_pictures_with_and_without_control(studio):
-    alone, beside = draw(studio, "a red ring")[-1], draw(studio, "a red ring", control=True)[-1]
-    assert torch.equal(alone[5].sides[0][1], beside[5].sides[0][1])
-    np.testing.assert_array_equal(*(np.asarray(each[0]) for each in (alone, beside)))
+def test_the_same_seed_and_words_give_the_same_pictures_with_and_without_control(runs):
+    alone, controlled = draw(runs, "a red ring")[-1], draw(runs, "a red ring", control=True)[-1]
+    assert torch.equal(alone[5].sides[0][1], controlled[5].sides[0][1])
+    np.testing.assert_array_equal(*(np.asarray(each[0]) for each in (alone, controlled)))
     caption = shapes.Shapes("val").caption(3)
-    assert caption in beside[1] and beside[2]["visible"] and beside[2]["value"].size == beside[0].size
-    itself = draw(studio, caption, control=True)[-1]  # the control of its own caption: the same pictures
+    assert caption in controlled[1] and controlled[2]["visible"]
+    assert controlled[2]["value"].size == controlled[0].size
+    itself = draw(runs, caption, control=True)[-1]  # the control of its own caption: the same pictures
     np.testing.assert_array_equal(np.asarray(itself[0]), np.asarray(itself[2]["value"]))
 
 
-def test_two_sides(studio):
-    last = draw(studio, "a ring", names=(NAME, NAME))[-1]
+def test_two_sides(runs):
+    last = draw(runs, "a ring", names=(NAME, NAME))[-1]
     np.testing.assert_array_equal(*map(np.asarray, last[:2]))
-    maps = prompt_tab._look(studio, last[8], 1, 1)
+    maps = prompt_tab._look(runs, last[8], 1, 1)
     np.testing.assert_array_equal(*map(np.asarray, maps[:2]))
     assert maps[2] == maps[3]
 
 
-def test_a_word_has_a_map_of_its_own_in_every_block(studio):
-    drawn = draw(studio, "a red ring")[-1][5]
+def test_a_word_has_a_map_of_its_own_in_every_block(runs):
+    drawn = draw(runs, "a red ring")[-1][5]
     maps = {
-        (place, block): prompt_tab._look(studio, drawn, place, block) for place in (1, 2) for block in (1, 6)
+        (place, block): prompt_tab._look(runs, drawn, place, block) for place in (1, 2) for block in (1, 6)
     }
     assert len({picture.tobytes() for picture, _ in maps.values()}) == 4
     assert "attention to “ring” in block 6; mean" in maps[2, 6][1]
-    assert "in block 6;" in prompt_tab._look(studio, drawn, 1, 99)[1]
+    assert "in block 6;" in prompt_tab._look(runs, drawn, 1, 99)[1]
 
 
-def test_what_the_encoder_makes_of_a_prompt_is_said(studio):
+def test_what_the_encoder_makes_of_a_prompt_is_said(runs):
     def notes(text):
-        return prompt_tab._notes(studio, (NAME,), text)
+        return prompt_tab._notes_on(runs, (NAME,), text)
 
     assert notes("a small red striped star, top left, on a dark blue background") == ""
     assert "‘zebra’ is not a word of this world&#x27;s captions" in notes("a red zebra and a Zebra")
@@ -84,37 +87,37 @@ def test_what_the_encoder_makes_of_a_prompt_is_said(studio):
     assert "cut after its first 20 words" in notes("a " * 21) and "cut" not in notes("a " * 20)
 
 
-def test_without_words_guidance_changes_nothing(studio):
-    one, other = (draw(studio, "", guidance=g)[-1] for g in (1.0, 4.0))
+def test_without_words_guidance_changes_nothing(runs):
+    one, other = (draw(runs, "", guidance=g)[-1] for g in (1.0, 4.0))
     assert torch.equal(one[5].sides[0][1], other[5].sides[0][1])
     assert not other[6].choices
 
 
 def test_lists_write_captions():
     values = dict.fromkeys(shapes.ATTRIBUTES, prompt_tab.OPEN)
-    assert prompt_tab._caption(*values.values()) == ""
+    assert prompt_tab._write_caption(*values.values()) == ""
     values |= {"color": "orange", "shape": "ring", "background": "dark blue"}
-    assert prompt_tab._caption(*values.values()) == "an orange ring, on a dark blue background"
+    assert prompt_tab._write_caption(*values.values()) == "an orange ring, on a dark blue background"
 
 
-def built(studio: Studio) -> dict[str, gr.components.Component]:
+def built(runs: RunsOnOffer) -> dict[str, gr.components.Component]:
     """The tab's components that have a name in the page."""
-    with gr.Blocks() as page, gr.Tab("Prompt") as tab:
-        prompt_tab.build(tab, studio)
-    return {block.elem_id: block for block in page.blocks.values() if block.elem_id}
+    with gr.Blocks() as demo:
+        Page(runs, Background(runs), demo).add(prompt_tab)
+    return {block.elem_id: block for block in demo.blocks.values() if block.elem_id}
 
 
-def test_without_a_generator_of_captions_the_way_to_one_is_shown(studio, monkeypatch):
-    monkeypatch.setattr(studio, "captioned", [])
-    assert "--arm gear --condition caption" in built(studio)["prompt-none"].value
+def test_without_a_generator_of_captions_the_way_to_one_is_shown(runs, monkeypatch):
+    monkeypatch.setattr(runs, "captioned", [])
+    assert "--arm gear --condition caption" in built(runs)["prompt-none"].value
 
 
-def test_the_generators_that_ship_stand_side_by_side(studio):
+def test_the_generators_that_ship_stand_side_by_side(runs):
     if not (studies.SHIPPED / "text").is_dir():
         pytest.skip("no runs of the study text ship yet: gear-studio study text --ship")
     shipped = [f"generator-{arm}+captions-s0 (studies)" for arm in ("baseline", "gear")]
-    tab = built(studio)
+    tab = built(runs)
     assert [tab[f"prompt-run-{number}"].value for number in range(2)] == shipped
     assert {value for _, value in tab["prompt-run-0"].choices} >= {NAME, *shipped}
-    last = draw(studio, "a red ring", names=shipped)[-1]
+    last = draw(runs, "a red ring", names=shipped)[-1]
     assert not np.array_equal(np.asarray(last[0]), np.asarray(last[1]))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,15 @@ class FeatureMap(nn.Module):
     patch_size: the map's stride in pixels. dim: its channels. pretrained: where weights come from, for
     `timm.create_model`; by default they are random. Raises ValueError for a model without such a map."""
 
+    blocks: Any  # timm's network, cut off after the map
+
     def __init__(self, name: str, **pretrained):
         super().__init__()
         import timm
 
         try:
-            info = timm.create_model(name, features_only=True).feature_info
+            whole: Any = timm.create_model(name, features_only=True)
+            info = whole.feature_info
             level = max(i for i, stride in enumerate(info.reduction()) if stride <= STRIDE)
         except (RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(
@@ -44,7 +48,7 @@ class FeatureMap(nn.Module):
         if self.blocks.pretrained_cfg.get("fixed_input_size"):
             raise ValueError(f"timm's {name} takes pictures of one size only; choose another model")
         self.patch_size, self.dim = info.reduction()[level], info.channels()[level]
-        self.pretrained_cfg = self.blocks.pretrained_cfg
+        self.pretrained_cfg: dict[str, Any] = self.blocks.pretrained_cfg
 
     def set_input_size(self, size: tuple[int, int]) -> None:
         """Any multiple of the stride will do."""

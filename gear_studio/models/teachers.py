@@ -402,7 +402,11 @@ class Teacher(nn.Module):
 def describe(name: str, encoder: Any, origin: str) -> TeacherConfig:
     """The config of a published teacher, read off timm's encoder; origin: of its weights, for the note."""
     model, published = timm_name(name), encoder.pretrained_cfg
-    common = {"arch": f"timm:{model}", "mean": tuple(published["mean"]), "std": tuple(published["std"])}
+    common: dict[str, Any] = {
+        "arch": f"timm:{model}",
+        "mean": tuple(published["mean"]),
+        "std": tuple(published["std"]),
+    }
     common["note"] = f"{model} of timm, {origin}."
     if isinstance(encoder, FeatureMap):
         size = published["input_size"][-1] // encoder.patch_size * encoder.patch_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -28,8 +28,12 @@ from gear_studio.training.recipes import (
 )
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
-    SourceName = StageName = ArmName = BudgetName = TokenizerName = str
-    RecipeName = str | Recipe
+    SourceName: TypeAlias = str
+    StageName: TypeAlias = str
+    ArmName: TypeAlias = str
+    BudgetName: TypeAlias = str
+    TokenizerName: TypeAlias = str
+    RecipeName: TypeAlias = str | Recipe
 else:
     SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
     StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
@@ -125,7 +129,7 @@ class Training:
             recipe = self.recipe
         else:
             recipe = recipe_of(self.recipe, self.stage, self.budget)
-        changes = {
+        changes: dict[str, Any] = {
             "steps": self.steps,
             "batch_size": self.batch_size,
             "tokenizer": preset(self.tokenizer) if self.tokenizer else None,

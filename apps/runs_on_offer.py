@@ -1,0 +1,85 @@
+"""Which Runs the explorer offers, by what they can do, and their models on one device."""
+
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+from gear_studio import runs
+from gear_studio.models.generator import Generator
+from gear_studio.models.projector import Projector
+from gear_studio.models.teachers import Teacher
+from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.runs import Run
+from gear_studio.studies import CAPTIONS, SHIPPED
+
+
+class RunsOnOffer:
+    """The Runs of the page by name, those that ship first. A model is read on first use and kept.
+
+    tokenizers: names of the Runs that hold a tokenizer. generators: of those with a generator of classes.
+    captioned: of those with a generator of captions. device: where all models are."""
+
+    def __init__(self, folder: Path | None):
+        """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
+        self._runs = dict(runs.list_runs())
+        self._runs |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
+        if folder is not None:
+            more = runs.list_runs(folder)
+            if not more:
+                raise ValueError(
+                    f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
+                    "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
+                )
+            self._runs |= {
+                name if name not in self._runs else f"{folder}/{name}": more[name] for name in more
+            }
+        self.tokenizers = [name for name, run in self._runs.items() if run.has("tokenizer")]
+        self.generators: list[str] = []
+        self.captioned: list[str] = []
+        for name, run in self._runs.items():
+            if run.has("projector"):
+                captioned = run.config["recipe"].get("text_encoder")
+                (self.captioned if captioned else self.generators).append(name)
+        if not self.tokenizers or not self.generators:
+            raise ValueError(
+                "there are no trained runs to explore: train some (gear-studio reproduce) "
+                "and name their folder with --runs FOLDER"
+            )
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._reading = Lock()  # two visitors who come at once read a model once
+
+    def __getitem__(self, name: str) -> Run:
+        return self._runs[name]
+
+    def default(self, names: list[str], stage: str, arm: str) -> str:
+        """The first of `names` whose Run is of this stage and arm, else the last of them."""
+        for name in names:
+            if (self[name].config["stage"], self[name].config["arm"]) == (stage, arm):
+                return name
+        return names[-1]
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        with self._reading:
+            return self[name].tokenizer.to(self.device)
+
+    def generator(self, name: str) -> Generator:
+        with self._reading:
+            return self[name].generator.to(self.device)
+
+    def projector(self, name: str) -> Projector:
+        with self._reading:
+            return self[name].projector.to(self.device)
+
+    def teacher(self, name: str) -> Teacher:
+        with self._reading:
+            return self[name].teacher.to(self.device)
+
+    def largest_picture(self) -> int:
+        """Pixels a side of the largest picture that a tokenizer here takes."""
+        return max(self.tokenizer(name).config.image_size for name in self.tokenizers)
+
+
+def _study_name(name: str) -> str:
+    """The name in the lists of a study's Run: without the settings of its captions, which do not fit."""
+    return name.replace("+" + "-".join(CAPTIONS), "+captions") + " (studies)"

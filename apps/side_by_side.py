@@ -1,0 +1,94 @@
+"""Runs that draw side by side from the same random numbers: what the tabs Sample and Prompt share."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import gradio as gr
+from components import QUIET, div
+from runs_on_offer import RunsOnOffer
+
+from gear_studio import plots
+
+Item = TypeVar("Item")
+
+
+def run_choice(runs: RunsOnOffer, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
+    """A list of generators' Runs, and under it a line about the one chosen."""
+
+    def describe(name: str) -> str:
+        return run_note(runs, name)
+
+    choice = gr.Dropdown(names, value=name, label="Run", elem_id=elem_id)
+    note = gr.HTML(describe(name), padding=False)
+    choice.change(describe, choice, note, **QUIET)
+    return choice
+
+
+def run_note(runs: RunsOnOffer, name: str) -> str:
+    """A line about a generator's Run, as HTML."""
+    run, config = runs[name], runs.generator(name).config
+    tokenizer = run.name if run.has("tokenizer") else run.config["parent"]
+    return div(
+        "note",
+        f"arm {run.config['arm']}, on tokenizer {tokenizer}; {config.blocks} blocks x {config.dim}, "
+        f"{run.config['recipe']['steps']:,} steps",
+    )
+
+
+def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr.Number]:
+    """How to sample: sliders of pictures, guidance, temperature, top-k and top-p, and the seed.
+
+    prefix: of their ids."""
+    sliders = [
+        gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{prefix}count"),
+        gr.Slider(1, 5, 1.5, step=0.1, label="Guidance s", info="u + s (c − u); 1 is none"),
+        gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="0 takes the likeliest code"),
+        gr.Slider(0, codes, 0, step=1, label="Top-k", info="codes kept; 0 keeps all"),
+        gr.Slider(0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept"),
+    ]
+    return sliders, gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
+
+
+def seed_number(seed: int | None) -> int:
+    """The seed typed in. Raises ValueError when the field is empty."""
+    if seed is None:
+        raise ValueError("The seed is empty; give a whole number, 0 or above.")
+    return int(seed)
+
+
+def next_seed(seed: int | None) -> int:
+    return (seed or 0) + 1
+
+
+def advance_side_by_side(sides: Sequence[Iterator[Item]]) -> Iterator[list[Item]]:
+    """Advance all iterators at once, each on a core of its own; yield their items until one ends."""
+    with ThreadPoolExecutor(len(sides)) as pool:
+        while True:
+            items = [item for item in pool.map(lambda side: next(side, None), sides) if item is not None]
+            if len(items) < len(sides):
+                return
+            yield items
+
+
+def progress(done: int, tokens: int) -> str:
+    """How far a sampling is, as HTML."""
+    state = "done" if done == tokens else "decoding"
+    return div("note", f"{state}: token {done} of {tokens}", done=done)
+
+
+def drawn_by(name: str, subject: str, guidance: float, seed: int) -> str:
+    """What drew a sheet, as HTML: it stays true when other settings are chosen beside the sheet.
+
+    subject: the class or prompt that was drawn."""
+    return div("note", f"Drawn by {name}: {subject}, guidance {guidance:g}, seed {seed}")
+
+
+def map_scales(codes: int) -> None:
+    """The colour scales of the maps in `plots.sample_sheet`."""
+    limit = math.log(codes)
+    with gr.Row():
+        left = plots.legend("left map: log p of the chosen code, nats", -limit, 0, "magma")
+        gr.HTML(left, padding=False)
+        gr.HTML(plots.legend("right map: entropy H of the next code, nats", 0, limit), padding=False)
