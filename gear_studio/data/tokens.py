@@ -85,12 +85,14 @@ class EncodedSource:
         return np.load(self.folder / "tokens.npy", mmap_mode="r")
 
 
-def check_source(source: Source) -> None:
-    """Refuse a source without end, for which nothing can be encoded ahead. Raises ValueError."""
+def check_source(source: Source) -> Fingerprinted:
+    """The source, where it has an end. Raises ValueError for one without, of which nothing can be encoded
+    ahead."""
     if not isinstance(source, Fingerprinted):
         raise ValueError(
             f"{source.name} has no end of new pictures, so none can be encoded ahead; set token_views=0"
         )
+    return source
 
 
 def encode(
@@ -108,13 +110,13 @@ def encode(
     killed. They need one file system. The tokenizer runs in the accelerator's precision, as in training.
     Raises ValueError as `check_source` does.
     """
-    check_source(source)
+    pictures = check_source(source)
     made_from = done = None
     if accelerator.is_main_process:
         made_from = {
             "format": _FORMAT,
             "source": source.name,
-            "pictures": source.fingerprint(),
+            "pictures": pictures.fingerprint(),
             "image_size": source.image_size,
             "views": views,
             "tokenizer": f"{tokenizer.config} {fingerprint(tokenizer)}",
