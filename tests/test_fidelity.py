@@ -35,7 +35,8 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
-from gear_studio.models import dinov2, inception
+from gear_studio.models import dinov2, inception, text
+from gear_studio.models.judges import AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer
 
 
@@ -442,6 +443,34 @@ def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypat
             asked = torch.arange(COUNT) % 10
             assert share == pytest.approx((named == asked).float().mean().item())
     assert found[1.0] != found[4.0] and max(found[1.0]) > 0  # guidance is passed on
+
+
+def test_caption_agreement_scores_samples_against_their_own_and_other_captions(
+    teacher_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
+    words = text.Words(20)
+    recipe = {"text_encoder": "words", "generator": {"caption_length": 20}, "tau": 0.1}
+    config = {"source": "shapes", "stage": "generator", "arm": "gear", "seed": 0, "parent": None}
+    config |= {"classes": ["ring"], "recipe": recipe | {"teacher": str(teacher_folder)}}
+    write_json(tmp_path / "run" / "config.json", config)
+    torch.manual_seed(0)
+    Tokenizer(tiny.TOKENIZER).save_pretrained(tmp_path / "run" / "tokenizer")
+    generator = tiny.generator(caption_dim=words.dim, caption_length=20)
+    generator.save_pretrained(tmp_path / "run" / "generator")
+    run = Run(tmp_path / "run")
+    settings = EvaluationOptions(samples=COUNT, seeds=2, cache=tmp_path, batch_size=7, metrics=())
+    found = fidelity.Evaluation(run, settings).measure_caption_agreement("unseen")
+    captions, wanted = agreement.make_prompts("unseen", COUNT)
+    judge = AttributeJudge.from_pretrained()
+    for seed in (0, 1):
+        with torch.no_grad():
+            condition = words(captions)
+            indices = sampling.sample(run.generator, condition, cfg_scale=1.5, seed=1000 + seed)
+            seen = judge.says(data.to_float(to_uint8(run.tokenizer.decode(indices))))
+        for against, ids in (("asked", wanted), ("shuffled", agreement.shuffle(wanted))):
+            expected = agreement.score(seen, ids)
+            assert {name: spread["values"][seed] for name, spread in found[against].items()} == expected
 
 
 def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monkeypatch, tmp_path):
