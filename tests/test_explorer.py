@@ -100,8 +100,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-        path = found or playwright.chromium.executable_path
+        installed = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+        path = installed or playwright.chromium.executable_path
         if not Path(path).exists():
             pytest.fail(
                 "no Chromium found: install one (apt-get install chromium, or python -m playwright install "
@@ -363,10 +363,10 @@ def test_alignment_follows_patch_and_block(page: Page):
 
 def test_eight_users_at_once_all_get_answers(address: str):
     clients = [Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000}) for _ in range(8)]
-    together = threading.Barrier(8)
+    start = threading.Barrier(8)
 
     def user(number: int) -> np.ndarray:
-        together.wait()
+        start.wait()
         left, *_, status = clients[number].predict(count=1, seed=number, api_name="/sample")
         assert "token 64 of 64" in status
         return np.asarray(Image.open(left["path"] if isinstance(left, dict) else left).convert("RGB"))
