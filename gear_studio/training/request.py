@@ -28,7 +28,11 @@ from gear_studio.training.recipes import (
 )
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
-    SourceName = StageName = ArmName = BudgetName = TokenizerName = str
+    SourceName = str
+    StageName = str
+    ArmName = str
+    BudgetName = str
+    TokenizerName = str
     RecipeName = str | Recipe
 else:
     SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
@@ -125,7 +129,7 @@ class Training:
             recipe = self.recipe
         else:
             recipe = recipe_of(self.recipe, self.stage, self.budget)
-        changes = {
+        changes: dict[str, Any] = {
             "steps": self.steps,
             "batch_size": self.batch_size,
             "tokenizer": preset(self.tokenizer) if self.tokenizer else None,
