@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gear_studio import Run, cli, data, sampling
-from gear_studio.analysis import fidelity, reference
+from gear_studio.analysis import agreement, fidelity, reference
 from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
 from gear_studio.analysis.metrics import MetricName
 from gear_studio.analysis.networks import FeatureNetworks
@@ -35,7 +35,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
-from gear_studio.models import dinov2, inception, text
+from gear_studio.models import dinov2, inception
 from gear_studio.models.judges import AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer
 
