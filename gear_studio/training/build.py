@@ -217,8 +217,8 @@ class StageTrainee:
                 self.workers,
                 progress,
             )
-            encoded = tokens.EncodedSource(self.train_source, kept, pixels=recipe.alignment_weight > 0)
-            self.train_source = cast(data.Source, encoded)
+            with_pixels = recipe.alignment_weight > 0
+            self.train_source = tokens.EncodedSource(self.train_source, kept, pixels=with_pixels)
 
     def _new_stage(self, parts: Parts) -> Stage:
         stage, parent, discriminator = self.training.stage, parts.parent, None
