@@ -35,7 +35,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.files import write_json
-from gear_studio.models import dinov2, inception
+from gear_studio.models import dinov2, inception, text_encoders
 from gear_studio.models.judges import AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer
 
@@ -449,7 +449,7 @@ def test_caption_agreement_scores_samples_against_their_own_and_other_captions(
     teacher_folder, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
-    words = text.Words(20)
+    words = text_encoders.Words(20)
     recipe = {"text_encoder": "words", "generator": {"caption_length": 20}, "tau": 0.1}
     config = {"source": "shapes", "stage": "generator", "arm": "gear", "seed": 0, "parent": None}
     config |= {"classes": ["ring"], "recipe": recipe | {"teacher": str(teacher_folder)}}
