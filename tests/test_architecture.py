@@ -1,6 +1,10 @@
 """The house stands as docs/architecture.md draws it: floors, no circles, additions that touch one room."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import grimp
@@ -60,3 +64,60 @@ def test_imports_point_down(imports):
 
 def test_there_are_no_circles(imports):
     assert [circle for circle in networkx.strongly_connected_components(imports) if len(circle) > 1] == []
+
+
+# Additions: the page's examples, made in a copy of the code
+
+EXAMPLES = dict(re.findall(r"^### (.*?)\n(.*?)(?=^##)", PAGE, flags=re.DOTALL | re.MULTILINE))
+EDIT = re.compile(
+    r"^`(\S+)`, (new|(before|after|instead of) `([^`]+)`):\n\n```python\n(.*?)```", re.DOTALL | re.M
+)
+ROOMS = {
+    "A quantizer": "gear_studio/models/quantizers.py",
+    "A teacher": "gear_studio/models/teachers.py",
+    "A family of released files": "gear_studio/models/families/",
+    "A source of pictures": "gear_studio/data/",
+    "A study": "gear_studio/studies/catalogue.py",
+    "A tab of the explorer": "apps/",
+}
+
+
+def edit(root: Path, example: str) -> set[str]:
+    """Make an example's changes in a copy of the code; returns the files that are touched."""
+    touched = set()
+    for file, how, where, anchor, text in EDIT.findall(example):
+        path = root / file
+        if how == "new":
+            assert not path.exists()
+            path.write_text(text)
+        else:
+            lines = path.read_text().splitlines(keepends=True)
+            (at,) = [number for number, line in enumerate(lines) if anchor in line]
+            if where == "instead of":
+                lines[at] = lines[at].replace(anchor, text.strip())
+            else:
+                lines.insert(at + (where == "after"), text)
+            path.write_text("".join(lines))
+        touched.add(file)
+    return touched
+
+
+def test_the_page_shows_every_kind_of_addition():
+    assert EXAMPLES.keys() == ROOMS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROOMS)
+def test_an_addition_touches_one_room_and_works_everywhere(name, tmp_path):
+    for folder in ("gear_studio", "apps"):
+        shutil.copytree(HERE / folder, tmp_path / folder, ignore=shutil.ignore_patterns("zoo", "__pycache__"))
+    (tmp_path / "gear_studio" / "zoo").symlink_to(HERE / "gear_studio" / "zoo")
+    touched = edit(tmp_path, EXAMPLES[name])
+    assert touched and all(file.startswith(ROOMS[name]) for file in touched)
+    program = f'python() {{ "{sys.executable}" "$@"; }}; gear-studio() {{ python -m gear_studio "$@"; }}\n'
+    (script,) = re.findall(r"```bash\n(.*?)```", EXAMPLES[name], flags=re.DOTALL)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-euc", program + script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
