@@ -76,4 +76,5 @@ def test_the_commands_of_the_page_on_paper_scale_are_ones_that_the_program_takes
     for words in commands:
         cli.run(words[words.index("gear_studio") + 1 :])
     assert [name for name, _ in understood] == [w[w.index("gear_studio") + 1] for w in commands]
-    assert any(Path("/data/gpic/{00000..00999}.tar") in values for _, values in understood)
+    folders = [getattr(value, "folder", None) for _, values in understood for value in values]
+    assert Path("/data/gpic/{00000..00999}.tar") in folders
