@@ -100,10 +100,10 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 class Meter:
-    """Running means of scalars that stay on their device until `read`."""
+    """Running means of scalars that stay on their device until `read`. dtype: in which sums are divided."""
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, dtype: torch.dtype = torch.float32):
+        self.accelerator, self.dtype = accelerator, dtype
         self.sums: dict[str, Tensor] = {}
         self.first_bad: dict[str, Tensor] = {}
         self.count = 0
@@ -120,9 +120,8 @@ class Meter:
         """Means over the steps and processes since the last read, and the first (step, loss) that was not
         finite."""
         names = list(self.sums)
-        means = self.accelerator.reduce(
-            torch.stack([self.sums[n] for n in names]) / self.count, "mean"
-        ).tolist()
+        sums = torch.stack([self.sums[n] for n in names]).to(self.dtype)
+        means = self.accelerator.reduce(sums / self.count, "mean").tolist()
         bad = self.accelerator.gather(torch.stack([self.first_bad[n] for n in names])[None]).amin(0).tolist()
         self.sums, self.first_bad, self.count = {}, {}, 0
         first = min(
@@ -165,7 +164,10 @@ class Loop:
         """All steps that are left, and the record of the end.
 
         Raises DivergedError when a loss is not finite."""
-        rhythm, meter = self.rhythm, Meter(self.accelerator)
+        rhythm = self.rhythm
+        # What is rounded to decimal places is divided in double precision first.
+        exact = self.trainee.digits is not None
+        meter = Meter(self.accelerator, torch.float64 if exact else torch.float32)
         self.began = window = time.monotonic()
         bar = tqdm(
             total=rhythm.steps,

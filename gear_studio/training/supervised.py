@@ -246,7 +246,8 @@ def train(lesson: Lesson, folder: Path, device: str | None, log_every: int, chec
         )
     if not record.get("finished"):
         accelerator = new_accelerator()
-        trainee = SupervisedTrainee(lesson, torch.device(device) if device else accelerator.device)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        trainee = SupervisedTrainee(lesson, torch.device(device))
         rhythm = Rhythm(settings["steps"], settings["batch_size"], log_every, checkpoint_every)
         loop = Loop(trainee, rhythm, settings["seed"], folder, accelerator, progress=True)
         loop.restore()
