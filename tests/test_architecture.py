@@ -66,6 +66,15 @@ def test_there_are_no_circles(imports):
     assert [circle for circle in networkx.strongly_connected_components(imports) if len(circle) > 1] == []
 
 
+def test_a_test_s_name_says_what_it_tests():
+    """A module or a room of gear_studio, a file of apps/, or one of what crosses all rooms."""
+    files = [*(HERE / "gear_studio").rglob("*.py"), *(HERE / "apps").glob("*.py")]
+    names = {path.stem for path in files} | {path.parent.name for path in files}
+    across = {"architecture", "benchmarks", "notebooks", "processes", "readme"}
+    tested = {path.stem.removeprefix("test_") for path in (HERE / "tests").glob("test_*.py")}
+    assert tested - names == across
+
+
 # Additions: the page's examples, made in a copy of the code
 
 EXAMPLES = dict(re.findall(r"^### (.*?)\n(.*?)(?=^##)", PAGE, flags=re.DOTALL | re.MULTILINE))
