@@ -153,8 +153,8 @@ def sample(
     import torch
 
     from gear_studio import sampling
+    from gear_studio.data.picture_output import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
-    from gear_studio.data.writing import write_grid
     from gear_studio.runs import Run
 
     if sum(given is not None for given in (labels, prompt, prompts)) > 1:
@@ -198,7 +198,7 @@ def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Pa
 
     from gear_studio import data
     from gear_studio.data.images import crop_and_resize, open_rgb
-    from gear_studio.data.writing import write_grid
+    from gear_studio.data.picture_output import write_grid
     from gear_studio.runs import Run
 
     tokenizer = Run.from_pretrained(run).tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.families import load_generator, load_tokenizer, save
-from gear_studio.models.families.files import read
+from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer

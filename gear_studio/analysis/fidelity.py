@@ -34,9 +34,9 @@ from gear_studio.analysis.reference import Reference, StatisticsCache, open_refe
 from gear_studio.analysis.statistics import frechet_distance, precision_recall, split_among_processes
 from gear_studio.data import PATIENCE, choose_pictures
 from gear_studio.data.images import to_uint8
+from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
-from gear_studio.data.writing import Series
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS

@@ -16,7 +16,7 @@ import torch
 
 from gear_studio.files import atomic
 from gear_studio.models.families.base import GeneratorFamily, Names, State, TokenizerFamily
-from gear_studio.models.families.files import WRAPPINGS, is_averaged, read, unwrap, weights_of
+from gear_studio.models.families.checkpoint_files import WRAPPINGS, is_averaged, read, unwrap, weights_of
 from gear_studio.models.families.ibq import Ibq16
 from gear_studio.models.families.llamagen import LlamaGen, Vq16
 from gear_studio.models.families.magvit2 import Lfq16
