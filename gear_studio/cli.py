@@ -73,7 +73,7 @@ def supervise(
 
     Args:
         model: teacher (frozen patch features), judge (names the class of a picture) or attribute-judge (its
-        shape, texture, colour and place one by one).
+            shape, texture, colour and place one by one).
         steps: Default: as shipped.
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
@@ -132,6 +132,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    device: str | None = None,
 ) -> None:
     """Write a grid of samples as one PNG, or the pictures of a file of prompts into a folder.
 
@@ -140,49 +141,52 @@ def sample(
         out: The PNG to write; with --prompts a folder.
         labels: Class names or numbers, taken in turn. Default: all classes.
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
-        in turn.
+            in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt
-        files (OUT/NAME.png, a grid), or a text file with a prompt a line.
+            files (OUT/NAME.png, a grid), or a text file with a prompt a line.
         count: Pictures. Default: 32, or 4 for each of --prompts.
         cfg_scale: Guidance; 1 is none.
         temperature: 0 is greedy.
         top_k: Keep the k likeliest codes; 0 keeps all.
         top_p: Keep the likeliest codes of this mass; 1 keeps all.
         seed: The same seed gives the same pictures.
+        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
     from gear_studio import sampling
     from gear_studio.data.picture_output import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
+    from gear_studio.devices import choose_device
     from gear_studio.runs import Run
 
-    if sum(given is not None for given in (labels, prompt, prompts)) > 1:
+    if sum(option is not None for option in (labels, prompt, prompts)) > 1:
         raise ValueError("give one of --labels, --prompt and --prompts")
-    loaded = Run.from_pretrained(run)
+    loaded, there = Run.from_pretrained(run), choose_device(device)
+    generator, tokenizer = loaded.generator.to(there), loaded.tokenizer.to(there)
     settings = cfg_scale, temperature, top_k, top_p, seed
 
-    def pictures(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
-        indices = sampling.sample(loaded.generator, condition, *settings, first=first)
+    def draw(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
+        indices = sampling.sample(generator, condition, *settings, first=first)
         with torch.no_grad():
-            return loaded.tokenizer.decode(indices)
+            return tokenizer.decode(indices)
 
     if prompts:
         count = count or 4
         for number, each in enumerate(read_prompts(prompts)):
             condition = loaded.encode([each.text]).expand(count, -1, -1)
-            write_samples(each, pictures(condition, number * count), out)
+            write_samples(each, draw(condition, number * count), out)
     else:
         count = count or 32
         if prompt or loaded.text_encoder:
             if not prompt:
                 raise ValueError(f"run {loaded.name} is asked in words; say what to show with --prompt")
-            asked = loaded.encode(prompt)
+            conditions = loaded.encode(prompt)
         elif labels:
-            asked = torch.tensor(loaded.class_numbers(labels))
+            conditions = torch.tensor(loaded.class_numbers(labels))
         else:
-            asked = torch.arange(len(loaded.config["classes"]))
-        write_grid(pictures(asked[torch.arange(count) % len(asked)]), out)
+            conditions = torch.arange(len(loaded.config["classes"]))
+        write_grid(draw(conditions[torch.arange(count) % len(conditions)]), out)
     print(f"wrote {out}")
 
 

@@ -204,6 +204,7 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("sample", shapes / "shapes-warmup-s0", *picture), "holds no generator"),
         (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
         (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
+        (("sample", generator, *picture, "--device", "moon"), "device 'moon' is not to be had here"),
         (("reconstruct", generator, tmp_path / "no.png", *picture), "no.png"),
     ):
         complains(command(*words), *parts)
@@ -220,6 +221,18 @@ def test_help_names_every_command(command):
     code, out, _ = command("--help")
     assert code == 0
     assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_is_explained_under_its_own_name(name, command):
+    code, out, _ = command(name, "--help")
+    assert code == 0 and "Args:" not in out  # which stands there where a docstring could not be read
+    rows = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", out).split(" options ", 1)[1]
+    options = re.findall(r"^ +--([a-z][\w-]*)(.*?)(?=^ +--[a-z]|\Z)", rows, flags=re.DOTALL | re.MULTILINE)
+    assert len(options) >= 1
+    for option, row in options:
+        explained = re.sub(r"\{[^}]*\}|--[\w-]+|\b[A-Z]+\b", " ", row).split("(default")[0]
+        assert len(re.findall(r"[a-z]{2,}", explained)) >= 2, f"{name} --{option}: {row!r}"
 
 
 def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):

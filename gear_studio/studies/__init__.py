@@ -29,8 +29,8 @@ seeds that are reported would flatter the arm it was made for.
 A `World` says what all Runs of a study are trained on: the embedded pictures with the small recipe, other
 pictures, or a recipe of the paper. In the embedded world every Run is measured in the features of the tiny
 teacher, whoever aligned it; elsewhere in those of its own teacher. The curves of FD against steps come from
-`training/sampled_distance.py`, about eight points a training; the table's FD comes from `evaluate`, with more samples. All
-arms of a study get the same number of samples.
+`training/sampled_distance.py`, about eight points a training; the table's FD comes from `evaluate`, with more
+samples. All arms of a study get the same number of samples.
 
 A study trains each Run in one process. It takes Runs that several processes made (`accelerate launch -m
 gear_studio train ...`) as they are, where their names and settings are those that `gear-studio study NAME
