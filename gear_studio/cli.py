@@ -32,20 +32,30 @@ def train(training: OmitArgPrefixes[Training]) -> None:
 
 
 def import_released(
-    file: Positional[str], name: Positional[Path], parent: Path | None = None, image_size: int = 256
+    file: Positional[str],
+    name: Positional[Path],
+    parent: Path | None = None,
+    image_size: int = 256,
+    quantizer: str | None = None,
+    heads: int | None = None,
 ) -> None:
-    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ) into a run.
+    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ, taming-transformers, latent-diffusion)
+    into a run.
 
     Args:
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
         parent: For a generator alone: the run of its tokenizer, beside it.
         image_size: Pixels along a side of the pictures it is for.
+        quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
+        says which.
+        heads: Of the generator's attention, for a size that is not known.
     """
     from gear_studio import official
 
     out = name if len(name.parts) > 1 else Path("runs") / name
-    print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
+    run = official.import_run(file, out, parent, image_size, quantizer, heads)
+    print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
 
 
 def recipe(

@@ -3,10 +3,11 @@
 Every quantizer answers the same questions (`scores`, `indices`, `assign`, `codes`, `forward`) and has a
 `codebook` (K, D), so that the read-outs, the objectives and the probes never ask which one they hold.
 
-          scores A_k        codebook             decoder is fed
-    VQ    -||z - c_k||^2    learned, on sphere   z + sg(c - z)
-    LFQ   2 <z, c_k>        {-1, +1}^D, fixed    z + sg(c - z)
-    IBQ   <z, c_k>          learned              (o + s - sg s) @ C, s = softmax(A), o = one-hot(argmax A)
+                scores A_k       codebook             decoder is fed
+    VQ          -||z - c_k||^2   learned, on sphere   z + sg(c - z)
+    LFQ         2 <z, c_k>       {-1, +1}^D, fixed    z + sg(c - z)
+    IBQ         <z, c_k>         learned              (o + s - sg s) @ C; s = softmax(A), o one-hot argmax A
+    Euclidean   -||z - c_k||^2   learned              z + sg(c - z)
 
 Everything is computed in float32, also under autocast: near-ties decide the index. Adding a quantizer is a
 class here and its line in `QUANTIZERS`.
@@ -35,9 +36,10 @@ class Quantized:
 class Quantizer(nn.Module):
     """What all quantizers share. A quantizer defines `scores`, `forward` and `small_code_dim`.
 
-    formula: A_k as figures write it, for matplotlib."""
+    formula: A_k as figures write it, for matplotlib. compared: whether the study `quantizers` has it."""
 
     formula: str
+    compared = True
     codebook: Tensor
 
     def __init__(self, codes: int, dim: int):
@@ -164,8 +166,37 @@ class IndexBackpropagationQuantizer(Quantizer):
         return Quantized(assignment, z, fed, loss)
 
 
+class EuclideanQuantizer(Quantizer):
+    """Vector quantization as it was first (van den Oord et al. 2017; VQGAN of taming-transformers, VQ of
+    latent-diffusion): A_k = -||z - c_k||^2, and lengths count."""
+
+    formula = "−‖z − c$_k$‖²"
+    compared = False  # the paper has none
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__(codes, dim)
+        self.codebook = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))  # as taming's
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        return 8
+
+    def scores(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            z, codes = z.float(), self.codebook.float()
+            return 2 * z @ codes.T - z.square().sum(-1, keepdim=True) - codes.square().sum(-1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Loss: mean (c_q - sg z)^2 + 0.25 mean (sg c_q - z)^2; the decoder is fed z + sg(c_q - z)."""
+        assignment = self.assign(z)
+        z, code = z.float(), self.codes(assignment.indices)
+        loss = F.mse_loss(code, z.detach()) + 0.25 * F.mse_loss(z, code.detach())
+        return Quantized(assignment, z, z + (code - z).detach(), loss)
+
+
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
     "lfq": LookupFreeQuantizer,
     "ibq": IndexBackpropagationQuantizer,
+    "euclidean": EuclideanQuantizer,
 }

@@ -17,7 +17,8 @@ class TokenizerConfig:
     are thinner, have half the codes, and make as many tokens of 32 px: each holds a quarter of the pixels.
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
-    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim) or ibq."""
+    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim), ibq or
+    euclidean."""
 
     image_size: int = 64
     channels: int = 32
