@@ -196,27 +196,45 @@ def sample(
     print(f"wrote {out}")
 
 
-def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Path) -> None:
-    """Write pictures and, below each, what the tokenizer makes of them, as one PNG.
+def reconstruct(
+    run: Positional[Path], pictures: Positional[list[Path]], out: Path, device: str | None = None
+) -> None:
+    """Write pictures and, below each, what the tokenizer makes of them, as one PNG. A picture keeps its
+    aspect: its short side is resized to that of the tokenizer's own data, its long side cropped in the middle
+    to what tokens cover.
 
     Args:
         run: Any run: a folder or the name of a shipped one.
-        pictures: Image files; centre-cropped to a square and resized.
+        pictures: Image files.
         out: The PNG to write.
+        device: Such as cpu or cuda:1. Default: the GPU there is, else the CPU.
     """
     import torch
+    from accelerate import PartialState
 
     from gear_studio import data
-    from gear_studio.data.images import crop_and_resize, open_rgb
-    from gear_studio.data.writing import write_grid
+    from gear_studio.data.images import open_rgb, resize_short_side
+    from gear_studio.data.writing import write_above
     from gear_studio.runs import Run
 
-    tokenizer = Run.from_pretrained(run).tokenizer
-    images = torch.stack(
-        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
-    )
-    with torch.no_grad():
-        write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: PyTorch sees no such GPU here; leave it out")
+    place = torch.device(device) if device else PartialState().device
+    tokenizer = Run.from_pretrained(run).tokenizer.to(place)
+    pairs = []
+    for path in pictures:
+        original = open_rgb(path)
+        image = resize_short_side(original, tokenizer.config.image_size, tokenizer.config.factor)
+        height, width = image.shape[1:]
+        rows, columns = tokenizer.grid_of((height, width))
+        print(
+            f"{path}: {original.width} x {original.height} px, resized and cropped in the middle "
+            f"to {width} x {height} px, {columns} x {rows} tokens"
+        )
+        with torch.no_grad():
+            shown = data.to_float(image[None].to(place))
+            pairs.append((shown[0], tokenizer.reconstruct(shown)[0]))
+    write_above(pairs, out)
     print(f"wrote {out}")
 
 

@@ -368,3 +368,64 @@ def test_a_tokenizer_that_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             Tokenizer(replace(tiny.TOKENIZER, **wrong))
+
+
+# Any size
+
+
+WIDE = {
+    "vq": replace(tiny.TOKENIZER, image_size=32),
+    "vq-16": replace(
+        PRESETS["vq-16"], image_size=64, channels=32, multipliers=(1, 1, 1, 1, 1), latent=32, codes=64
+    ),
+    "lfq-16": replace(
+        PRESETS["lfq-16"], image_size=32, channels=32, multipliers=(1, 1, 1), latent=6, codes=64, code_dim=6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_tokenizer_takes_any_size_that_f_divides(name):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(WIDE[name]).eval()
+    f, grid = tokenizer.config.factor, tokenizer.grid
+    assert f == {"vq": 8, "vq-16": 16, "lfq-16": 4}[name] and grid == tokenizer.config.image_size // f
+    for rows, columns in ((2, 5), (5, 2), (grid, grid), (1, 3)):
+        images = torch.rand(2, 3, rows * f, columns * f) * 2 - 1
+        assert tokenizer.grid_of(images) == tokenizer.grid_of((rows * f, columns * f)) == (rows, columns)
+        with torch.no_grad():
+            assignment, indices = tokenizer.assign(images), tokenizer.indices(images)
+            assert assignment.scores.shape == (2, rows * columns, 64)
+            assert torch.equal(assignment.indices, indices)
+            # Raster order: row by row as `encode` flattens.
+            z = tokenizer.to_code(tokenizer.encoder(images))
+            assert torch.equal(tokenizer.encode(images)[:, columns * (rows - 1)], z[:, :, rows - 1, 0])
+            back = tokenizer.decode(indices, (rows, columns))
+            assert torch.equal(tokenizer.reconstruct(images), back) and back.shape == images.shape
+            assert tokenizer(images)[0].shape == images.shape
+            whole = tokenizer.from_code(
+                tokenizer.quantizer.codes(indices).transpose(1, 2).unflatten(2, (rows, columns))
+            )
+            assert torch.equal(back, tokenizer.decoder(whole).clamp(-1, 1))
+            if rows == columns == grid:
+                assert torch.equal(tokenizer.decode(indices), back)
+
+
+def test_a_size_that_f_does_not_divide_names_the_next_ones():
+    tokenizer = Tokenizer(tiny.TOKENIZER)
+    for size, message in (
+        ((32, 36), "width 36, no multiple of f = 8; resize, crop or pad it to 32 or 40"),
+        ((63, 64), "height 63, no multiple of f = 8; .* 56 or 64"),
+        ((5, 8), "height 5, no multiple of f = 8; .* to 8$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.encode(torch.zeros(1, 3, *size))
+        with pytest.raises(ValueError, match=message):
+            tokenizer.grid_of(size)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 32, 32\); expected \(B, 3, H, W\)"):
+        tokenizer.encode(torch.zeros(1, 1, 32, 32))
+    for indices, grid in ((torch.zeros(1, 12, dtype=torch.long), None), (torch.zeros(1, 16).long(), (3, 4))):
+        with pytest.raises(
+            ValueError, match=f"{indices.shape[1]} tokens are not .*how many rows and columns"
+        ):
+            tokenizer.decode(indices, grid)
