@@ -385,7 +385,7 @@ WIDE = {
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_a_tokenizer_takes_any_size_that_f_divides(name):
+def test_a_tokenizer_takes_any_size_that_f_divides(name, monkeypatch):
     torch.manual_seed(0)
     tokenizer = Tokenizer(WIDE[name]).eval()
     f, grid = tokenizer.config.factor, tokenizer.grid
@@ -397,6 +397,9 @@ def test_a_tokenizer_takes_any_size_that_f_divides(name):
             assignment, indices = tokenizer.assign(images), tokenizer.indices(images)
             assert assignment.scores.shape == (2, rows * columns, 64)
             assert torch.equal(assignment.indices, indices)
+            with monkeypatch.context() as patch:
+                patch.setattr(readout, "AT_ONCE", 3 * 64)
+                assert torch.equal(tokenizer.indices(images), indices)
             # Raster order: row by row as `encode` flattens.
             z = tokenizer.to_code(tokenizer.encoder(images))
             assert torch.equal(tokenizer.encode(images)[:, columns * (rows - 1)], z[:, :, rows - 1, 0])

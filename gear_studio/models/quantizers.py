@@ -13,13 +13,14 @@ Everything is computed in float32, also under autocast: near-ties decide the ind
 class here and its line in `QUANTIZERS`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.readout import Assignment, straight_through
+from gear_studio.readout import Assignment, rows_at_once, straight_through
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,18 @@ class Quantizer(nn.Module):
         """z: (B, N, D). Returns A, (B, N, K) float32, larger is closer."""
         raise NotImplementedError
 
+    def pieces(self, z: Tensor) -> Iterator[Tensor]:
+        """z (B, N, D), a few of its rows at a time, (1, R, D) in order: as many as `readout.AT_ONCE` scores
+        leave room for."""
+        for rows in z.flatten(0, 1).split(rows_at_once(self.codebook.T)):
+            yield rows[None]
+
     def indices(self, z: Tensor) -> Tensor:
-        """z: (B, N, D). The chosen codes, (B, N) int64 in [0, K)."""
-        return self.scores(z).argmax(-1)
+        """z: (B, N, D). The chosen codes, (B, N) int64 in [0, K); of `assign`, but its scores are never held
+        whole."""
+        with torch.no_grad():
+            chosen = [self.scores(rows).argmax(-1)[0] for rows in self.pieces(z)]
+        return torch.cat(chosen).view(z.shape[:2])
 
     def assign(self, z: Tensor) -> Assignment:
         """z: (B, N, D)."""

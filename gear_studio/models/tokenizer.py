@@ -147,7 +147,7 @@ class Tokenizer(Pretrained):
         return self.quantizer.assign(self.encode(images))
 
     def indices(self, images: Tensor) -> Tensor:
-        """`assign(images).indices`, (B, N) int64, without the scores where the quantizer needs none (LFQ)."""
+        """`assign(images).indices`, (B, N) int64, without holding all scores, of which LFQ needs none."""
         return self.quantizer.indices(self.encode(images))
 
     def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
