@@ -32,20 +32,30 @@ def train(training: OmitArgPrefixes[Training]) -> None:
 
 
 def import_released(
-    file: Positional[str], name: Positional[Path], parent: Path | None = None, image_size: int = 256
+    file: Positional[str],
+    name: Positional[Path],
+    parent: Path | None = None,
+    image_size: int = 256,
+    quantizer: str | None = None,
+    heads: int | None = None,
 ) -> None:
-    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ) into a run.
+    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ, taming-transformers, latent-diffusion)
+    into a run.
 
     Args:
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
         parent: For a generator alone: the run of its tokenizer, beside it.
         image_size: Pixels along a side of the pictures it is for.
+        quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
+        says which.
+        heads: Of the generator's attention, for a size that is not known.
     """
     from gear_studio import official
 
     out = name if len(name.parts) > 1 else Path("runs") / name
-    print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
+    run = official.import_run(file, out, parent, image_size, quantizer, heads)
+    print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
 
 
 def recipe(
@@ -190,27 +200,43 @@ def sample(
     print(f"wrote {out}")
 
 
-def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Path) -> None:
-    """Write pictures and, below each, what the tokenizer makes of them, as one PNG.
+def reconstruct(
+    run: Positional[Path], pictures: Positional[list[Path]], out: Path, device: str | None = None
+) -> None:
+    """Write pictures and, below each, what the tokenizer makes of them, as one PNG. A picture keeps its
+    aspect: its short side is resized to that of the tokenizer's own data, its long side cropped in the middle
+    to what tokens cover.
 
     Args:
         run: Any run: a folder or the name of a shipped one.
-        pictures: Image files; centre-cropped to a square and resized.
+        pictures: Image files.
         out: The PNG to write.
+        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
     from gear_studio import data
-    from gear_studio.data.images import crop_and_resize, open_rgb
-    from gear_studio.data.picture_output import write_grid
+    from gear_studio.data.images import open_rgb, resize_short_side
+    from gear_studio.data.picture_output import write_above
+    from gear_studio.devices import choose_device
     from gear_studio.runs import Run
 
-    tokenizer = Run.from_pretrained(run).tokenizer
-    images = torch.stack(
-        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
-    )
-    with torch.no_grad():
-        write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))
+    place = choose_device(device)
+    tokenizer = Run.from_pretrained(run).tokenizer.to(place)
+    pairs = []
+    for path in pictures:
+        original = open_rgb(path)
+        image = resize_short_side(original, tokenizer.config.image_size, tokenizer.config.factor)
+        height, width = image.shape[1:]
+        rows, columns = tokenizer.grid_of((height, width))
+        print(
+            f"{path}: {original.width} x {original.height} px, resized and cropped in the middle "
+            f"to {width} x {height} px, {columns} x {rows} tokens"
+        )
+        with torch.no_grad():
+            shown = data.to_float(image[None].to(place))
+            pairs.append((shown[0], tokenizer.reconstruct(shown)[0]))
+    write_above(pairs, out)
     print(f"wrote {out}")
 
 

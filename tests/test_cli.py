@@ -263,6 +263,39 @@ def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, p
     assert above.mean() > 150 and not np.allclose(above, below, atol=5)
 
 
+@pytest.mark.parametrize("size", [(90, 60), (60, 200), (100, 100), (64, 71)])
+def test_reconstructing_keeps_the_aspect_of_a_photo(size, shapes, command, tmp_path):
+    """The middle of the picture, its short side 64 px, above what the tokenizer makes of the same."""
+    ramp = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "square.png")
+    words = [shapes / "shapes-generator-gear-s0", tmp_path / "photo.png", tmp_path / "square.png"]
+    code, said, complaint = command("reconstruct", *words, "--out", tmp_path / "both.png", "--device", "cpu")
+    assert code == 0, complaint
+    scale = 64 / min(size)
+    width, height = (int(round(length * scale)) // 8 * 8 for length in size)
+    assert (
+        f"photo.png: {size[0]} x {size[1]} px, resized and cropped in the middle to {width} x {height}"
+        in said
+    )
+    assert f"{width // 8} x {height // 8} tokens" in said
+    picture = np.asarray(Image.open(tmp_path / "both.png")).astype(float)
+    assert picture.shape == (2 * height + 6, width + 64 + 6, 3)
+    original, below = picture[2 : 2 + height, 2 : 2 + width], picture[4 + height : -2, 2 : 2 + width]
+    steps = original.mean((0, 2))
+    assert original.std(0).max() < 2  # nothing is turned or squeezed into another direction
+    middle = np.interp(
+        (np.arange(width) - (width - 1) / 2) / scale + (size[0] - 1) / 2, range(size[0]), ramp[0, :, 0]
+    )
+    assert np.abs(steps - middle)[2:-2].max() < 3
+    tokenizer = Run.from_pretrained(words[0]).tokenizer
+    seen = torch.tensor(original / 127.5 - 1).float().permute(2, 0, 1)[None]
+    expected = (tokenizer.reconstruct(seen)[0].permute(1, 2, 0).detach().numpy() + 1) * 127.5
+    assert np.abs(below - expected).mean() < 2
+    square = picture[2:66, width + 4 : width + 68]
+    assert square.min() >= 198 and square.max() <= 202
+
+
 def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):
     todo = reproduce.zoo_jobs(tmp_path / "runs", "quick", seed=3)
     done: set[str] = set()

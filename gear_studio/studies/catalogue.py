@@ -7,6 +7,8 @@ from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.training.recipes import small_recipe
 
+_COMPARED = tuple(name for name, kind in QUANTIZERS.items() if kind.compared)
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -148,7 +150,7 @@ _STUDIES = (
         "quantizer, tokenizer",
         tuple(
             Arm(f"{quantizer.upper()}, {kind}", joint, quantizer=quantizer)
-            for quantizer in QUANTIZERS
+            for quantizer in _COMPARED
             for kind, joint in (("warm-up", None), ("gear", "gear"))
         ),
         ("fd", "fd_guided", "rfd", "psnr", "usage", "perplexity", "ntp", "alignment"),
@@ -158,7 +160,7 @@ _STUDIES = (
             "LFQ, warm-up -> GEAR": "gFID 18.681 -> 14.776, rFID 2.421 -> 2.129, PSNR 20.97 -> 20.48 dB",
             "IBQ, warm-up -> GEAR": "gFID 20.246 -> 12.972, rFID 1.973 -> 1.716, PSNR 21.18 -> 20.92 dB",
         },
-        weights=tuple(f"{quantizer.upper()}, gear" for quantizer in QUANTIZERS),
+        weights=tuple(f"{quantizer.upper()}, gear" for quantizer in _COMPARED),
     ),
     Study(
         "teachers",
