@@ -4,8 +4,8 @@ Notable:
 - A reconstruction is rounded to 8 bits first, as everywhere: what a file would hold is measured.
 - Measures that are means over pictures come with their standard deviation over pictures. Two tokenizers'
   differ by a paired difference, its interval a bootstrap over pictures.
-- CKA and CKNNA have the interval of `similarity.interval` instead, from halves of the pictures: in a bootstrap
-  copies of a row would be each other's nearest neighbours.
+- CKA and CKNNA have the interval of `similarity.interval` instead, from halves of the pictures: in a
+  bootstrap copies of a row would be each other's nearest neighbours.
 """
 
 import csv
@@ -124,8 +124,8 @@ def _prepare(name: str, tokenizer: Inspectable, device: torch.device) -> Subject
         tokenizer = OfStudio(tokenizer)
     if not isinstance(tokenizer, Inspectable):
         raise ValueError(
-            f"{name} is a {type(tokenizer).__name__}; a tokenizer to look at has image_size, assign, decode and "
-            "latents (gear_studio.inspection.Inspectable)"
+            f"{name} is a {type(tokenizer).__name__}; a tokenizer to look at has image_size, assign, decode "
+            "and latents (gear_studio.inspection.Inspectable)"
         )
     module: Any = tokenizer.tokenizer if isinstance(tokenizer, OfStudio) else tokenizer
     config, description = getattr(module, "config", None), {"kind": type(module).__name__}
@@ -174,7 +174,7 @@ def _classify(classifier: nn.Module, image: Tensor) -> tuple[int, Tensor]:
 
 
 def _positions(number: int, tokens: int, count: int, asked: Inspection) -> np.ndarray:
-    """Which patches of a picture stand for it at patch level: the same for every tokenizer of so many tokens."""
+    """Which patches stand for a picture at patch level: the same for every tokenizer of so many tokens."""
     rows = min(tokens, max(1, asked.patches // count))
     return np.sort(np.random.default_rng([asked.seed, number]).permutation(tokens)[:rows])
 
@@ -248,7 +248,8 @@ class Seen:
 
     numbers: measure -> (n,), one a picture. counts: (K,), tokens of each code; colors: (K, 3), mean colour of
     its patches. shown: number of a picture -> its maps and reconstruction, and "f_pca", the teacher's. rows:
-    (level, z, c_q or f) -> (R, d); groups: level -> the picture of each row. summary: what report.json has."""
+    (level, z, c_q or f) -> (R, d); groups: level -> the picture of each row. keys: names of the folders of
+    its parts. summary: what report.json has."""
 
     subject: Subject
     numbers: dict[str, np.ndarray]
@@ -303,7 +304,6 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
     first, *others = seen.values()
     differences = {other.subject.name: _compare(first, other, asked) for other in others}
     teacher = Teacher.from_pretrained(asked.teacher, None, asked.teacher_weights)
-    rows = {name: len(each.groups["patch"]) for name, each in seen.items()}
     record = {
         "command": asked.command(list(tokenizers)),
         "versions": versions(),
@@ -317,13 +317,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
             "identity": pictures.identity,
         },
         "teacher": {"name": teacher.name, "note": teacher.note, "sha256": teacher.fingerprint()},
-        "protocol": (
-            f"{len(pictures)} pictures ({pictures.title}), middle squares; f(x) of {teacher.name}, last block, "
-            "one patch a token, no spatial norm; patch level: "
-            + ", ".join(f"{count} rows ({name})" for name, count in rows.items())
-            + f", equally many of every picture, drawn (seed {asked.seed}); image level: mean of patches; linear "
-            "CKA, debiased; CKNNA, k = 10; intervals of 95 % from halves of the pictures; chance: rows shuffled"
-        ),
+        "protocol": _protocol(pictures, teacher, seen, asked),
     }
     for subject in subjects:
         if not subject.kept:
@@ -332,10 +326,25 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
     return Measured(asked, pictures, seen, differences, record)
 
 
+def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], asked: Inspection) -> str:
+    rows = {name: len(each.groups["patch"]) for name, each in seen.items()}
+    drawn = ", ".join(f"{count} rows ({name})" for name, count in rows.items())
+    if len(set(rows.values())) == 1:
+        drawn = f"{next(iter(rows.values()))} rows"
+    return (
+        f"{len(pictures)} pictures ({pictures.title}), middle squares; f(x) of {teacher.name}, last block, "
+        f"one patch a token, no spatial norm; patch level: {drawn}, equally many of every picture, drawn "
+        f"(seed {asked.seed}); image level: mean of patches; linear CKA, debiased; CKNNA, k = 10; intervals of 95 % "
+        "from halves of the pictures"
+        + (", rough for so few pictures" if len(pictures) < 20 else "")
+        + "; chance: rows shuffled"
+    )
+
+
 def _see(
     subject: Subject, judges: Judges, pictures: Pictures, asked: Inspection, device: torch.device
 ) -> Seen:
-    """Look at all pictures with one tokenizer, one after the other; what is kept already is not done again."""
+    """Look at all pictures with one tokenizer, one by one; what is kept already is not done again."""
     count, size, shown = len(pictures), subject.tokenizer.image_size, shown_of(len(pictures))
     common = {"pictures": pictures.identity, "size": size, "patches": asked.patches, "seed": asked.seed}
     settings = {"tokenizer": subject.identity, "tau": asked.tau, "judges": judges.identity}
@@ -356,12 +365,13 @@ def _see(
 
     each: dict[str, list[np.ndarray]] = {}
     maps: dict[int, Part] = {}
-    inception = {kind: Moments(2048) for kind in ("real", "made")} if judges.inception else {}
+    inception: dict[str, Moments] = {}
     for number in tqdm(range(count), desc=f"looking with {subject.name}", unit="picture"):
         part = parts.get(number, functools.partial(look, number))
         of_teacher = teacher_parts.get(number, functools.partial(look_as_teacher, number))
-        for kind, moments in inception.items():
-            moments.add(number, torch.from_numpy(part.pop(f"inception_{kind}"))[None])
+        for kind in ("real", "made") if judges.inception else ():
+            of_picture = torch.from_numpy(part.pop(f"inception_{kind}"))[None]
+            inception.setdefault(kind, Moments(of_picture.shape[1])).add(number, of_picture)
         if number in shown:
             maps[number] = part | {"f_pca": of_teacher["pca"]}
         small = part | {f"f_{name}": of_teacher[name] for name in ("rows", "mean")}
@@ -502,8 +512,8 @@ def _compare_cka(first: Seen, other: Seen, level: str, kind: str, seed: int) -> 
         return after - before
 
     try:
-        found = interval(difference, *sides, first.groups[level], permutations=0, seed=seed)
-        return _of_estimate(found)
+        x, y = sides
+        return _of_estimate(interval(difference, x, y, first.groups[level], permutations=0, seed=seed))
     except ValueError as error:
         return {"value": None, "low": None, "high": None, "why": str(error)}
 

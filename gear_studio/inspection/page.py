@@ -22,6 +22,7 @@ from gear_studio.plots.style import INK, OKABE_ITO, PALE
 from gear_studio.studies import paper
 
 MINUS, ARROW, NONE = "\N{MINUS SIGN}", "\N{RIGHTWARDS ARROW}", "\N{EN DASH}"
+TAU = "\N{GREEK SMALL LETTER TAU}"
 LISTED = 256  # pictures in the page's table; pictures.csv has them all
 
 # A measure of a picture -> what it is, its unit, decimals.
@@ -31,12 +32,12 @@ MEASURES = {
     "lpips": ("LPIPS (VGG-16)", "", 3),
     "class_kept": ("class kept by the reconstruction", "share of pictures", 2),
     "entropy": ("entropy of softmax(A)", "nats", 3),
-    "entropy_tau": ("entropy of softmax(A / \N{GREEK SMALL LETTER TAU})", "nats", 3),
+    "entropy_tau": (f"entropy of softmax(A / {TAU})", "nats", 3),
     "effective_size": ("effective size of softmax(A)", "codes", 1),
-    "effective_size_tau": ("effective size of softmax(A / \N{GREEK SMALL LETTER TAU})", "codes", 1),
+    "effective_size_tau": (f"effective size of softmax(A / {TAU})", "codes", 1),
 } | {
     f"mass_{k}{suffix}": (f"top-{k} mass of {of}", "share", 3)
-    for suffix, of in (("", "softmax(A)"), ("_tau", "softmax(A / \N{GREEK SMALL LETTER TAU})"))
+    for suffix, of in (("", "softmax(A)"), ("_tau", f"softmax(A / {TAU})"))
     for k in (1, 10, 100)
 }
 NAMES = {"z": "z", "c_q": "c<sub>q</sub>"}
@@ -53,7 +54,8 @@ code {{ font: .85em "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }}
 .small, figcaption {{ font-size: .78rem; line-height: 1.35; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .7rem .25rem 0; border-bottom: 1px solid {PALE}; text-align: right; vertical-align: top; }}
+th, td {{ padding: .25rem .7rem .25rem 0; border-bottom: 1px solid {PALE}; }}
+th, td {{ text-align: right; vertical-align: top; }}
 th:first-child, td:first-child, .text {{ text-align: left; }}
 th {{ vertical-align: bottom; }}
 td span {{ white-space: nowrap; }}
@@ -116,7 +118,9 @@ def _join(words: Sequence[str]) -> str:
 def _number(value: float | None, digits: int, sign: bool = False) -> str:
     if value is None:
         return NONE
-    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    text = f"{value:{'+z' if sign else 'z'},.{digits}f}"
+    if sign and not float(text.replace(",", "")):
+        text = text.removeprefix("+")
     return text.replace("-", MINUS)
 
 
@@ -136,8 +140,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: S
         kinds = [' class="text"' if i in text_columns else "" for i in range(len(cells))]
         return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
+    head = f"<thead><tr>{line('th', header)}</tr></thead>"
     body = "".join(f"<tr>{line('td', row)}</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{line("th", header)}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table>{head}\n<tbody>{body}</tbody></table></div>'
 
 
 def _paper(pairs: dict[str, tuple[float, float]], digits: int) -> str:
@@ -161,11 +166,9 @@ def _paper_of(measure: str, digits: int) -> str:
 def _introduction(measured: Measured) -> str:
     record, count = measured.record, len(measured.pictures)
     passed = record["pictures"]["passed_over"]
-    lines = [
-        f"{count} picture{'s' if count != 1 else ''} ({escape(record['pictures']['source'])}), each tokenizer at its own "
-        f"size, the middle square. Teacher f(x): {escape(record['teacher']['name'])} "
-        f"({escape(record['teacher']['note'])})"
-    ]
+    what = f"{count} picture{'s' if count != 1 else ''} ({escape(record['pictures']['source'])})"
+    teacher = f"{escape(record['teacher']['name'])} ({escape(record['teacher']['note'].rstrip('.'))})"
+    lines = [f"{what}, the middle squares, at each tokenizer's own size. Teacher f(x): {teacher}."]
     if passed:
         lines.append(
             f"{len(passed)} damaged file{'s were' if len(passed) > 1 else ' was'} passed over: "
@@ -220,14 +223,14 @@ def _measures(measured: Measured) -> str:
         add(label, unit, with_spread(name, digits))
     published = f'<span class="paper">paper (ImageNet 256 px, warm-up {ARROW} GEAR)</span>'
     note = (
-        f"± is the standard deviation over pictures; \N{GREEK SMALL LETTER TAU} = {measured.asked.tau:g}. "
-        "The paper's figures are of its own tokenizers on ImageNet's 50,000 validation pictures: they are beside ours to be seen, "
-        "not to be subtracted."
+        f"± is the standard deviation over pictures; {TAU} = {measured.asked.tau:g}. "
+        "The paper's figures are of its own tokenizers on ImageNet at 256 px: other pictures, so nothing to "
+        "be subtracted."
     )
     if any("rfid" in each.summary for each in seen):
         note += " A Frechet distance of few pictures is biased upwards: compare rFID only at the same count."
     if "class_kept" in shown:
-        note += " Class kept: EfficientNet-Lite0 names the same class of ImageNet in the reconstruction as in the picture."
+        note += " Class kept: EfficientNet-Lite0 sees the same class of ImageNet as in the picture."
     return f'{_table(["measure", "unit", *columns, published], rows, (1,))}<p class="small">{note}</p>'
 
 
@@ -252,7 +255,8 @@ def _likeness(measured: Measured) -> str:
     table = _table(["measure", *map(escape, measured.seen), published], rows)
     notes = f'<p class="small">{escape(measured.record["protocol"])}.</p>'
     if reasons:
-        notes += f'<p class="small">{NONE} or no interval: ' + "; ".join(map(escape, reasons)) + ".</p>"
+        listed = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+        notes += f'<p class="small">{NONE} or no interval, because:</p><ul class="small">{listed}</ul>'
     return table + notes
 
 
@@ -275,8 +279,8 @@ def _differences(measured: Measured) -> str:
     header = ["measure", "unit", *(f"{escape(other)} {MINUS} {escape(first)}" for other in others)]
     note = (
         "Each picture's value of the one less its value of the other, averaged, with an interval of 95 % "
-        "(bootstrap over pictures; of CKA from halves of the pictures). An interval that holds 0 shows no difference. "
-        "Codes used, perplexity and rFID are figures of all pictures together and have no such interval."
+        "(bootstrap over pictures; of CKA from halves of the pictures). An interval that holds 0 shows no "
+        "difference. Codes used, perplexity and rFID are figures of all pictures together: no such interval."
     )
     return f'{_table(header, rows, (1,))}<p class="small">{note}</p>'
 
@@ -306,24 +310,25 @@ def _figure(img: str, caption: str) -> str:
 
 
 def _pictures(measured: Measured) -> str:
-    pictures, tau = measured.pictures, measured.asked.tau
-    most = max(len(seen.counts) for seen in measured.seen.values())
-    shown = measured.shown
+    pictures, tau, shown = measured.pictures, measured.asked.tau, measured.shown
     text = (
-        "<p>By tokenizer: the picture at its size; its reconstruction; its indices, each cell in the mean colour of its code over all "
-        "pictures; the entropy of each token; and the first three principal components of f(x), z and c<sub>q</sub> as colours, "
-        "which say what is alike within one map, not between maps.</p>"
+        "<p>By tokenizer: the picture at its size; its reconstruction; its indices, each cell in the mean "
+        "colour of its code over all pictures; the entropy of each token; and the first three principal components "
+        "of f(x), z and c<sub>q</sub> as colours, which say what is alike within one map, not between maps.</p>"
     )
     if len(shown) < len(pictures):
         text += f'<p class="small">{len(shown)} of {len(pictures)} pictures, evenly spread.</p>'
-    label = (
-        f"entropy of softmax(A / \N{GREEK SMALL LETTER TAU}) in nats, \N{GREEK SMALL LETTER TAU} = {tau:g}"
+    values = np.concatenate(
+        [maps["entropy_map"] for seen in measured.seen.values() for maps in seen.shown.values()]
     )
-    text += plots.legend(label, 0, math.log(most))
-    return text + "".join(_card(measured, number, math.log(most)) for number in shown)
+    ends = float(values.min()), float(values.max())
+    most = max(len(seen.counts) for seen in measured.seen.values())
+    label = f"entropy of softmax(A / {TAU}) in nats, {TAU} = {tau:g}; at most ln K = {math.log(most):.1f}"
+    text += plots.legend(label, *ends)
+    return text + "".join(_card(measured, number, *ends) for number in shown)
 
 
-def _card(measured: Measured, number: int, top: float) -> str:
+def _card(measured: Measured, number: int, low: float, high: float) -> str:
     name = measured.pictures.names[number]
     rows = []
     for label, seen in measured.seen.items():
@@ -354,7 +359,7 @@ def _card(measured: Measured, number: int, top: float) -> str:
                 f"indices<br>{len(indices.unique())} codes",
             ),
             _figure(
-                _inline(plots.heat_map(entropy, 0, top, side=grid), f"entropy by {label}", "cells"),
+                _inline(plots.heat_map(entropy, low, high, side=grid), f"entropy by {label}", "cells"),
                 f"entropy<br>{_number(float(entropy.mean()), 2)} nats",
             ),
         ]
@@ -381,8 +386,8 @@ def _usage(measured: Measured) -> str:
 
 
 def _by_picture(measured: Measured) -> str:
-    columns = ("psnr", "ssim", "lpips", "entropy_tau")
-    columns = tuple(name for name in columns if any(name in each.numbers for each in measured.seen.values()))
+    wanted = ("psnr", "ssim", "lpips", "entropy_tau")
+    columns = [name for name in wanted if any(name in each.numbers for each in measured.seen.values())]
     several = len(measured.seen) > 1
     classes = next(iter(measured.seen.values())).classes is not None
     header = ["picture"]
@@ -420,8 +425,9 @@ def _by_picture(measured: Measured) -> str:
 def _origin(measured: Measured) -> str:
     record = measured.record
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return (
-        f"<p><code>{escape(record['command'])}</code></p>"
-        f'<p class="small">{escape(versions)}; {escape(record["device"])}; {record["seconds"]:.0f} s, what was kept '
-        f"from before not counted. Seed {measured.asked.seed}. The same numbers: report.json and pictures.csv.</p>"
+    credits = f"Photographs: {measured.pictures.credits}. " if measured.pictures.credits else ""
+    how = (
+        f"{credits}{versions}; {record['device']}; {record['seconds']:.0f} s, without what was kept from "
+        f"before; seed {measured.asked.seed}. The same numbers: report.json and pictures.csv, beside this page."
     )
+    return f'<p><code>{escape(record["command"])}</code></p><p class="small">{escape(how)}</p>'

@@ -22,6 +22,7 @@ class Pictures:
 
     title: what they are, for the protocol. names: one a picture. identity: changes when one of them does.
     passed_over: damaged files. photographs: whether a network of ImageNet can be asked what they show.
+    credits: who made them, and under which licence, where that is known.
     read: (number, size) -> the middle square, uint8 (3, size, size)."""
 
     title: str
@@ -29,6 +30,7 @@ class Pictures:
     identity: str
     passed_over: list[str]
     photographs: bool
+    credits: str
     read: Callable[[int, int], Tensor]
 
     def __len__(self) -> int:
@@ -55,8 +57,9 @@ def _of_source(name: str, count: int, seed: int) -> Pictures:
     def read(number: int, size: int) -> Tensor:
         return data.load(name, "val", size).read([chosen[number]])["image"][0]
 
+    credits = ", ".join(f"{PHOTOS[i].name} {PHOTOS[i].credit} ({PHOTOS[i].licence})" for i in chosen * photos)
     files = source.fingerprint() if isinstance(source, Fingerprinted) else ""
-    return Pictures(f"{name}, val", names, digest_arrays([name, files], chosen), [], photos, read)
+    return Pictures(f"{name}, val", names, digest_arrays([name, files], chosen), [], photos, credits, read)
 
 
 def _of_folder(folder: Path, count: int, seed: int) -> Pictures:
@@ -94,4 +97,4 @@ def _of_folder(folder: Path, count: int, seed: int) -> Pictures:
     encoded = np.array([os.fsencode(path) for path in readable])
     names = [os.fsencode(path).decode(errors="replace") for path in readable]
     identity = digest_arrays(encoded, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
-    return Pictures(f"folder {folder}", names, identity, sorted(damaged), True, read)
+    return Pictures(f"folder {folder}", names, identity, sorted(damaged), True, "", read)
