@@ -333,9 +333,9 @@ def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], as
         drawn = f"{next(iter(rows.values()))} rows"
     return (
         f"{len(pictures)} pictures ({pictures.title}), middle squares; f(x) of {teacher.name}, last block, "
-        f"one patch a token, no spatial norm; patch level: {drawn}, equally many of every picture, drawn "
-        f"(seed {asked.seed}); image level: mean of patches; linear CKA, debiased; CKNNA, k = 10; intervals of 95 % "
-        "from halves of the pictures"
+        f"one patch a token, no spatial norm; patch level: {drawn}, equally many of every picture, "
+        f"drawn (seed {asked.seed}); image level: mean of patches; linear CKA, debiased; CKNNA, k = 10; "
+        "intervals of 95 % from halves of the pictures"
         + (", rough for so few pictures" if len(pictures) < 20 else "")
         + "; chance: rows shuffled"
     )

@@ -6,6 +6,7 @@ Every text that comes from outside passes `html.escape`.
 import base64
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -36,7 +37,7 @@ MEASURES = {
     "effective_size": ("effective size of softmax(A)", "codes", 1),
     "effective_size_tau": (f"effective size of softmax(A / {TAU})", "codes", 1),
 } | {
-    f"mass_{k}{suffix}": (f"top-{k} mass of {of}", "share", 3)
+    f"mass_{k}{suffix}": (f"top-{k} mass of {of}", "share", 4)
     for suffix, of in (("", "softmax(A)"), ("_tau", f"softmax(A / {TAU})"))
     for k in (1, 10, 100)
 }
@@ -247,7 +248,7 @@ def _likeness(measured: Measured) -> str:
                         text += f'<br><span class="small">chance {_number(found["chance"]["mean"], 3)}</span>'
                     cells.append(text)
                     if "why" in found:
-                        why = found["why"].split("; ")[0]
+                        why = re.split(r" \(ties|; ", found["why"])[0]
                         reasons.append(f"{name.upper()} of {kind}, {level} level, {label}: {why}")
                 published = _paper({"VQ": paper.CKA[kind]}, 4) if (level, name) == ("patch", "cka") else ""
                 rows.append([f"{name.upper()} of {symbol} with f(x), {level} level", *cells, published])
@@ -313,8 +314,9 @@ def _pictures(measured: Measured) -> str:
     pictures, tau, shown = measured.pictures, measured.asked.tau, measured.shown
     text = (
         "<p>By tokenizer: the picture at its size; its reconstruction; its indices, each cell in the mean "
-        "colour of its code over all pictures; the entropy of each token; and the first three principal components "
-        "of f(x), z and c<sub>q</sub> as colours, which say what is alike within one map, not between maps.</p>"
+        "colour of its code over all pictures; the entropy of each token; and the first three principal "
+        "components of f(x), z and c<sub>q</sub> as colours, which say what is alike "
+        "within a map, not between maps.</p>"
     )
     if len(shown) < len(pictures):
         text += f'<p class="small">{len(shown)} of {len(pictures)} pictures, evenly spread.</p>'
@@ -428,6 +430,6 @@ def _origin(measured: Measured) -> str:
     credits = f"Photographs: {measured.pictures.credits}. " if measured.pictures.credits else ""
     how = (
         f"{credits}{versions}; {record['device']}; {record['seconds']:.0f} s, without what was kept from "
-        f"before; seed {measured.asked.seed}. The same numbers: report.json and pictures.csv, beside this page."
+        f"before; seed {measured.asked.seed}. The same numbers: report.json and pictures.csv, beside it."
     )
     return f'<p><code>{escape(record["command"])}</code></p><p class="small">{escape(how)}</p>'
