@@ -58,6 +58,7 @@ table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tab
 th, td {{ padding: .25rem .7rem .25rem 0; border-bottom: 1px solid {PALE}; }}
 th, td {{ text-align: right; vertical-align: top; }}
 th:first-child, td:first-child, .text {{ text-align: left; }}
+td:first-child {{ min-width: 8em; }}
 th {{ vertical-align: bottom; }}
 td span {{ white-space: nowrap; }}
 thead {{ border-bottom: 2px solid {INK}; }}
