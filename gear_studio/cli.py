@@ -1,5 +1,5 @@
-"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | study |
-reproduce | report`.
+"""The command line: `gear-studio train | recipe | supervise | evaluate | inspect | sample | reconstruct |
+study | reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.analysis.metrics import EvaluationOptions
+from gear_studio.inspection.request import Inspection
 from gear_studio.studies import STUDIES, World
 from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
@@ -128,6 +129,19 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
             print(f"measured: {run.folder / 'evaluation.json'}")
             if unread := result.get("skipped"):
                 print(describe_skipped(unread))
+
+
+def inspect(tokenizers: Positional[list[str]], asked: OmitArgPrefixes[Inspection]) -> None:
+    """Look at tokenizers on the same pictures: a page of reconstructions, maps and measures, and its numbers.
+    Killed and started again it goes on.
+
+    Args:
+        tokenizers: Folders of runs, names of shipped ones, or released files (.pt, .ckpt, .safetensors).
+        asked: What is looked at, and where the report goes.
+    """
+    from gear_studio import inspection
+
+    print(f"wrote {inspection.inspect(tokenizers, asked)}")
 
 
 def sample(
@@ -355,6 +369,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "recipe": recipe,
     "supervise": supervise,
     "evaluate": evaluate,
+    "inspect": inspect,
     "sample": sample,
     "reconstruct": reconstruct,
     "study": study,
