@@ -788,7 +788,13 @@ def test_load_names_what_there_is():
 
 
 def test_what_is_special_about_a_source_is_in_the_table():
-    assert list(data.SOURCES) == ["shapes", "digits", "photos", "folder", "shards"]  # the order of the command line
+    assert list(data.SOURCES) == [
+        "shapes",
+        "digits",
+        "photos",
+        "folder",
+        "shards",
+    ]  # the order of the command line
     assert all(kind.name == name for name, kind in data.SOURCES.items())
 
     def having(trait: str) -> list[str]:
