@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from gear_studio import data
+from gear_studio import cli, data
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
