@@ -538,6 +538,16 @@ def test_interval_bars_stand_by_task_and_model():
     assert rendered(figure).std() > 5
 
 
+@pytest.mark.filterwarnings("error")
+def test_interval_bars_without_an_interval_are_bare():
+    values = {"gear": {"ours": (0.8, 0.7, 0.85), "paper": (0.9, math.nan, math.nan)}}
+    figure = plots.interval_bars(values, "CKA")
+    (lines,) = figure.axes[0].collections
+    ends = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
+    assert ends == [pytest.approx([0.7, 0.85])]
+    assert rendered(figure).std() > 5
+
+
 def test_map_grid_puts_colours_and_numbers_beside_their_picture():
     images = torch.stack([torch.full((3, 16, 16), value) for value in (-1.0, 1.0)])
     colors = torch.rand(2, 16, 3, generator=torch.Generator().manual_seed(0))

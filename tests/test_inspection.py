@@ -209,6 +209,13 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
         replace(asked, tau=0)
 
 
+def test_bars_are_drawn_where_they_are_wanted(tmp_path, capsys):
+    asked = Inspection(tmp_path, "shapes", "tiny", count=1)
+    for progress in (False, True):
+        measuring.measure({"mine": Tokenizer(tiny.TOKENIZER).eval()}, asked, progress)
+        assert ("looking with mine" in capsys.readouterr().err) == progress
+
+
 def test_of_many_pictures_a_seed_draws(tmp_path):
     for number in range(9):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")

@@ -286,9 +286,10 @@ def shown_of(count: int) -> list[int]:
     return sorted({round(at) for at in np.linspace(0, count - 1, min(SHOWN, count))})
 
 
-def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measured:
-    """Look at every picture with every tokenizer. Raises ValueError where a tokenizer or the teacher does not
-    fit, FileNotFoundError or ImportError where weights cannot be had."""
+def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection, progress: bool = True) -> Measured:
+    """Look at every picture with every tokenizer. progress: whether bars are drawn meanwhile. Raises
+    ValueError where a tokenizer or the teacher does not fit, FileNotFoundError or ImportError where weights
+    cannot be had."""
     if not tokenizers:
         raise ValueError("no tokenizer was named; give a run, a shipped run's name or a released file")
     started = time.perf_counter()
@@ -300,7 +301,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
     pictures = choose_pictures(asked.pictures, asked.count, asked.seed)
     subjects = [_prepare(name, tokenizer, device) for name, tokenizer in tokenizers.items()]
     judges = _load_judges(asked, asked.teacher == CLASSIFIER and pictures.photographs, device)
-    seen = {each.name: _see(each, judges, pictures, asked, device) for each in subjects}
+    seen = {each.name: _see(each, judges, pictures, asked, device, progress) for each in subjects}
     first, *others = seen.values()
     differences = {other.subject.name: _compare(first, other, asked) for other in others}
     teacher = Teacher.from_pretrained(asked.teacher, None, asked.teacher_weights)
@@ -341,7 +342,14 @@ def _protocol(pictures: Chosen, teacher: Teacher, seen: Mapping[str, Seen], aske
     )
 
 
-def _see(subject: Subject, judges: Judges, pictures: Chosen, asked: Inspection, device: torch.device) -> Seen:
+def _see(
+    subject: Subject,
+    judges: Judges,
+    pictures: Chosen,
+    asked: Inspection,
+    device: torch.device,
+    progress: bool,
+) -> Seen:
     """Look at all pictures with one tokenizer, one by one; what is kept already is not done again."""
     count, size, shown = len(pictures), subject.tokenizer.image_size, shown_of(len(pictures))
     common = {"pictures": pictures.identity, "size": size, "patches": asked.patches, "seed": asked.seed}
@@ -364,7 +372,8 @@ def _see(subject: Subject, judges: Judges, pictures: Chosen, asked: Inspection, 
     each: dict[str, list[np.ndarray]] = {}
     maps: dict[int, Part] = {}
     inception: dict[str, Moments] = {}
-    for number in tqdm(range(count), desc=f"looking with {subject.name}", unit="picture"):
+    bar = {"desc": f"looking with {subject.name}", "unit": "picture", "disable": not progress}
+    for number in tqdm(range(count), **bar):
         part = parts.get(number, functools.partial(look, number))
         of_teacher = teacher_parts.get(number, functools.partial(look_as_teacher, number))
         for kind in ("real", "made") if judges.inception else ():
