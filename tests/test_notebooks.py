@@ -33,7 +33,7 @@ import gear_studio
 from gear_studio import data, notebook, official, studies
 from gear_studio.analysis.reconstruction import psnr
 from gear_studio.files import write_json
-from gear_studio.inspection.pictures import open_pictures
+from gear_studio.inspection.pictures import choose_pictures
 from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.notebook import Interactive, Retrain
@@ -347,7 +347,7 @@ def test_one_cell_decides_which_released_files_are_measured(tmp_path: Path, exec
     assert "8 pictures" in said["found"]
     for name in ("reconstruction-table", "assignments-table", "likeness-table"):
         assert said[name].startswith("After GEAR, ") and " | paper, " in said[name]
-    images = data.to_float(torch.stack([open_pictures(str(pictures), 50).read(i, 32) for i in range(8)]))
+    images = data.to_float(torch.stack([choose_pictures(str(pictures), 50).read(i, 32) for i in range(8)]))
     for quantizer, published in (("VQ", "21.06 → 20.78"), ("IBQ", "21.18 → 20.92")):
         values = []
         for file in files[quantizer]:
