@@ -163,7 +163,8 @@ def sample(
     Args:
         run: A generator's run: a folder or the name of a shipped one.
         out: The PNG to write; with --prompts a folder.
-        labels: Class names or numbers, taken in turn. Default: all classes.
+        labels: Classes, taken in turn: names, or numbers as number:5 (plain 5 where no class has a number for a
+            name). Default: all classes.
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
             in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt

@@ -120,3 +120,37 @@ def test_shipping_halves_the_weights_and_leaves_checkpoints_behind(runs):
     assert shipped.metrics == run.metrics
     for name, value in run.generator.state_dict().items():
         assert torch.equal(shipped.generator.state_dict()[name], value.half().float())
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "number"),
+    [
+        (["1", "2", "3"], "1", 0),
+        (["0", "1", "10", "11", "2"], "2", 4),
+        (["1", "2", "3"], "number:1", 1),
+        (["1", "2", "3"], 1, 1),
+        (["ring", "star"], "1", 1),
+        (["star", "number:0"], "number:0", 1),
+        (["crane", "crane"], "number:1", 1),
+    ],
+)
+def test_a_class_is_asked_for_by_name_before_it_is_by_number(runs, names, asked, number):
+    run = Run.from_pretrained(runs / "joint")
+    run.config["classes"] = names
+    assert run.class_numbers([asked]) == [number]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["1", "2", "3"], "0", "unknown class '0'; choose from 1, 2, 3, or a number, number:0 to number:2"),
+        (["ring", "star"], "2", "unknown class '2'"),
+        (["ring", "star"], 2, "unknown class 2"),
+        (["crane", "ring", "crane"], "crane", "called 'crane'; write number:0 or number:2"),
+    ],
+)
+def test_a_class_that_is_not_there_or_could_be_several_is_refused(runs, names, asked, said):
+    run = Run.from_pretrained(runs / "joint")
+    run.config["classes"] = names
+    with pytest.raises(ValueError, match=said):
+        run.class_numbers([asked])
