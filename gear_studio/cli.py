@@ -127,6 +127,9 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         if PartialState().is_main_process:
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
+            if classes := result.get("classes"):
+                how = "equally" if classes == "equal" else "in the proportions of the reference"
+                print(f"samples were asked for their classes {how}")
             if unread := result.get("skipped"):
                 print(describe_skipped(unread))
 
@@ -163,8 +166,8 @@ def sample(
     Args:
         run: A generator's run: a folder or the name of a shipped one.
         out: The PNG to write; with --prompts a folder.
-        labels: Classes, taken in turn: names, or numbers as number:5 (plain 5 where no class has a number for a
-            name). Default: all classes.
+        labels: Classes, taken in turn: names, or numbers as number:5 (plain 5 where no class has a number
+            for a name). Default: all classes.
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
             in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
 
@@ -34,7 +36,8 @@ from gear_studio.analysis.statistics import (
     precision_recall,
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
-from gear_studio.files import write_json
+from gear_studio.data.prompts import ClassLabels
+from gear_studio.files import read_json, write_json
 from gear_studio.models import dinov2, inception, text_encoders
 from gear_studio.models.judges import AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer
@@ -428,6 +431,53 @@ class ArithmeticJudge(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         total = ((images.double() + 1) * 127.5).round().sum((1, 2, 3)).long()
         return nn.functional.one_hot(total % 10, 10)
+
+
+def asked_for(monkeypatch, run: Run, **changes) -> tuple[list[int], str]:
+    """The labels of an evaluation's samples in order, and what the result says of them."""
+    asked, real = [], sampling.sample
+
+    def spy(generator, condition, **settings):
+        asked.extend(condition.tolist())
+        return real(generator, condition, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity.sampling, "sample", spy)
+        found = evaluate(run, EvaluationOptions(samples=40, seeds=1, cfg_scale=1.0, **changes))
+    return asked[: found["generated"]], found["classes"]
+
+
+def test_classes_are_asked_for_in_the_proportions_of_the_reference(run_folder, monkeypatch, tmp_path):
+    pictures, folder = tmp_path / "pictures", tmp_path / "run"
+    tiny.pngs(pictures, {"train": 4, "val": 4})
+    for i in range(14):  # of kind1 there are 8 times as many as of kind0
+        shutil.copy(pictures / "val" / "kind1" / "1.png", pictures / "val" / "kind1" / f"more{i}.png")
+    shutil.copytree(run_folder, folder)
+    config = read_json(folder / "config.json", "a run")
+    write_json(folder / "config.json", config | {"source": "folder", "classes": ["kind0", "kind1"]})
+    run = Run.from_pretrained(folder)
+    here = {"folder": pictures, "cache": tmp_path / "cache"}
+
+    own, said = asked_for(monkeypatch, run, **here)
+    assert Counter(own) == {0: 2, 1: 16} and said == "reference"
+    assert Counter(own[:9]) == {0: 1, 1: 8}  # spread evenly: no part has one class alone
+    equal, said = asked_for(monkeypatch, run, **here, classes="equal")
+    assert equal == [0, 1] * 9 and said == "equal"
+    theirs, said = asked_for(monkeypatch, run, **here, reference=pictures / "val")
+    assert Counter(theirs[:36]) == {0: 4, 1: 32} and said == "reference"
+    unnamed, said = asked_for(monkeypatch, run, **here, reference=pictures)
+    assert unnamed == [0, 1] * 20 and said == "equal"
+
+
+def test_classes_that_are_equally_likely_are_asked_for_in_turn(run_folder, monkeypatch, tmp_path):
+    asked, said = asked_for(monkeypatch, Run.from_pretrained(run_folder), cache=tmp_path)
+    assert asked == [i % 10 for i in range(40)] and said == "equal"
+
+
+@pytest.mark.parametrize("counts", [[5] * 4, [6, 6, 5, 5]])
+def test_classes_of_equal_counts_come_in_turn(counts):
+    labels = ClassLabels(4, counts).for_samples(range(2 * sum(counts)))
+    assert labels[:22].tolist() == ClassLabels(4).for_samples(range(22)).tolist()
 
 
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):

@@ -38,13 +38,15 @@ class Reference:
     """Real pictures, or statistics of some that are not there.
 
     read: returns the pictures with some of the numbers 0..count-1, uint8 (B, 3, H, W); None where there are
-    no pictures but only `statistics`, by metric (fid, sfid)."""
+    no pictures but only `statistics`, by metric (fid, sfid). class_names: of each picture, where it lies in a
+    folder that may be named for one."""
 
     name: str
     count: int
     fingerprint: str
     read: Callable[[range], Tensor] | None
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
 
 def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
@@ -88,7 +90,8 @@ def _open_folder(folder: Path, image_size: int) -> Reference:
         return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
 
     digest = hashlib.sha256(_digest_files(files) + str(image_size).encode()).hexdigest()
-    return Reference(str(folder), len(files), digest, read)
+    names = [file.relative_to(folder).parts[0] for file in files]
+    return Reference(str(folder), len(files), digest, read, class_names=names)
 
 
 def _open_npz(path: Path) -> Reference:

@@ -72,8 +72,8 @@ class Predictions:
     exp(mean KL(p(y|x) || mean p(y))).
 
     sums: (10, classes + 2), a row a part: the sums of p and of p log p (over all classes), and the number of
-    pictures. Pictures are not shuffled; samples that take their classes in turn have every class in every
-    part."""
+    pictures. Pictures are not shuffled; samples take their classes in turn or evenly spread, so that every
+    part has its share of each."""
 
     def __init__(self, count: int, classes: int, device: torch.device | str = "cpu"):
         self.count = count

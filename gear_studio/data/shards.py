@@ -279,9 +279,9 @@ def _warn_cut(shards: list[Path], tables: list[dict[str, np.ndarray]]) -> None:
     cut = [number for number, table in enumerate(tables) if not table["whole"]]
     if cut:
         warnings.warn(
-            f"{len(cut)} of {len(shards)} shards do not end as a tar does, the first is {shards[cut[0]]}, with "
-            f"{len(tables[cut[0]]['label'])} samples before it breaks off; what followed is not used. Copy or "
-            "make it again",
+            f"{len(cut)} of {len(shards)} shards do not end as a tar does, the first is {shards[cut[0]]}, "
+            f"with {len(tables[cut[0]]['label'])} samples before it breaks off; what followed is not used. "
+            "Copy or make it again",
             stacklevel=3,
         )
 

@@ -99,6 +99,7 @@ class ListedSource(Source, Protocol):
     has_captions: ClassVar[bool] = False
     has_seeds: ClassVar[bool] = False  # every seed has pictures of its own
     has_combinations: ClassVar[bool] = False  # some combinations of attributes can be kept from training
+    balanced: ClassVar[bool] = False  # every class is equally likely: counts differ by chance alone
     embedded: ClassVar[bool] = False  # the world that shipped teachers, judges and word lists know
 
     def __init__(self, *, split: str, image_size: int, **options: Any) -> None: ...

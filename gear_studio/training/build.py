@@ -202,8 +202,14 @@ class StageTrainee:
         self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
         self.distance: SampledDistance | None = None
         if recipe.fd_every:
+            in_proportion = (
+                parts.encoder is None
+                and recipe.fd_classes == "reference"
+                and not data.find_source(training.source).balanced
+            )
+            conditions = None if in_proportion else self.conditions
             self.distance = SampledDistance(
-                held_out, self.conditions, self.stage.teacher, recipe.fd_samples, accelerator
+                held_out, conditions, self.stage.teacher, recipe.fd_samples, accelerator
             )
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.
