@@ -89,6 +89,7 @@ def supervise(
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
     """
+    from gear_studio import locks
     from gear_studio.training import supervised
 
     out = out or Path("runs") / model
@@ -97,8 +98,9 @@ def supervise(
         "judge": (supervised.train_judge, supervised.evaluate_judge),
         "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
     }[model]
-    train_model(out, steps or BUDGETS["shipped"][model], seed)
-    evaluate_model(out)
+    with locks.hold(out):
+        train_model(out, steps or BUDGETS["shipped"][model], seed)
+        evaluate_model(out)
     print(f"finished: {out}")
 
 
@@ -110,21 +112,23 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         runs: Folders of runs, or names of shipped ones.
         options: What is measured, and against what.
     """
-    from accelerate import PartialState
-
     from gear_studio.analysis import fidelity
     from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
     from gear_studio.runs import Run
+    from gear_studio.training.loop import hold_folder
 
     if options.save_samples and len(runs) > 1:
         raise ValueError(
             f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
         )
+    accelerator = fidelity.new_accelerator()
     for name in runs:
         run = Run.from_pretrained(name)
-        result = fidelity.evaluate(run, options)
-        if PartialState().is_main_process:
+        with hold_folder(run.folder, accelerator):
+            result = fidelity.evaluate(run, options)
+            if not accelerator.is_main_process:
+                continue
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
             if classes := result.get("classes"):

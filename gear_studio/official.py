@@ -6,6 +6,7 @@ The formats are in `models.families`, one file a family.
 from pathlib import Path
 from typing import Any
 
+from gear_studio import locks
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.discriminator import Discriminator
@@ -35,8 +36,19 @@ def import_run(
     source, image_size, quantizer: as for `load_tokenizer`. heads: as for `load_generator`. parent: for a
     generator alone, the Run beside `folder` whose tokenizer made its tokens. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
-    or the two do not belong together."""
-    folder = Path(folder)
+    or the two do not belong together, FolderInUseError where another process writes into it."""
+    with locks.hold(Path(folder)):
+        return _import_into(Path(folder), source, parent, image_size, quantizer, heads)
+
+
+def _import_into(
+    folder: Path,
+    source: str | Path,
+    parent: str | Path | None,
+    image_size: int,
+    quantizer: str | None,
+    heads: int | None,
+) -> Run:
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
     path = fetch(source)

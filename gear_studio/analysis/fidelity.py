@@ -59,6 +59,11 @@ def spread_of(values: list[float]) -> dict:
     }
 
 
+def new_accelerator() -> Accelerator:
+    """This process's device and its place among the others."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+
+
 class Evaluation:
     """One Run, measured by all processes together. Only the main process works out the figures.
 
@@ -75,7 +80,7 @@ class Evaluation:
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        self.accelerator = new_accelerator()
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
