@@ -131,9 +131,11 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
                 continue
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
+            if "reference" in result:
+                print(f"samples are compared with: {result['reference']}")
             if classes := result.get("classes"):
-                how = "equally" if classes == "equal" else "in the proportions of the reference"
-                print(f"samples were asked for their classes {how}")
+                how = "equally often" if classes == "equal" else "in the proportions of these pictures"
+                print(f"classes are asked for {how}")
             if unread := result.get("skipped"):
                 print(describe_skipped(unread))
 

@@ -610,12 +610,28 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
 
 
+@pytest.mark.parametrize("size", [(48, 48), (24, 24), (40, 30)])
+def test_pictures_of_an_npz_of_another_size_are_resized_as_those_of_files_are(tmp_path, size):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(256, size=(3, size[1], size[0], 3), dtype=np.uint8)
+    (tmp_path / "files").mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "files" / f"{i}.png")
+    path = npz(tmp_path / "r.npz", arr_0=pictures)
+    opened, files = (reference.open_reference(each, 32) for each in (path, tmp_path / "files"))
+    assert torch.equal(opened.read(range(3)), files.read(range(3)))
+    assert opened.name == f"{path}, resized from {size[0]} x {size[1]} to 32 x 32 px"
+    assert opened.fingerprint != reference.open_reference(path, 16).fingerprint
+
+
 def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
     suffixes = [suffix for suffix in SUFFIXES if suffix != ".pgm"] + [".TIF"]  # pgm: of grays alone
     for shade, suffix in enumerate(suffixes):
         Image.new("RGB", (40, 30), (20 * shade, 0, 0)).save(tmp_path / f"{shade:02}{suffix}")
     Image.new("L", (40, 30), 7).save(tmp_path / "99.pgm")
     Image.new("RGB", (40, 30)).save(tmp_path / ".hidden.tif")
+    (tmp_path / ".thumbnails").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / ".thumbnails" / "small.png")
     opened = reference.open_reference(tmp_path, 32)
     assert opened.count == len(SUFFIXES) + 1 and {".tif", ".gif", ".ppm"} < set(suffixes)
     red = opened.read(range(opened.count))[:, 0].float().mean((1, 2))

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from gear_studio import data
-from gear_studio.data.images import is_picture, to_float
+from gear_studio.data.images import SUFFIXES, is_picture, to_float
 from gear_studio.data.photos import PHOTOS
 from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.shapes import Shapes
@@ -170,7 +170,7 @@ class AnyFolder(PictureFiles):
             self._paths += [Path(here) / name for name in names if is_picture(name)]
         self._paths.sort()
         if not self._paths:
-            raise ValueError(f"{folder} holds no picture files; name a folder of PNG, JPEG or WebP files")
+            raise ValueError(f"{folder} holds no picture files ({', '.join(SUFFIXES)})")
         self._decode(0)  # a folder without one readable picture is known now
 
     def at_size(self, size: int) -> "AnyFolder":
