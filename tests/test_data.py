@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -472,6 +473,25 @@ def test_folder_splits_into_disjoint_halves_of_the_whole(pets):
     assert torch.equal(batch["label"], (batch["image"][:, 2, 0, 0] > 0).long())
     with pytest.raises(IndexError, match="asked for 38"):
         train.read([38])
+
+
+def test_folder_is_split_by_class_and_every_class_keeps_a_picture(tmp_path):
+    for label in range(30):  # "00" has 40, "01" has 20, the others one each
+        for i in range({0: 40, 1: 20}.get(label, 1)):
+            paint(tmp_path / f"{label:02}" / f"{i}.png", (label, i, 0))
+    with pytest.warns(UserWarning, match="28 of 30 classes in .* have a single picture.*first is '02'"):
+        train = Folder(tmp_path, "train")
+    val = Folder(tmp_path, "val")
+    trained, held = (Counter(s.read(range(len(s)))["label"].tolist()) for s in (train, val))
+    assert held == {0: 3, 1: 1} and trained.keys() == set(range(30))
+    assert not shades(train) & shades(val)
+
+
+def test_a_folder_with_a_single_picture_of_each_class_has_none_to_hold_out(tmp_path):
+    for label in range(30):
+        paint(tmp_path / f"{label:02}" / "x.png", (label, 0, 0))
+    with pytest.raises(ValueError, match="a single picture of each class; it takes two .* for val"):
+        Folder(tmp_path, "val")
 
 
 def test_folder_split_does_not_depend_on_where_it_lies(pets, tmp_path):

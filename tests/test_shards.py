@@ -139,6 +139,25 @@ def test_a_split_in_the_names_is_taken(layout, tmp_path):
     assert train.classes == val.classes
 
 
+def test_every_class_keeps_a_sample_to_train_on(tmp_path):
+    for i in range(8):  # each with classes of its own: 0 and 1 large, 2 to 9 of a single sample
+        write(tmp_path / "set" / f"{i}.tar", range(4 * i, 4 * i + 3), cls=i % 2, json=None)
+        write(tmp_path / "set" / f"{i}-single.tar", range(4 * i + 3, 4 * i + 4), cls=2 + i, json=None)
+    with pytest.warns(UserWarning, match="8 of 10 classes in .*set have a single picture"):
+        train = Shards(tmp_path / "set")
+    assert set(train.read(range(len(train)))["label"].tolist()) == set(range(10))
+    assert len(train) + len(Shards(tmp_path / "set", "val")) == 32
+
+
+def test_classes_that_no_sample_is_of_are_named(tmp_path):
+    (tmp_path / "classnames.txt").write_text("ant\nbee\ncat\n")
+    for split, classes in (("train", (0, 2)), ("val", (0, 1))):
+        for label in classes:
+            write(tmp_path / f"{split}-{label}.tar", range(3 * label, 3 * label + 3), cls=label, json=None)
+    with pytest.warns(UserWarning, match="1 of 3 classes .* no picture to train on; the first is 'bee'"):
+        Shards(tmp_path)
+
+
 def test_members_that_other_tools_write(tmp_path):
     deep = "a/" * 60 + "n01440764_7"  # longer than a tar header has room for
     made = {
@@ -199,7 +218,9 @@ def test_what_cannot_be_used_says_why(tmp_path):
     whole = write(tmp_path / "cut.tar", range(3)).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: whole.index(jpeg(1)) + 100])
     refused(tmp_path / "cut.tar", "is damaged")
-    refused(write(tmp_path / "single.tar", range(1)), "too few samples")
+    single = write(tmp_path / "single.tar", range(1))
+    with pytest.raises(ValueError, match=f"{single} has too few samples"):
+        Shards(single, "val")
 
 
 def blank(colour: str) -> bytes:

@@ -31,7 +31,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from gear_studio.data.images import SUFFIXES
-from gear_studio.data.picture_files import PictureFiles, warn_passed_over
+from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
 from gear_studio.files import atomic
 
@@ -46,7 +46,8 @@ class Shards(PictureFiles):
 
     folder: a folder of .tar files, at any depth, or a pattern: "PATH/{000000..000099}.tar", "PATH/*.tar".
     split: train or val. Where some shards' or their folders' names begin a word with "train" and others with
-    "val", that is the split; else val is a twentieth of the samples: their shard and key hash lowest.
+    "val", that is the split; else val is a twentieth of the samples and of every class: their shard and key
+    hash lowest. A class with a single one, which is warned of, is trained on alone.
     Labels: KEY.cls, a whole number, or the "label" of KEY.json. Their names are the lines of a classnames.txt
     in the shards' folder or the one above it, else the numbers.
     captions: take the samples that have a KEY.txt, and pass over the others; then no labels are needed, and
@@ -89,6 +90,8 @@ class Shards(PictureFiles):
             members = captioned
         else:
             self.classes = self._class_names()
+            if split == "train":
+                self._warn_of_unseen(members)
         if not len(members):
             raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
         for column in ("_shard", "_offset", "_size", "_labels", "_keys", "_text", "_text_size"):
@@ -165,6 +168,15 @@ class Shards(PictureFiles):
                 return classes
         return [str(number) for number in range(count)]
 
+    def _warn_of_unseen(self, members: np.ndarray) -> None:
+        """Warn, naming the first, of classes without a picture among those that are trained on."""
+        if unseen := sorted(set(range(len(self.classes))) - set(self._labels[members].tolist())):
+            warnings.warn(
+                f"{len(unseen)} of {len(self.classes)} classes in {self.folder} have no picture to train on; "
+                f"the first is {self.classes[unseen[0]]!r}",
+                stacklevel=3,
+            )
+
     def _members_of(self, split: str) -> np.ndarray:
         """The numbers of a split's samples among those of all shards."""
         splits = np.array([_split_in_name(shard) for shard in self._shards])
@@ -174,7 +186,10 @@ class Shards(PictureFiles):
             f"{self._shards[shard].name}/{os.fsdecode(key)}"
             for shard, key in zip(self._shard, self._keys, strict=True)
         ]
-        return numbers_of_split(keys, split)
+        classes = np.zeros_like(self._labels) if self.with_captions else self._labels
+        if split == "train":
+            warn_of_single(self.folder, classes.tolist())
+        return numbers_of_split(keys, classes.tolist(), split)
 
 
 def find_shards(folder: Path) -> list[Path]:
