@@ -36,7 +36,7 @@ def import_released(
     file: Positional[str],
     name: Positional[Path],
     parent: Path | None = None,
-    image_size: int = 256,
+    image_size: int | None = None,
     quantizer: str | None = None,
     heads: int | None = None,
 ) -> None:
@@ -47,7 +47,8 @@ def import_released(
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
         parent: For a generator alone: the run of its tokenizer, beside it.
-        image_size: Pixels along a side of the pictures it is for.
+        image_size: Pixels along a side of the pictures it is for. Default: 256, or for a generator alone
+            those of its parent.
         quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
             says which.
         heads: Of the generator's attention, for a size that is not known.

@@ -25,7 +25,7 @@ def import_run(
     source: str | Path,
     folder: str | Path,
     parent: str | Path | None = None,
-    image_size: int = 256,
+    image_size: int | None = None,
     quantizer: str | None = None,
     heads: int | None = None,
 ) -> Run:
@@ -33,8 +33,9 @@ def import_run(
     then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
     ours: the joint stage starts from it.
 
-    source, image_size, quantizer: as for `load_tokenizer`. heads: as for `load_generator`. parent: for a
-    generator alone, the Run beside `folder` whose tokenizer made its tokens. Raises as `load_tokenizer` and
+    source, quantizer: as for `load_tokenizer`, image_size too, by default 256; a generator alone has that of
+    its parent. heads: as for `load_generator`. parent: for a generator alone, the Run beside `folder` whose
+    tokenizer made its tokens. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
     or the two do not belong together, FolderInUseError where another process writes into it."""
     with locks.hold(Path(folder)):
@@ -45,7 +46,7 @@ def _import_into(
     folder: Path,
     source: str | Path,
     parent: str | Path | None,
-    image_size: int,
+    image_size: int | None,
     quantizer: str | None,
     heads: int | None,
 ) -> Run:
@@ -59,11 +60,16 @@ def _import_into(
     discriminator: Discriminator | None = None
     if tokenizer_state:
         quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
-        tokenizer = families.tokenizer_from(tokenizer_state, image_size, str(source), quantizer)
+        tokenizer = families.tokenizer_from(tokenizer_state, image_size or 256, str(source), quantizer)
         discriminator = families.discriminator_from(raw, tokenizer_state)
     text_encoder = ""
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
+        if image_size not in (None, size := its_tokenizer.config.image_size):
+            raise ValueError(
+                f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
+                f"for {image_size} px too, and name that with --parent, or leave --image-size out"
+            )
         generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
         if generator.config.codes != its_tokenizer.config.codes:
             raise ValueError(

@@ -2,12 +2,15 @@
 
 import colorsys
 import hashlib
+import io
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -733,6 +736,43 @@ def test_exif_orientation_is_applied(tmp_path):
     seen = open_rgb(tmp_path / "turned.jpg")
     assert seen.size == (30, 60)
     assert seen.getpixel((15, 10))[0] > 200 and seen.getpixel((15, 50))[2] > 200
+
+
+def png(rows: list[list[int]], bits: int, colour: int, transparent: tuple[int, ...]) -> bytes:
+    """A PNG by hand: of grays (colour 0) or RGB (colour 2), with one colour that is transparent."""
+
+    def chunk(kind: bytes, held: bytes) -> bytes:
+        return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+
+    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in rows]
+    packed = [
+        b"\0" + int(line.ljust(-(-len(line) // 8) * 8, "0"), 2).to_bytes(-(-len(line) // 8)) for line in lines
+    ]
+    width = len(rows[0]) // (3 if colour == 2 else 1)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+        + chunk(b"IDAT", zlib.compress(b"".join(packed)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "transparent", "seen"),
+    [
+        (1, 0, [0, 1, 0], (0,), [255, 255, 255]),
+        (2, 0, [0, 1, 2], (1,), [0, 255, 170]),
+        (4, 0, [0, 1, 2], (2,), [0, 17, 255]),
+        (8, 0, [0, 17, 34], (17,), [0, 255, 34]),
+        (16, 0, [0, 25600, 25700], (25700,), [0, 100, 255]),
+        (8, 2, [0, 0, 0, 100, 0, 0], (100, 0, 0), [0, 255]),
+        (16, 2, [0, 0, 0, 25600, 0, 0], (25600, 0, 0), [0, 255]),
+    ],
+)
+def test_a_transparent_colour_becomes_white_at_every_depth(bits, colour, row, transparent, seen):
+    picture = np.asarray(open_rgb(io.BytesIO(png([row], bits, colour, transparent))))
+    assert picture[0, :, 0].tolist() == seen
 
 
 def test_transparency_becomes_white(tmp_path):

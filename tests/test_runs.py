@@ -1,6 +1,7 @@
 """Runs: what is read out of a folder, and what is shipped."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tiny
 import torch
 
 from gear_studio import Generator, Run, Tokenizer
+from gear_studio.files import write_json
 from gear_studio.models.projector import Projector, ProjectorConfig
 
 
@@ -120,6 +122,16 @@ def test_shipping_halves_the_weights_and_leaves_checkpoints_behind(runs):
     assert shipped.metrics == run.metrics
     for name, value in run.generator.state_dict().items():
         assert torch.equal(shipped.generator.state_dict()[name], value.half().float())
+
+
+def test_what_is_no_number_in_json_is_written_as_null(tmp_path):
+    write_json(tmp_path / "a.json", {"mean": math.inf, "values": (math.nan, 1.5), "of": {"x": -math.inf}})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "mean": None,
+        "values": [None, 1.5],
+        "of": {"x": None},
+    }
 
 
 @pytest.mark.parametrize(

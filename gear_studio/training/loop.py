@@ -13,7 +13,6 @@ Three promises, and how they are kept:
   at the next log, before a checkpoint can be overwritten.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio import locks
+from gear_studio.files import to_json
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
@@ -216,7 +216,7 @@ class Loop:
         if self.trainee.digits is not None:
             row = {name: round(value, self.trainee.digits) for name, value in row.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.write(to_json({"step": step, **row}) + "\n")
         bar.update(step - bar.n)
         bar.set_postfix({name: f"{row[name]:.3f}" for name in self.trainee.shown if name in row})
 
