@@ -27,6 +27,7 @@ from gear_studio.analysis import agreement, fidelity, reference
 from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
 from gear_studio.analysis.metrics import MetricName
 from gear_studio.analysis.networks import FeatureNetworks
+from gear_studio.analysis.reconstruction import EXACT, psnr
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -74,6 +75,34 @@ def test_the_frechet_distance_by_hand_where_covariances_commute():
     a = Statistics(np.array([0.0, 0.0]), np.diag([4.0, 9.0]))
     b = Statistics(np.array([3.0, 4.0]), np.diag([1.0, 0.0]))  # singular, as from too few pictures
     assert frechet_distance(a, b) == pytest.approx(25 + (2 - 1) ** 2 + 3**2)
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_the_distance_of_a_set_with_itself_is_not_below_zero(count):
+    features = 10 * rows(count, 300) * torch.logspace(0, -6, 300)  # of most directions only rounding is left
+    same = statistics_of(features)
+    assert 0 <= frechet_distance(same, same) < 1e-6 * np.trace(same.covariance)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("summary", [Moments(4), Points(8, 4), Predictions(20, 4)])
+def test_a_feature_that_is_no_number_is_said_to_be_one(summary, wrong):
+    features = rows(8, 4)
+    features[3, 2] = wrong
+    summary.add(0, features)
+    with pytest.raises(ValueError, match="features of some pictures are NaN or infinite"):
+        summary.result()
+
+
+def test_cached_statistics_that_are_no_numbers_are_taken_again(tmp_path):
+    cache, mean = reference.StatisticsCache(tmp_path), np.full(3, np.nan)
+    cache.store(tmp_path / "fd.npz", "fd", Statistics(mean, np.eye(3)))
+    assert cache.load(tmp_path / "fd.npz", "fd") is None
+
+
+def test_equal_pictures_have_a_psnr():
+    images = torch.rand(2, 3, 4, 4)
+    assert psnr(images, images).tolist() == [EXACT] * 2
 
 
 def test_moments_added_up_in_batches_and_processes_are_those_of_all_rows():
@@ -660,6 +689,7 @@ def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, 
     [
         ({"mu": np.zeros(2048)}, "holds mu"),
         ({"mu": np.zeros(100), "sigma": np.eye(100)}, r"\(100,\).*expected \(2048,\)"),
+        ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "mu or sigma holds NaN"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "arr_0 is uint8"),
         ({"arr_0": np.array([{"a": 1}], dtype=object)}, "bad.npz"),

@@ -118,6 +118,8 @@ def _open_npz(path: Path, image_size: int) -> Reference:
                 f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
                 f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
+        if not _finite(known):
+            raise ValueError(f"reference {path}: {mean} or {covariance} holds NaN or infinite numbers")
         statistics[metric] = known
     pictures = arrays.get("arr_0")
     name, digest = str(path), hashlib.sha256(_digest_files([path]) + str(image_size).encode()).hexdigest()
@@ -162,7 +164,7 @@ class StatisticsCache:
             with np.load(path, allow_pickle=False) as arrays:
                 if metric == "pr":
                     return torch.from_numpy(arrays["points"])
-                return Statistics(*(arrays[key] for key in KEYS[metric]))
+                return _finite(Statistics(*(arrays[key] for key in KEYS[metric])))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
@@ -173,6 +175,12 @@ class StatisticsCache:
             arrays = dict(zip(KEYS[metric], (value.mean, value.covariance), strict=True))
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **cast(dict[str, Any], arrays))
+
+
+def _finite(statistics: Statistics) -> Statistics | None:
+    """Statistics, or None where a number in them is NaN or infinite."""
+    finite = np.isfinite(statistics.mean).all() and np.isfinite(statistics.covariance).all()
+    return statistics if finite else None
 
 
 def _walk(folder: Path) -> list[Path]:
