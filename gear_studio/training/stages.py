@@ -370,8 +370,8 @@ class Stage:
         self._backward("generator", losses)
 
     def _backward(self, objective: str, losses: dict[str, Tensor]) -> None:
-        """The one place where modules get gradients: outside autocast, so that each operation's gradient is of
-        the precision it ran in."""
+        """The one place where modules get gradients: outside autocast, so that each operation's gradient has
+        the precision that the operation had."""
         with torch.autocast(self.accelerator.device.type, enabled=False):
             self.accelerator.backward(losses[objective] / self.pieces)
 
