@@ -1,5 +1,6 @@
 """Small files: written whole or not at all, read with errors that name them."""
 
+import hashlib
 import json
 import math
 import os
@@ -57,6 +58,12 @@ def read_json(path: Path, what: str) -> dict:
         raise ValueError(
             f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
         ) from error
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def one_line(error: Exception) -> str:
