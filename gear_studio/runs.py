@@ -8,6 +8,7 @@
     evaluation.json   what `gear-studio evaluate` measured
     checkpoints/      resumable state, never shipped
     snapshots/        what it was at earlier steps (recipe.keep_every), Runs themselves
+    .lock             held by the process that writes here (`locks`)
 
 A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's
 Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
