@@ -194,13 +194,12 @@ class Run:
         for asked in classes:
             shared = [i for i, name in enumerate(names) if name == asked]
             if len(shared) > 1:
-                spelled = " or ".join(f"number:{i}" for i in shared)
+                each = " or ".join(f"number:{i}" for i in shared)
                 raise ValueError(
-                    f"{len(shared)} classes of run {self.name} are called {asked!r}; write {spelled}"
+                    f"{len(shared)} classes of run {self.name} are called {asked!r}; write {each}"
                 )
-            number = (
-                shared[0] if shared else by_number.get(f"number:{asked}" if isinstance(asked, int) else asked)
-            )
+            spelled = asked if isinstance(asked, str) else f"number:{asked}"
+            number = shared[0] if shared else by_number.get(spelled)
             if number is None:
                 some = ", ".join(names[:24]) + (f" and {len(names) - 24} more" if len(names) > 24 else "")
                 raise ValueError(

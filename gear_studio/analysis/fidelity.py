@@ -285,11 +285,13 @@ class Evaluation:
 
     def count_classes(self, reference: Reference) -> list[int] | None:
         """How often samples are to be asked for each class, to be as the reference is; None: equally."""
+        classes = self.run.config["classes"]
         if self.options.classes == "equal":
             return None
         if self.options.reference is None:
-            return None if data.find_source(self.run.config["source"]).balanced else self.class_counts
-        found, classes = Counter(reference.class_names), self.run.config["classes"]
+            balanced = data.find_source(self.run.config["source"]).balanced
+            return None if balanced or len(self.class_counts) != len(classes) else self.class_counts
+        found = Counter(reference.class_names)
         return [found[name] for name in classes] if found and found.keys() <= set(classes) else None
 
     def draw_samples(

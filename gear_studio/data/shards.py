@@ -264,10 +264,8 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
                     label = _parse_label(file.read(member.size), kind, f"{shard}: {member.name}")
                     if label is not None:
                         labels[key] = label
-            file.seek(tar.offset)
-            rest = file.read(
-                2 * tarfile.RECORDSIZE
-            )  # a tar ends with two empty blocks, and is padded with more
+            file.seek(tar.offset)  # where a tar ends: with two empty blocks, and more to pad it
+            rest = file.read(2 * tarfile.RECORDSIZE)
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is damaged or no uncompressed tar ({error}); make or copy it again"
