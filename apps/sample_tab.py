@@ -115,7 +115,7 @@ def _draw(
         if label == ANY:
             condition = generator.condition.nulls(count)
         else:
-            condition = torch.full((count,), classes.index(label))
+            condition = torch.full((count,), runs[name].class_numbers([label])[0])
         stream = sampling.sample_by_row(generator, condition, scale, temperature, top_k, top_p, seed)
         sides.append(_draw_sheets(runs, name, stream))
     captions = [drawn_by(name, label, scale, seed) for name in names]

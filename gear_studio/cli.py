@@ -36,7 +36,7 @@ def import_released(
     file: Positional[str],
     name: Positional[Path],
     parent: Path | None = None,
-    image_size: int = 256,
+    image_size: int | None = None,
     quantizer: str | None = None,
     heads: int | None = None,
 ) -> None:
@@ -47,7 +47,8 @@ def import_released(
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
         parent: For a generator alone: the run of its tokenizer, beside it.
-        image_size: Pixels along a side of the pictures it is for.
+        image_size: Pixels along a side of the pictures it is for. Default: 256, or for a generator alone
+            those of its parent.
         quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
             says which.
         heads: Of the generator's attention, for a size that is not known.
@@ -89,6 +90,7 @@ def supervise(
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
     """
+    from gear_studio import locks
     from gear_studio.training import supervised
 
     out = out or Path("runs") / model
@@ -97,8 +99,9 @@ def supervise(
         "judge": (supervised.train_judge, supervised.evaluate_judge),
         "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
     }[model]
-    train_model(out, steps or BUDGETS["shipped"][model], seed)
-    evaluate_model(out)
+    with locks.hold(out):
+        train_model(out, steps or BUDGETS["shipped"][model], seed)
+        evaluate_model(out)
     print(f"finished: {out}")
 
 
@@ -110,23 +113,30 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         runs: Folders of runs, or names of shipped ones.
         options: What is measured, and against what.
     """
-    from accelerate import PartialState
-
     from gear_studio.analysis import fidelity
     from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
     from gear_studio.runs import Run
+    from gear_studio.training.loop import hold_folder
 
     if options.save_samples and len(runs) > 1:
         raise ValueError(
             f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
         )
+    accelerator = fidelity.new_accelerator()
     for name in runs:
         run = Run.from_pretrained(name)
-        result = fidelity.evaluate(run, options)
-        if PartialState().is_main_process:
+        with hold_folder(run.folder, accelerator):
+            result = fidelity.evaluate(run, options)
+            if not accelerator.is_main_process:
+                continue
             write_json(run.folder / "evaluation.json", result)
             print(f"measured: {run.folder / 'evaluation.json'}")
+            if "reference" in result:
+                print(f"samples are compared with: {result['reference']}")
+            if classes := result.get("classes"):
+                how = "equally often" if classes == "equal" else "in the proportions of these pictures"
+                print(f"classes are asked for {how}")
             if unread := result.get("skipped"):
                 print(describe_skipped(unread))
 
@@ -163,7 +173,8 @@ def sample(
     Args:
         run: A generator's run: a folder or the name of a shipped one.
         out: The PNG to write; with --prompts a folder.
-        labels: Class names or numbers, taken in turn. Default: all classes.
+        labels: Classes, taken in turn: names, or numbers as number:5 (plain 5 where no class has a number
+            for a name). Default: all classes.
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
             in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt

@@ -1,11 +1,14 @@
 """Small files: written whole or not at all, read with errors that name them."""
 
+import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -25,7 +28,22 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, replacing the file atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(to_json(value, indent=2) + "\n")
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """A value as JSON, which has no numbers that are infinite or NaN: null stands for them."""
+    return json.dumps(_without_nonfinite(value), indent=indent, allow_nan=False)
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nonfinite(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nonfinite(held) for held in value]
+    return value
 
 
 def read_json(path: Path, what: str) -> dict:
@@ -40,6 +58,12 @@ def read_json(path: Path, what: str) -> dict:
         raise ValueError(
             f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
         ) from error
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ The formats are in `models.families`, one file a family.
 from pathlib import Path
 from typing import Any
 
+from gear_studio import locks
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.discriminator import Discriminator
@@ -24,7 +25,7 @@ def import_run(
     source: str | Path,
     folder: str | Path,
     parent: str | Path | None = None,
-    image_size: int = 256,
+    image_size: int | None = None,
     quantizer: str | None = None,
     heads: int | None = None,
 ) -> Run:
@@ -32,11 +33,23 @@ def import_run(
     then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
     ours: the joint stage starts from it.
 
-    source, image_size, quantizer: as for `load_tokenizer`. heads: as for `load_generator`. parent: for a
-    generator alone, the Run beside `folder` whose tokenizer made its tokens. Raises as `load_tokenizer` and
+    source, quantizer: as for `load_tokenizer`, image_size too, by default 256; a generator alone has that of
+    its parent. heads: as for `load_generator`. parent: for a generator alone, the Run beside `folder` whose
+    tokenizer made its tokens. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
-    or the two do not belong together."""
-    folder = Path(folder)
+    or the two do not belong together, FolderInUseError where another process writes into it."""
+    with locks.hold(Path(folder)):
+        return _import_into(Path(folder), source, parent, image_size, quantizer, heads)
+
+
+def _import_into(
+    folder: Path,
+    source: str | Path,
+    parent: str | Path | None,
+    image_size: int | None,
+    quantizer: str | None,
+    heads: int | None,
+) -> Run:
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
     path = fetch(source)
@@ -47,11 +60,16 @@ def import_run(
     discriminator: Discriminator | None = None
     if tokenizer_state:
         quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
-        tokenizer = families.tokenizer_from(tokenizer_state, image_size, str(source), quantizer)
+        tokenizer = families.tokenizer_from(tokenizer_state, image_size or 256, str(source), quantizer)
         discriminator = families.discriminator_from(raw, tokenizer_state)
     text_encoder = ""
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
+        if image_size not in (None, size := its_tokenizer.config.image_size):
+            raise ValueError(
+                f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
+                f"for {image_size} px too, and name that with --parent, or leave --image-size out"
+            )
         generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
         if generator.config.codes != its_tokenizer.config.codes:
             raise ValueError(

@@ -55,6 +55,7 @@ class _ByRows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[None, Tensor, Tensor | None]:
         scores, shared = ctx.saved_tensors
+        device = scores.device.type
         shared = shared.detach().requires_grad_(ctx.needs_input_grad[2])
         to_scores, count = torch.empty_like(scores), rows_at_once(scores)
         pieces = zip(scores.split(count), gradient.split(count), to_scores.split(count), strict=True)
@@ -62,7 +63,8 @@ class _ByRows(torch.autograd.Function):
             rows = rows.detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(*ctx.precision):
                 answer = ctx.function(rows, shared)
-            answer.backward(incoming)  # adds up in shared.grad
+            with torch.autocast(device, enabled=False):  # each operation's gradient in its own precision
+                answer.backward(incoming)  # adds up in shared.grad
             place.copy_(rows.grad)
         return None, to_scores, shared.grad
 

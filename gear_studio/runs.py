@@ -8,6 +8,7 @@
     evaluation.json   what `gear-studio evaluate` measured
     checkpoints/      resumable state, never shipped
     snapshots/        what it was at earlier steps (recipe.keep_every), Runs themselves
+    .lock             held by the process that writes here (`locks`)
 
 A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's
 Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
@@ -15,6 +16,7 @@ Run names the Run of the tokenizer it was trained on (`parent`); the two lie sid
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -179,17 +181,33 @@ class Run:
         norm = recipe.get("spatial_norm", "none"), recipe.get("spatial_norm_alpha", 0.6)
         return self.teacher.alignment_target(features, *norm)
 
-    def class_numbers(self, names: list[str]) -> list[int]:
-        """Class numbers of names or of numbers written out. Raises ValueError naming the first unknown
-        one."""
-        classes = self.config["classes"]
-        known = {**{name: i for i, name in enumerate(classes)}, **{str(i): i for i in range(len(classes))}}
-        for name in names:
-            if name not in known:
+    def class_numbers(self, classes: Sequence[str | int]) -> list[int]:
+        """The numbers of classes. An int is a number; a string is a name, or number:5. Where no class has a
+        whole number for a name, "5" is a number too.
+
+        Raises ValueError naming the first that is unknown, or the name of several classes."""
+        names: list[str] = self.config["classes"]
+        by_number = {f"number:{i}": i for i in range(len(names))}
+        if not any(name.isdecimal() for name in names):
+            by_number |= {str(i): i for i in range(len(names))}
+        numbers = []
+        for asked in classes:
+            shared = [i for i, name in enumerate(names) if name == asked]
+            if len(shared) > 1:
+                each = " or ".join(f"number:{i}" for i in shared)
                 raise ValueError(
-                    f"unknown class {name!r}; choose from {', '.join(classes)}, or 0..{len(classes) - 1}"
+                    f"{len(shared)} classes of run {self.name} are called {asked!r}; write {each}"
                 )
-        return [known[name] for name in names]
+            spelled = asked if isinstance(asked, str) else f"number:{asked}"
+            number = shared[0] if shared else by_number.get(spelled)
+            if number is None:
+                some = ", ".join(names[:24]) + (f" and {len(names) - 24} more" if len(names) > 24 else "")
+                raise ValueError(
+                    f"unknown class {asked!r}; choose from {some}, or a number, number:0 to "
+                    f"number:{len(names) - 1}"
+                )
+            numbers.append(number)
+        return numbers
 
     def _own(self, part: str) -> Path:
         if not self.has(part):

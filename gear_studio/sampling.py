@@ -28,13 +28,16 @@ class Progress:
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Put -inf on all but the top_k logits (0: all), and on those outside the smallest set of mass top_p.
-    logits: (B, K)."""
+    """Put -inf on all but the top_k logits (0: all), and on those outside the smallest set of mass top_p. Of
+    equal logits the first are kept. logits: (B, K)."""
     if top_k > 0:
-        best = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
-        logits = logits.masked_fill(logits < best[:, -1:], float("-inf"))
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        above, equal = logits > least, logits == least
+        places = top_k - above.sum(-1, keepdim=True)
+        kept = above | (equal & (equal.cumsum(-1) <= places))
+        logits = logits.masked_fill(~kept, float("-inf"))
     if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         outside = (mass_before >= top_p).scatter(-1, order, mass_before >= top_p)
         logits = logits.masked_fill(outside, float("-inf"))

@@ -2,12 +2,16 @@
 
 import colorsys
 import hashlib
+import io
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -474,6 +478,25 @@ def test_folder_splits_into_disjoint_halves_of_the_whole(pets):
         train.read([38])
 
 
+def test_folder_is_split_by_class_and_every_class_keeps_a_picture(tmp_path):
+    for label in range(30):  # "00" has 40, "01" has 20, the others one each
+        for i in range({0: 40, 1: 20}.get(label, 1)):
+            paint(tmp_path / f"{label:02}" / f"{i}.png", (label, i, 0))
+    with pytest.warns(UserWarning, match="28 of 30 classes in .* have a single picture.*first is '02'"):
+        train = Folder(tmp_path, "train")
+    val = Folder(tmp_path, "val")
+    trained, held = (Counter(s.read(range(len(s)))["label"].tolist()) for s in (train, val))
+    assert held == {0: 3, 1: 1} and trained.keys() == set(range(30))
+    assert not shades(train) & shades(val)
+
+
+def test_a_folder_with_a_single_picture_of_each_class_has_none_to_hold_out(tmp_path):
+    for label in range(30):
+        paint(tmp_path / f"{label:02}" / "x.png", (label, 0, 0))
+    with pytest.raises(ValueError, match="a single picture of each class; it takes two .* for val"):
+        Folder(tmp_path, "val")
+
+
 def test_folder_split_does_not_depend_on_where_it_lies(pets, tmp_path):
     before = shades(Folder(pets, "val"))
     assert shades(Folder(pets.rename(tmp_path / "elsewhere"), "val")) == before
@@ -713,6 +736,43 @@ def test_exif_orientation_is_applied(tmp_path):
     seen = open_rgb(tmp_path / "turned.jpg")
     assert seen.size == (30, 60)
     assert seen.getpixel((15, 10))[0] > 200 and seen.getpixel((15, 50))[2] > 200
+
+
+def png(rows: list[list[int]], bits: int, colour: int, transparent: tuple[int, ...]) -> bytes:
+    """A PNG by hand: of grays (colour 0) or RGB (colour 2), with one colour that is transparent."""
+
+    def chunk(kind: bytes, held: bytes) -> bytes:
+        return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+
+    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in rows]
+    packed = [
+        b"\0" + int(line.ljust(-(-len(line) // 8) * 8, "0"), 2).to_bytes(-(-len(line) // 8)) for line in lines
+    ]
+    width = len(rows[0]) // (3 if colour == 2 else 1)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+        + chunk(b"IDAT", zlib.compress(b"".join(packed)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "transparent", "seen"),
+    [
+        (1, 0, [0, 1, 0], (0,), [255, 255, 255]),
+        (2, 0, [0, 1, 2], (1,), [0, 255, 170]),
+        (4, 0, [0, 1, 2], (2,), [0, 17, 255]),
+        (8, 0, [0, 17, 34], (17,), [0, 255, 34]),
+        (16, 0, [0, 25600, 25700], (25700,), [0, 100, 255]),
+        (8, 2, [0, 0, 0, 100, 0, 0], (100, 0, 0), [0, 255]),
+        (16, 2, [0, 0, 0, 25600, 0, 0], (25600, 0, 0), [0, 255]),
+    ],
+)
+def test_a_transparent_colour_becomes_white_at_every_depth(bits, colour, row, transparent, seen):
+    picture = np.asarray(open_rgb(io.BytesIO(png([row], bits, colour, transparent))))
+    assert picture[0, :, 0].tolist() == seen
 
 
 def test_transparency_becomes_white(tmp_path):

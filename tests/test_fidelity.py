@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.error import URLError
 
@@ -25,6 +27,7 @@ from gear_studio.analysis import agreement, fidelity, reference
 from gear_studio.analysis.fidelity import METRICS, EvaluationOptions, evaluate
 from gear_studio.analysis.metrics import MetricName
 from gear_studio.analysis.networks import FeatureNetworks
+from gear_studio.analysis.reconstruction import EXACT, psnr
 from gear_studio.analysis.statistics import (
     Moments,
     Points,
@@ -34,7 +37,8 @@ from gear_studio.analysis.statistics import (
     precision_recall,
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
-from gear_studio.files import write_json
+from gear_studio.data.prompts import ClassLabels
+from gear_studio.files import read_json, write_json
 from gear_studio.models import dinov2, inception, text_encoders
 from gear_studio.models.judges import AttributeJudge
 from gear_studio.models.tokenizer import Tokenizer
@@ -71,6 +75,34 @@ def test_the_frechet_distance_by_hand_where_covariances_commute():
     a = Statistics(np.array([0.0, 0.0]), np.diag([4.0, 9.0]))
     b = Statistics(np.array([3.0, 4.0]), np.diag([1.0, 0.0]))  # singular, as from too few pictures
     assert frechet_distance(a, b) == pytest.approx(25 + (2 - 1) ** 2 + 3**2)
+
+
+@pytest.mark.parametrize("count", [20, 400])
+def test_the_distance_of_a_set_with_itself_is_not_below_zero(count):
+    features = 10 * rows(count, 300) * torch.logspace(0, -6, 300)  # of most directions only rounding is left
+    same = statistics_of(features)
+    assert 0 <= frechet_distance(same, same) < 1e-6 * np.trace(same.covariance)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("summary", [Moments(4), Points(8, 4), Predictions(20, 4)])
+def test_a_feature_that_is_no_number_is_said_to_be_one(summary, wrong):
+    features = rows(8, 4)
+    features[3, 2] = wrong
+    summary.add(0, features)
+    with pytest.raises(ValueError, match="features of some pictures are NaN or infinite"):
+        summary.result()
+
+
+def test_cached_statistics_that_are_no_numbers_are_taken_again(tmp_path):
+    cache, mean = reference.StatisticsCache(tmp_path), np.full(3, np.nan)
+    cache.store(tmp_path / "fd.npz", "fd", Statistics(mean, np.eye(3)))
+    assert cache.load(tmp_path / "fd.npz", "fd") is None
+
+
+def test_equal_pictures_have_a_psnr():
+    images = torch.rand(2, 3, 4, 4)
+    assert psnr(images, images).tolist() == [EXACT] * 2
 
 
 def test_moments_added_up_in_batches_and_processes_are_those_of_all_rows():
@@ -430,6 +462,53 @@ class ArithmeticJudge(nn.Module):
         return nn.functional.one_hot(total % 10, 10)
 
 
+def asked_for(monkeypatch, run: Run, **changes) -> tuple[list[int], str]:
+    """The labels of an evaluation's samples in order, and what the result says of them."""
+    asked, real = [], sampling.sample
+
+    def spy(generator, condition, **settings):
+        asked.extend(condition.tolist())
+        return real(generator, condition, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity.sampling, "sample", spy)
+        found = evaluate(run, EvaluationOptions(samples=40, seeds=1, cfg_scale=1.0, **changes))
+    return asked[: found["generated"]], found["classes"]
+
+
+def test_classes_are_asked_for_in_the_proportions_of_the_reference(run_folder, monkeypatch, tmp_path):
+    pictures, folder = tmp_path / "pictures", tmp_path / "run"
+    tiny.pngs(pictures, {"train": 4, "val": 4})
+    for i in range(14):  # of kind1 there are 8 times as many as of kind0
+        shutil.copy(pictures / "val" / "kind1" / "1.png", pictures / "val" / "kind1" / f"more{i}.png")
+    shutil.copytree(run_folder, folder)
+    config = read_json(folder / "config.json", "a run")
+    write_json(folder / "config.json", config | {"source": "folder", "classes": ["kind0", "kind1"]})
+    run = Run.from_pretrained(folder)
+    here = {"folder": pictures, "cache": tmp_path / "cache"}
+
+    own, said = asked_for(monkeypatch, run, **here)
+    assert Counter(own) == {0: 2, 1: 16} and said == "reference"
+    assert Counter(own[:9]) == {0: 1, 1: 8}  # spread evenly: no part has one class alone
+    equal, said = asked_for(monkeypatch, run, **here, classes="equal")
+    assert equal == [0, 1] * 9 and said == "equal"
+    theirs, said = asked_for(monkeypatch, run, **here, reference=pictures / "val")
+    assert Counter(theirs[:36]) == {0: 4, 1: 32} and said == "reference"
+    unnamed, said = asked_for(monkeypatch, run, **here, reference=pictures)
+    assert unnamed == [0, 1] * 20 and said == "equal"
+
+
+def test_classes_that_are_equally_likely_are_asked_for_in_turn(run_folder, monkeypatch, tmp_path):
+    asked, said = asked_for(monkeypatch, Run.from_pretrained(run_folder), cache=tmp_path)
+    assert asked == [i % 10 for i in range(40)] and said == "equal"
+
+
+@pytest.mark.parametrize("counts", [[5] * 4, [6, 6, 5, 5]])
+def test_classes_of_equal_counts_come_in_turn(counts):
+    labels = ClassLabels(4, counts).for_samples(range(2 * sum(counts)))
+    assert labels[:22].tolist() == ClassLabels(4).for_samples(range(22)).tolist()
+
+
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
     run = Run.from_pretrained(run_folder)
@@ -560,12 +639,28 @@ def test_a_folder_of_pictures_and_the_same_pictures_in_an_npz_are_the_same_refer
     assert by_folder["fd"] != own["fd"] and by_folder["rfd"] == own["rfd"]
 
 
+@pytest.mark.parametrize("size", [(48, 48), (24, 24), (40, 30)])
+def test_pictures_of_an_npz_of_another_size_are_resized_as_those_of_files_are(tmp_path, size):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(256, size=(3, size[1], size[0], 3), dtype=np.uint8)
+    (tmp_path / "files").mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "files" / f"{i}.png")
+    path = npz(tmp_path / "r.npz", arr_0=pictures)
+    opened, files = (reference.open_reference(each, 32) for each in (path, tmp_path / "files"))
+    assert torch.equal(opened.read(range(3)), files.read(range(3)))
+    assert opened.name == f"{path}, resized from {size[0]} x {size[1]} to 32 x 32 px"
+    assert opened.fingerprint != reference.open_reference(path, 16).fingerprint
+
+
 def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
     suffixes = [suffix for suffix in SUFFIXES if suffix != ".pgm"] + [".TIF"]  # pgm: of grays alone
     for shade, suffix in enumerate(suffixes):
         Image.new("RGB", (40, 30), (20 * shade, 0, 0)).save(tmp_path / f"{shade:02}{suffix}")
     Image.new("L", (40, 30), 7).save(tmp_path / "99.pgm")
     Image.new("RGB", (40, 30)).save(tmp_path / ".hidden.tif")
+    (tmp_path / ".thumbnails").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / ".thumbnails" / "small.png")
     opened = reference.open_reference(tmp_path, 32)
     assert opened.count == len(SUFFIXES) + 1 and {".tif", ".gif", ".ppm"} < set(suffixes)
     red = opened.read(range(opened.count))[:, 0].float().mean((1, 2))
@@ -594,6 +689,7 @@ def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, 
     [
         ({"mu": np.zeros(2048)}, "holds mu"),
         ({"mu": np.zeros(100), "sigma": np.eye(100)}, r"\(100,\).*expected \(2048,\)"),
+        ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "mu or sigma holds NaN"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "arr_0 is uint8"),
         ({"arr_0": np.array([{"a": 1}], dtype=object)}, "bad.npz"),

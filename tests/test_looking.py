@@ -13,7 +13,7 @@ from PIL import Image
 
 from gear_studio import Run, data, readout
 from gear_studio.analysis import codes, features
-from gear_studio.analysis.reconstruction import psnr
+from gear_studio.analysis.reconstruction import EXACT, psnr
 from gear_studio.data.upload import UploadError
 from gear_studio.looking.pictures import (
     Picture,
@@ -22,7 +22,7 @@ from gear_studio.looking.pictures import (
     pictures_of_folder,
     pictures_of_source,
 )
-from gear_studio.looking.view import EXACT, Kept, View, count_bytes
+from gear_studio.looking.view import Kept, View, count_bytes
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,6 +231,32 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert not tiny.metric_differences(others, tiny.metrics(whole / "generator"))
     unmeasured = weights(whole / "generator")
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
+@pytest.mark.parametrize(("how", "asked"), [("reference", {0: 1, 1: 3}), ("equal", {0: 2, 1: 2})])
+def test_samples_are_measured_in_the_proportions_of_the_pictures(
+    tmp_path, teacher_folder, how, asked, monkeypatch
+):
+    from gear_studio.training import sampled_distance
+
+    pictures = tmp_path / "pictures"
+    tiny.pngs(pictures, {"train": 8, "val": 2})
+    for i in range(2):
+        shutil.copy(pictures / "val" / "kind1" / "1.png", pictures / "val" / "kind1" / f"more{i}.png")
+    labels, real = [], sampled_distance.sampling.sample
+
+    def spy(generator, condition, **settings):
+        labels.extend(condition.tolist())
+        return real(generator, condition, **settings)
+
+    train_on(pictures, tmp_path / "tokenizer", teacher_folder, steps=2)
+    monkeypatch.setattr(sampled_distance.sampling, "sample", spy)
+    recipe = tiny.recipe(teacher_folder, steps=2, fd_every=2, fd_classes=how)
+    out, parent = tmp_path / "run", tmp_path / "tokenizer"
+    training = Training("folder", "generator", "baseline", recipe, out=out, parent=parent, folder=pictures)
+    loop.train(training, progress=False)
+    assert Counter(labels[:4]) == asked  # what follows is the grid to look at
+    assert Run(out).config["recipe"]["fd_classes"] == how
 
 
 @pytest.mark.parametrize(("size", "most"), [(64, 250), (65, 32)])

@@ -633,6 +633,8 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
     with pytest.raises(SystemExit, match="name .* with --parent"):
         imported(monkeypatch, "generator.pt", "alone")
     imported(monkeypatch, "generator.pt", "alone", "--parent", "runs/vq")
+    with pytest.raises(SystemExit, match="parent runs/vq is for pictures of 32 px, asked for 64"):
+        imported(monkeypatch, "generator.pt", "other", "--parent", "runs/vq", "--image-size", 64)
     grids = []
     for name in ("both", "alone"):
         run = Run.from_pretrained(f"runs/{name}")

@@ -11,6 +11,8 @@ from torch import nn
 
 from gear_studio.models import published
 from gear_studio.models.perceptual import LPIPS
+from gear_studio.training import loop
+from gear_studio.training.request import Training
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,22 @@ def test_as_the_perceptual_term_of_a_stage(lpips, vgg_file, monkeypatch):
     same = map(torch.equal, stage.tokenizer.decoder.parameters(), without.tokenizer.decoder.parameters())
     assert not all(same)
     assert tiny.stage("generator", "gear", perceptual=str(vgg_file)).lpips is None
+
+
+def test_a_training_goes_on_with_a_file_that_lies_elsewhere_and_with_no_other(
+    vgg_file, teacher_folder, tmp_path
+):
+    def train(place: Path) -> None:
+        recipe = tiny.recipe(teacher_folder, perceptual=str(place), steps=1, log_every=1, checkpoint_every=1)
+        loop.train(Training("digits", recipe=recipe, out=tmp_path / "run"), progress=False)
+
+    train(vgg_file)
+    moved, other = tmp_path / "moved.pth", tmp_path / "other.pth"
+    moved.write_bytes(vgg_file.read_bytes())
+    torch.save(torch.load(vgg_file) | {"classifier.6.bias": torch.ones(1000)}, other)
+    train(moved)
+    with pytest.raises(ValueError, match="already holds another run .perceptual is .*perceptual_sha256 is"):
+        train(other)
 
 
 @pytest.fixture

@@ -106,6 +106,22 @@ def test_reading_in_pieces_computes_the_same_again_under_autocast(monkeypatch):
     torch.testing.assert_close(found[1], expected[1], rtol=0.02, atol=0.02)  # sums of other bf16 pieces
 
 
+def test_what_is_computed_again_has_gradients_in_its_own_precision():
+    """Also where the backward pass runs inside autocast."""
+    a, table = assignment(grad=True)
+    table.requires_grad_()
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            read = readout.soft(a, table, 0.3)
+        return torch.autograd.grad(read.square().sum(), [a.scores, table])
+
+    expected = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients()
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("what", ["soft read-out", "entropy loss"])
 def test_no_more_than_two_tensors_of_the_scores_size_are_held(what, monkeypatch):
     """The scores and their gradient, through forward and backward; a softmax of them would be a third."""

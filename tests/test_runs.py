@@ -1,6 +1,7 @@
 """Runs: what is read out of a folder, and what is shipped."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tiny
 import torch
 
 from gear_studio import Generator, Run, Tokenizer
+from gear_studio.files import write_json
 from gear_studio.models.projector import Projector, ProjectorConfig
 
 
@@ -120,3 +122,47 @@ def test_shipping_halves_the_weights_and_leaves_checkpoints_behind(runs):
     assert shipped.metrics == run.metrics
     for name, value in run.generator.state_dict().items():
         assert torch.equal(shipped.generator.state_dict()[name], value.half().float())
+
+
+def test_what_is_no_number_in_json_is_written_as_null(tmp_path):
+    write_json(tmp_path / "a.json", {"mean": math.inf, "values": (math.nan, 1.5), "of": {"x": -math.inf}})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "mean": None,
+        "values": [None, 1.5],
+        "of": {"x": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "number"),
+    [
+        (["1", "2", "3"], "1", 0),
+        (["0", "1", "10", "11", "2"], "2", 4),
+        (["1", "2", "3"], "number:1", 1),
+        (["1", "2", "3"], 1, 1),
+        (["ring", "star"], "1", 1),
+        (["star", "number:0"], "number:0", 1),
+        (["crane", "crane"], "number:1", 1),
+    ],
+)
+def test_a_class_is_asked_for_by_name_before_it_is_by_number(runs, names, asked, number):
+    run = Run.from_pretrained(runs / "joint")
+    run.config["classes"] = names
+    assert run.class_numbers([asked]) == [number]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["1", "2", "3"], "0", "unknown class '0'; choose from 1, 2, 3, or a number, number:0 to number:2"),
+        (["ring", "star"], "2", "unknown class '2'"),
+        (["ring", "star"], 2, "unknown class 2"),
+        (["crane", "ring", "crane"], "crane", "called 'crane'; write number:0 or number:2"),
+    ],
+)
+def test_a_class_that_is_not_there_or_could_be_several_is_refused(runs, names, asked, said):
+    run = Run.from_pretrained(runs / "joint")
+    run.config["classes"] = names
+    with pytest.raises(ValueError, match=said):
+        run.class_numbers([asked])

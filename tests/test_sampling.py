@@ -122,6 +122,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     assert kept(logits, top_p=1.0) == [0, 1, 2, 3]
 
 
+def test_top_k_keeps_no_more_than_k_where_logits_are_equal():
+    logits = [1.0, 2, 2, 0, 2, 2]
+    assert kept(logits, top_k=2) == [1, 2]
+    assert kept(logits, top_k=5) == [0, 1, 2, 4, 5]
+    assert kept(logits, top_p=0.3) == [1, 2]
+    coarse = torch.randn(20, 4096, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    assert (sampling.filter_logits(coarse, top_k=50).isfinite().sum(-1) == 50).all()
+
+
 def test_top_p_counts_the_mass_that_top_k_left():
     logits = [math.log(p) for p in (0.1, 0.5, 0.15, 0.25)]
     # Of the best two, the first holds 2/3 of the mass: enough for 0.6, which of all four it is not.

@@ -21,7 +21,7 @@ from gear_studio.data.shards import Shards
 from gear_studio.data.source import Ordered
 
 PER_SHARD = 12
-COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size"}
+COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size", "whole"}
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +139,25 @@ def test_a_split_in_the_names_is_taken(layout, tmp_path):
     assert train.classes == val.classes
 
 
+def test_every_class_keeps_a_sample_to_train_on(tmp_path):
+    for i in range(8):  # each with classes of its own: 0 and 1 large, 2 to 9 of a single sample
+        write(tmp_path / "set" / f"{i}.tar", range(4 * i, 4 * i + 3), cls=i % 2, json=None)
+        write(tmp_path / "set" / f"{i}-single.tar", range(4 * i + 3, 4 * i + 4), cls=2 + i, json=None)
+    with pytest.warns(UserWarning, match="8 of 10 classes in .*set have a single picture"):
+        train = Shards(tmp_path / "set")
+    assert set(train.read(range(len(train)))["label"].tolist()) == set(range(10))
+    assert len(train) + len(Shards(tmp_path / "set", "val")) == 32
+
+
+def test_classes_that_no_sample_is_of_are_named(tmp_path):
+    (tmp_path / "classnames.txt").write_text("ant\nbee\ncat\n")
+    for split, classes in (("train", (0, 2)), ("val", (0, 1))):
+        for label in classes:
+            write(tmp_path / f"{split}-{label}.tar", range(3 * label, 3 * label + 3), cls=label, json=None)
+    with pytest.warns(UserWarning, match="1 of 3 classes .* no picture to train on; the first is 'bee'"):
+        Shards(tmp_path)
+
+
 def test_members_that_other_tools_write(tmp_path):
     deep = "a/" * 60 + "n01440764_7"  # longer than a tar header has room for
     made = {
@@ -199,7 +218,58 @@ def test_what_cannot_be_used_says_why(tmp_path):
     whole = write(tmp_path / "cut.tar", range(3)).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: whole.index(jpeg(1)) + 100])
     refused(tmp_path / "cut.tar", "is damaged")
-    refused(write(tmp_path / "single.tar", range(1)), "too few samples")
+    single = write(tmp_path / "single.tar", range(1))
+    with pytest.raises(ValueError, match=f"{single} has too few samples"):
+        Shards(single, "val")
+
+
+def blank(colour: str) -> bytes:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 40), colour).save(stored, "PNG")
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("between", [0, 3], ids=["adjacent", "distant"])
+@pytest.mark.parametrize("twice", ["png", "cls", "json", "txt"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path, twice, between):
+    content = {"png": blank("red"), "cls": b"0", "json": b"{}", "txt": b"red"}
+    members = [(f"a.{kind}", held) for kind, held in content.items()]
+    for i in range(between):
+        members += [(f"b{i}.png", blank("green")), (f"b{i}.cls", b"1")]
+    members += [("a." + twice.upper(), content[twice])]
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for name, held in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(held)
+            tar.addfile(member, io.BytesIO(held))
+    with pytest.raises(ValueError, match=f"twice.tar holds a.{twice.upper()} twice: key a is of two"):
+        Shards(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["cut", "damaged", "joined"])
+def test_a_shard_that_does_not_end_as_a_tar_does_is_named_and_counted(six, kind, indexed):
+    whole = (six / "002.tar").read_bytes()
+    with tarfile.open(six / "002.tar") as tar:
+        fourth = min(member.offset for member in tar if member.name.startswith("pic0027."))
+    indexed.clear()
+    (six / "002.tar").write_bytes(
+        {
+            "cut": whole[:fourth],  # exactly between two samples
+            "damaged": whole[:fourth] + b"nonsense" * 64 + whole[fourth + 512 :],
+            "joined": whole + (six / "003.tar").read_bytes(),
+        }[kind]
+    )
+    count = PER_SHARD if kind == "joined" else 3
+    for split in ("train", "val"):  # the second is told by the stored index
+        with pytest.warns(UserWarning, match=f"1 of 6 shards .* {six}/002.tar, with {count} samples before"):
+            Shards(six, split)
+    assert indexed.count("002.tar") == 1
+
+
+def test_whole_shards_are_taken_without_a_word(six):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Shards(six)
 
 
 # The index

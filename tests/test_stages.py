@@ -3,6 +3,7 @@
 import functools
 from collections import defaultdict
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.readout import Assignment
@@ -205,6 +207,37 @@ def test_under_autocast_the_pass_before_the_pieces_takes_no_gradient_from_the_to
     stage.step(1, *tiny.batch())
     assert order == ["clear", "piece", "piece", "clear"]  # the last by autocast itself
     assert not [n for n, p in stage.tokenizer.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("quantizer", list(QUANTIZERS))
+def test_under_autocast_scores_have_gradients_in_single_precision(quantizer, monkeypatch):
+    config = replace(tiny.TOKENIZER, quantizer=quantizer, code_dim=6 if quantizer == "lfq" else 8)
+    monkeypatch.setattr(tiny, "TOKENIZER", config)
+    stage = tiny.stage("joint", "gear")
+    monkeypatch.setattr(stage.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    scores, passed = stage.tokenizer.quantizer.scores, []
+
+    def watch(z: torch.Tensor) -> torch.Tensor:
+        z = z.float().view(z.shape)  # of its own: what reaches it has passed the scores
+        answer = scores(z)
+        if answer.requires_grad:
+            seen = {"z": z.detach()}
+            answer.register_hook(lambda gradient: seen.update(incoming=gradient))
+            z.register_hook(lambda gradient: seen.update(outgoing=gradient))
+            passed.append(seen)
+        return answer
+
+    monkeypatch.setattr(stage.tokenizer.quantizer, "scores", watch)
+    before = {name: p.detach().clone() for name, p in stage.tokenizer.quantizer.named_parameters()}
+    stage.step(1, *tiny.batch())
+    (seen,) = passed
+    with torch.no_grad():
+        for name, parameter in stage.tokenizer.quantizer.named_parameters():
+            parameter.copy_(before[name])
+    z = seen["z"].requires_grad_()
+    (expected,) = torch.autograd.grad(scores(z), z, seen["incoming"])
+    assert expected.abs().max() > 0 and seen["outgoing"].dtype == torch.float32
+    torch.testing.assert_close(seen["outgoing"], expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
 
 
 def test_captions_in_pieces_add_up_to_the_batch():

@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gear_studio import cli
+from gear_studio.files import read_json, write_json
 from gear_studio.models.projector import Projector, alignment_loss
 from gear_studio.models.teachers import (
     TEACHERS,
@@ -528,6 +530,33 @@ def test_a_run_finds_its_weights_file_again_or_says_what_is_missing(tmp_path, pu
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="weights.safetensors, which is not there"):
         _ = Run.from_pretrained(tmp_path / "run").teacher
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_training_goes_on_with_a_teacher_that_lies_elsewhere_by_now(
+    kind, tmp_path, published, teacher_folder
+):
+    def training(place: Path) -> Training:
+        asked = (
+            {"teacher": SMALL, "teacher_weights": (str(place),)}
+            if kind == "file"
+            else {"teacher": str(place)}
+        )
+        return Training(
+            "digits", recipe=tiny.recipe(**asked, steps=2, checkpoint_every=2), out=tmp_path / "run"
+        )
+
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    if kind == "file":
+        old.write_bytes(published.read_bytes())
+    else:
+        shutil.copytree(teacher_folder, old)
+    loop.train(training(old), progress=False)
+    old.rename(new)
+    record = read_json(tmp_path / "run" / "record.json", "a run")
+    write_json(tmp_path / "run" / "record.json", record | {"finished": False})
+    run = loop.train(training(new), progress=False)
+    assert run.finished and run.teacher.grid == 4  # it is found where it lies now
 
 
 def test_a_run_s_target_is_the_normed_features(tmp_path, teacher_folder):

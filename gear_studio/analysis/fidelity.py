@@ -59,6 +59,11 @@ def spread_of(values: list[float]) -> dict:
     }
 
 
+def new_accelerator() -> Accelerator:
+    """This process's device and its place among the others."""
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+
+
 class Evaluation:
     """One Run, measured by all processes together. Only the main process works out the figures.
 
@@ -75,7 +80,7 @@ class Evaluation:
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        self.accelerator = new_accelerator()
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
@@ -117,7 +122,7 @@ class Evaluation:
                     "folder, or a file of others with --prompts"
                 )
             run.encode([""])  # an imported generator gets its null caption
-        self.conditions: Conditions = self.captions or ClassLabels(len(run.config["classes"]))
+        self.class_counts: list[int] = []  # of the held-out pictures; known once they have been looked at
         self.judge: Judge | None = None
         if kind.embedded:
             self.judge = Judge.from_pretrained().to(self.device)
@@ -216,9 +221,10 @@ class Evaluation:
             lpips = LPIPS(self.options.lpips_weights).to(self.device)
         sums: Counter[str] = Counter()
         codes = torch.zeros(self.tokenizer.config.codes, device=self.device)
+        of_classes = torch.zeros(len(source.classes), dtype=torch.long, device=self.device)
 
         def reconstruct() -> Batches:
-            """Adds to `sums` and `codes` on its way."""
+            """Adds to `sums`, `codes` and `of_classes` on its way."""
             for part in split_among_processes(count, self.batch_size, self.accelerator):
                 batch = source.read([self.numbers[0][i] for i in part])
                 images, labels = data.to_float(batch["image"].to(self.device)), batch["label"].to(self.device)
@@ -226,6 +232,8 @@ class Evaluation:
                     self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.config["recipe"]["tau"]
                 )
                 codes.add_(counts)
+                if source.classes:
+                    of_classes.add_(labels.bincount(minlength=len(of_classes)))
                 pictures = to_uint8(self.tokenizer.decode(indices))
                 reconstruction = data.to_float(pictures)
                 of_each = {"psnr": psnr(reconstruction, images)}
@@ -245,6 +253,7 @@ class Evaluation:
 
         summaries = self.summarise(self.distances, reconstruct(), count, "reconstructing")
         codes = self.accelerator.reduce(codes, "sum")
+        self.class_counts = self.accelerator.reduce(of_classes, "sum").tolist()
         totals: Counter[str] = Counter()
         for sums_of_process in gather_object([sums]):
             totals.update(sums_of_process)
@@ -274,15 +283,24 @@ class Evaluation:
 
     # The generator
 
-    def draw_samples(
-        self, count: int, scale: float, seed: int, conditions: Conditions | None = None
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This process's share of `count` samples: number of the first, uint8 pictures, their condition.
+    def count_classes(self, reference: Reference) -> list[int] | None:
+        """How often samples are to be asked for each class, to be as the reference is; None: equally."""
+        classes = self.run.config["classes"]
+        if self.options.classes == "equal":
+            return None
+        if self.options.reference is None:
+            balanced = data.find_source(self.run.config["source"]).balanced
+            return None if balanced or len(self.class_counts) != len(classes) else self.class_counts
+        found = Counter(reference.class_names)
+        return [found[name] for name in classes] if found and found.keys() <= set(classes) else None
 
-        conditions: where the condition comes from, by default the Run's own data or --prompts."""
+    def draw_samples(
+        self, count: int, scale: float, seed: int, conditions: Conditions
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """This process's share of `count` samples: number of the first, uint8 pictures, their condition."""
         generator = self.run.generator.to(self.device)
         for part in split_among_processes(count, self.batch_size, self.accelerator):
-            condition = (conditions or self.conditions).for_samples(part).to(self.device)
+            condition = conditions.for_samples(part).to(self.device)
             indices = sampling.sample(generator, condition, cfg_scale=scale, seed=seed, first=part.start)
             yield part.start, to_uint8(self.tokenizer.decode(indices)), condition
 
@@ -306,8 +324,16 @@ class Evaluation:
             reference, count = self.real[0], self.real[0].count
         real = self.summarise_reference(reference, with_reference)
         result: dict = {"reference": reference.name, "generated": count}
+        conditions: Conditions | None = self.captions
+        if conditions is None:
+            counts = self.count_classes(reference)
+            conditions = ClassLabels(len(self.run.config["classes"]), counts)
+            result["classes"] = "equal" if counts is None else "reference"
         for suffix, scale in {"": 1.0, "_guided": options.cfg_scale}.items():
-            figures = [self.measure_draw(metrics, count, scale, seed, real) for seed in range(options.seeds)]
+            figures = [
+                self.measure_draw(metrics, count, scale, seed, real, conditions)
+                for seed in range(options.seeds)
+            ]
             for name in figures[0]:
                 result[name + suffix] = spread_of([of_seed[name] for of_seed in figures])
         result["cfg_scale"] = options.cfg_scale
@@ -320,10 +346,17 @@ class Evaluation:
         return result
 
     def measure_draw(
-        self, metrics: Sequence[str], count: int, scale: float, seed: int, real: dict
+        self,
+        metrics: Sequence[str],
+        count: int,
+        scale: float,
+        seed: int,
+        real: dict,
+        conditions: Conditions,
     ) -> dict[str, float]:
         """Figures of the samples of one seed at one guidance scale. real: summaries of the reference."""
-        batches: Batches = ((start, pictures) for start, pictures, _ in self.draw_samples(count, scale, seed))
+        samples = self.draw_samples(count, scale, seed, conditions)
+        batches: Batches = ((start, pictures) for start, pictures, _ in samples)
         series = None
         if self.options.save_samples and seed == 0:
             path = self.options.save_samples
@@ -364,12 +397,13 @@ class Evaluation:
         }
 
     def measure_class_agreement(self, scale: float) -> dict:
-        """The share of samples in which the judge sees the class asked for, over sampling seeds."""
+        """The share of samples in which the judge sees the class asked for, every class in turn, over
+        sampling seeds."""
         assert self.judge, "there is no judge of this source"
-        shares = []
+        shares, conditions = [], ClassLabels(len(self.run.config["classes"]))
         for seed in range(self.options.seeds):
             hits = 0
-            for _, pictures, labels in self.draw_samples(AGREEMENT_SAMPLES, scale, 1000 + seed):
+            for _, pictures, labels in self.draw_samples(AGREEMENT_SAMPLES, scale, 1000 + seed, conditions):
                 hits += (self.judge(data.to_float(pictures)).argmax(-1) == labels).sum().item()
             shares.append(sum(gather_object([hits])) / AGREEMENT_SAMPLES)
         return spread_of(shares)
@@ -396,6 +430,9 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
 
     Of a generator, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1: fd, fd_dinov2,
     fid, sfid, is, precision and recall of samples. Its tokenizer's rfd is the floor.
+    Of one on class labels: classes, how often samples were asked for each: "reference", in the proportions of
+    the pictures they are compared with, or "equal", where asked so, where the source's classes are equally
+    likely, and where the reference does not tell its classes.
     Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed in
     which the judge sees the class asked for; judge_accuracy says how often it is right on real pictures and
     on their reconstructions.

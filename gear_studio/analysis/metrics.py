@@ -74,6 +74,9 @@ class EvaluationOptions:
     prompts: Path | None = None
     """What samples are asked for, in turn, instead of the captions of held-out images: a file or folder as
     `sample --prompts` takes. Distances are then best taken to a --reference."""
+    classes: Literal["reference", "equal"] = "reference"
+    """How often samples are asked for each class: as often as the reference has pictures of it, where that is
+    known (the run's own held-out images, or a folder with a sub-folder a class), or equally."""
     reference: Path | None = None
     """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
     evaluator publishes them. Default: the run's own held-out images."""

@@ -5,10 +5,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
+EXACT = 126.0  # dB: of equal images, whose ratio would be infinite
+
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, for values in [-1, 1]. (B, 3, H, W) twice -> (B,)."""
-    return 10 * torch.log10(4 / (images - reference).square().flatten(1).mean(1))
+    """Peak signal-to-noise ratio of each image in dB, at most EXACT, for values in [-1, 1].
+    (B, 3, H, W) twice -> (B,)."""
+    ratio = 4 / (images - reference).square().flatten(1).mean(1)
+    return (10 * torch.log10(ratio)).clamp(max=EXACT)
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gear_studio.analysis.statistics import Statistics
@@ -38,13 +39,15 @@ class Reference:
     """Real pictures, or statistics of some that are not there.
 
     read: returns the pictures with some of the numbers 0..count-1, uint8 (B, 3, H, W); None where there are
-    no pictures but only `statistics`, by metric (fid, sfid)."""
+    no pictures but only `statistics`, by metric (fid, sfid). class_names: of each picture, where it lies in a
+    folder that may be named for one."""
 
     name: str
     count: int
     fingerprint: str
     read: Callable[[range], Tensor] | None
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
 
 def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
@@ -66,17 +69,18 @@ def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
 
 
 def open_reference(path: str | Path, image_size: int) -> Reference:
-    """A folder with pictures at any depth (their middle squares are used, resized to image_size), or an .npz
-    with `arr_0` (uint8, (N, H, W, 3)) or the statistics `mu` and `sigma`, and perhaps `mu_s` and `sigma_s`,
-    of FID's Inception network.
+    """A folder with pictures at any depth, or an .npz with `arr_0` (uint8, (N, H, W, 3)) or the statistics
+    `mu` and `sigma`, and perhaps `mu_s` and `sigma_s`, of FID's Inception network.
 
-    Raises FileNotFoundError or ValueError naming what is wrong with the path."""
+    Pictures of another size than image_size are brought to it: their middle squares, resized (bicubic). Of an
+    .npz the name says so. Hidden files and folders are passed over. Raises FileNotFoundError or ValueError
+    naming what is wrong with the path."""
     path = Path(path)
     if path.is_dir():
         return _open_folder(path, image_size)
     if not path.is_file():
         raise FileNotFoundError(f"reference {path} is neither a folder of pictures nor an .npz file")
-    return _open_npz(path)
+    return _open_npz(path, image_size)
 
 
 def _open_folder(folder: Path, image_size: int) -> Reference:
@@ -88,10 +92,11 @@ def _open_folder(folder: Path, image_size: int) -> Reference:
         return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
 
     digest = hashlib.sha256(_digest_files(files) + str(image_size).encode()).hexdigest()
-    return Reference(str(folder), len(files), digest, read)
+    names = [file.relative_to(folder).parts[0] for file in files]
+    return Reference(str(folder), len(files), digest, read, class_names=names)
 
 
-def _open_npz(path: Path) -> Reference:
+def _open_npz(path: Path, image_size: int) -> Reference:
     expected = (
         "expected `arr_0` (pictures, uint8, N x H x W x 3), or `mu` and `sigma` (2048 Inception features)"
     )
@@ -113,20 +118,30 @@ def _open_npz(path: Path) -> Reference:
                 f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
                 f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
+        if not _finite(known):
+            raise ValueError(f"reference {path}: {mean} or {covariance} holds NaN or infinite numbers")
         statistics[metric] = known
     pictures = arrays.get("arr_0")
-    digest = _digest_files([path]).hex()
+    name, digest = str(path), hashlib.sha256(_digest_files([path]) + str(image_size).encode()).hexdigest()
     if pictures is None:
         if not statistics:
             raise ValueError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
-        return Reference(str(path), 0, digest, None, statistics)
+        return Reference(name, 0, digest, None, statistics)
     if pictures.dtype != np.uint8 or pictures.shape[3:] != (3,):
         raise ValueError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
 
-    def read(part: range) -> Tensor:
-        return torch.from_numpy(pictures[part.start : part.stop]).permute(0, 3, 1, 2).contiguous()
+    height, width = pictures.shape[1:3]
+    fits = height == width == image_size
+    if not fits:
+        name += f", resized from {width} x {height} to {image_size} x {image_size} px"
 
-    return Reference(str(path), len(pictures), digest, read, statistics)
+    def read(part: range) -> Tensor:
+        some = pictures[part.start : part.stop]
+        if fits:
+            return torch.from_numpy(some).permute(0, 3, 1, 2).contiguous()
+        return torch.stack([crop_and_resize(Image.fromarray(each), image_size) for each in some])
+
+    return Reference(name, len(pictures), digest, read, statistics)
 
 
 class StatisticsCache:
@@ -149,7 +164,7 @@ class StatisticsCache:
             with np.load(path, allow_pickle=False) as arrays:
                 if metric == "pr":
                     return torch.from_numpy(arrays["points"])
-                return Statistics(*(arrays[key] for key in KEYS[metric]))
+                return _finite(Statistics(*(arrays[key] for key in KEYS[metric])))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
@@ -162,9 +177,19 @@ class StatisticsCache:
             np.savez(file, **cast(dict[str, Any], arrays))
 
 
+def _finite(statistics: Statistics) -> Statistics | None:
+    """Statistics, or None where a number in them is NaN or infinite."""
+    finite = np.isfinite(statistics.mean).all() and np.isfinite(statistics.covariance).all()
+    return statistics if finite else None
+
+
 def _walk(folder: Path) -> list[Path]:
-    """Every file below a folder, in an order that is the same everywhere."""
-    return sorted(Path(here, name) for here, _, names in os.walk(folder, followlinks=True) for name in names)
+    """Every file below a folder, in an order that is the same everywhere. Hidden folders are passed over."""
+    files = []
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(here, name) for name in names]
+    return sorted(files)
 
 
 def _digest_files(files: Sequence[Path]) -> bytes:

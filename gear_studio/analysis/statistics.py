@@ -35,6 +35,15 @@ def split_among_processes(count: int, size: int, accelerator: Accelerator) -> It
             yield range(begin, min(begin + size, count))
 
 
+def check_finite(sums: Tensor) -> None:
+    """Raise ValueError where something added up over pictures is NaN or infinite."""
+    if not sums.isfinite().all():
+        raise ValueError(
+            "features of some pictures are NaN or infinite, so that nothing can be measured in them; the "
+            "weights of their network, or of the model that drew the pictures, may be damaged"
+        )
+
+
 class Moments:
     """Mean and covariance of features (n, d), from the sums that `add` keeps: never more than (d + 1, d + 1).
 
@@ -49,7 +58,9 @@ class Moments:
         self.sums += rows.T @ rows
 
     def result(self) -> Statistics:
-        """Raises ValueError for fewer than two rows, which have no covariance."""
+        """Raises ValueError for fewer than two rows, which have no covariance, and for rows that are not
+        finite."""
+        check_finite(self.sums)
         sums = self.sums.cpu().numpy()
         count = sums[-1, -1]
         if count < 2:
@@ -59,12 +70,13 @@ class Moments:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017). Zero for equal
-    statistics."""
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Frechet 1957; Heusel et al. 2017), at least 0.
+    Near 0 it is rounding: that of equal statistics is below a millionth of tr(C_a)."""
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance) - 2 * cross)
+    distance = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance) - 2 * cross
+    return max(0.0, float(distance))
 
 
 class Predictions:
@@ -72,8 +84,8 @@ class Predictions:
     exp(mean KL(p(y|x) || mean p(y))).
 
     sums: (10, classes + 2), a row a part: the sums of p and of p log p (over all classes), and the number of
-    pictures. Pictures are not shuffled; samples that take their classes in turn have every class in every
-    part."""
+    pictures. Pictures are not shuffled; samples take their classes in turn or evenly spread, so that every
+    part has its share of each."""
 
     def __init__(self, count: int, classes: int, device: torch.device | str = "cpu"):
         self.count = count
@@ -90,7 +102,9 @@ class Predictions:
         self.sums.index_add_(0, torch.searchsorted(ends, numbers, right=True), rows)
 
     def result(self) -> float:
-        """At least 1, at most the number of classes. Raises ValueError for fewer than 10 pictures."""
+        """At least 1, at most the number of classes. Raises ValueError for fewer than 10 pictures, and for
+        logits that are not finite."""
+        check_finite(self.sums)
         if self.count < SPLITS:
             raise ValueError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
         total = self.sums[:, -1]
@@ -117,6 +131,8 @@ class Points:
         self.sums[begin : begin + len(rows)] = rows
 
     def result(self) -> Tensor:
+        """Raises ValueError for features that are not finite."""
+        check_finite(self.sums)
         return self.sums
 
 

@@ -23,6 +23,7 @@ class Digits(ListedSource):
     """
 
     name = "digits"
+    balanced = True
 
     def __init__(self, split: str = "train", image_size: int = 64) -> None:
         from sklearn.datasets import load_digits  # here: it takes seconds to import, and few ask for digits

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gear_studio.data.images import is_picture
-from gear_studio.data.picture_files import PictureFiles, warn_passed_over
+from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import check_split, digest_arrays, numbers_of_split
 
 _HELD_OUT = ("val", "validation", "test")  # folders beside `train`: the first that is there is the split val
@@ -17,8 +17,9 @@ class Folder(PictureFiles):
     """Pictures under `folder/CLASS/` or `folder/{train,val}/CLASS/`, at any depth; satisfies `Source`.
 
     split: train or val. Beside a sub-folder `train`, val is the sub-folder `val`, where there is none
-    `validation`, else `test`. Where there is none of these, val is a twentieth of the files, the ones whose
-    path inside the folder (or inside `train`) hashes lowest: the same on every machine.
+    `validation`, else `test`. Where there is none of these, val is a twentieth of the files and of every
+    class, those whose path inside the folder (or inside `train`) hashes lowest: the same on every machine.
+    A class with a single file, which is warned of, is trained on alone.
     Hidden files and folders are passed over.
     captions: take the pictures that have a .txt of the same name beside them, and pass over the others; then
     no class folders are needed, and there are no classes (all labels are 0).
@@ -108,7 +109,16 @@ def _find_files(folder: Path, split: str, captions: bool) -> tuple[list[str], li
                 )
     else:
         names = [Path(path).relative_to(root).as_posix() for path, _ in files]
-        files = [files[i] for i in numbers_of_split(names, split)]
+        of_class = [file_class for _, file_class in files]
+        if split == "train":
+            warn_of_single(folder, of_class)
+        numbers = numbers_of_split(names, of_class, split)
+        if files and not len(numbers):
+            raise ValueError(
+                f"{folder / root} has a single picture of each class; it takes two of a class to hold one "
+                f"out for {split}"
+            )
+        files = [files[i] for i in numbers]
     if not files:
         kind = "with captions" if captions else "in class folders"
         raise ValueError(f"{folder / root} has no pictures {kind} to use for {split}; {expected}")

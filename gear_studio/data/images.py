@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 # The picture files that are read, by Pillow's name for the format. Only plain bitmap formats: Pillow would
 # hand some others (EPS) to outside programs.
@@ -49,17 +49,33 @@ def open_rgb(
     try:
         with Image.open(file) as opened:
             kind = opened.format
+            _scale_transparent_colour(opened)
             if at_least is not None:
                 opened.draft(None, (2 * at_least, 2 * at_least))  # a camera's photo: several times faster
             picture: Image.Image = ImageOps.exif_transpose(opened)
             if picture.mode.startswith(("I", "F")):  # a plain conversion would clip, not scale
+                transparent = np.asarray(picture) == picture.info.get("transparency")
                 picture = Image.fromarray((255 * _scale_grays(picture, kind)).round().astype(np.uint8))
+                picture.putalpha(Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8)))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert("RGB")
     except Exception as error:  # what a decoder raises on bad bytes is an open list
         raise UnreadableImage(f"{name or file}: {type(error).__name__}: {error}") from error
+
+
+def _scale_transparent_colour(opened: ImageFile.ImageFile) -> None:
+    """Bring the colour that a PNG calls transparent to 8 bits, as Pillow brings the pixels: it compares the
+    two. Of 16-bit colours, colours that agree in the upper 8 bits become transparent too."""
+    colour = opened.info.get("transparency")
+    if opened.format != "PNG" or colour is None:
+        return
+    stored_as = opened.tile[0].args
+    if stored_as in ("L;2", "L;4"):
+        opened.info["transparency"] = colour * (85 if stored_as == "L;2" else 17)
+    elif stored_as == "RGB;16B":
+        opened.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _scale_grays(picture: Image.Image, kind: str | None) -> np.ndarray:

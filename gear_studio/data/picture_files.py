@@ -9,8 +9,10 @@ processes share them instead of copying.
 import io
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +113,17 @@ def decode_caption(stored: bytes, name: str) -> str:
     if not caption:
         raise UnreadableCaption(f"{name}: its caption is empty")
     return caption
+
+
+def warn_of_single(folder: Path, classes: Sequence[Any]) -> None:
+    """Warn, naming the first, of classes that have a single picture. classes: one a picture."""
+    counts = Counter(classes)
+    if single := [name for name, count in counts.items() if count == 1]:
+        warnings.warn(
+            f"{len(single)} of {len(counts)} classes in {folder} have a single picture, which is trained on; "
+            f"none of theirs is held out; the first is {single[0]!r}",
+            stacklevel=2,
+        )
 
 
 def warn_passed_over(folder: Path, count: int, total: int) -> None:

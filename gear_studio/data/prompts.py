@@ -1,7 +1,8 @@
 """Where a generator's conditions come from, in training and measuring; and the prompt files of benchmarks.
 
 All `Conditions` have one interface: `of_batch` gives the conditions of a batch of pictures; `for_samples`
-gives those of samples: every class in turn, or captions in order. Those of captions also give the text.
+gives those of samples: classes in turn or in given proportions, or captions in order. Those of captions also
+give the text.
 """
 
 import functools
@@ -35,16 +36,22 @@ class Conditions(Protocol):
 
 
 class ClassLabels:
-    """Labels (B,): a batch's own; for samples every class in turn. classes: how many there are."""
+    """Labels (B,): a batch's own; for samples every class in turn, or in proportion.
 
-    def __init__(self, classes: int):
-        self.classes = classes
+    classes: how many there are. counts: how often each is asked for in a round, spread evenly over it; None:
+    once."""
+
+    def __init__(self, classes: int, counts: Sequence[int] | None = None):
+        counts = [1] * classes if counts is None else counts
+        # The k-th of n stands in the middle of the k-th n-th of the round; of equals the lower class first.
+        places = [((k + 0.5) / n, label) for label, n in enumerate(counts) for k in range(n)]
+        self.round = torch.tensor([label for _, label in sorted(places)])
 
     def of_batch(self, batch: Batch) -> Tensor:
         return batch["label"]
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(list(numbers)) % self.classes
+        return self.round[torch.tensor(list(numbers)) % len(self.round)]
 
 
 class SourceCaptions:

@@ -174,6 +174,7 @@ class Shapes(ListedSource):
     has_captions = True
     has_seeds = True
     has_combinations = True
+    balanced = True
     embedded = True
 
     def __init__(

@@ -19,6 +19,7 @@ import os
 import random
 import re
 import tarfile
+import warnings
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
@@ -30,13 +31,13 @@ import numpy as np
 from braceexpand import braceexpand
 
 from gear_studio.data.images import SUFFIXES
-from gear_studio.data.picture_files import PictureFiles, warn_passed_over
+from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
 from gear_studio.files import atomic
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
 WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet
-_FORMAT = 2  # of the stored index
+_FORMAT = 3  # of the stored index
 _NONE = -1  # in an index: no label, or no caption
 
 
@@ -45,12 +46,14 @@ class Shards(PictureFiles):
 
     folder: a folder of .tar files, at any depth, or a pattern: "PATH/{000000..000099}.tar", "PATH/*.tar".
     split: train or val. Where some shards' or their folders' names begin a word with "train" and others with
-    "val", that is the split; else val is a twentieth of the samples: their shard and key hash lowest.
+    "val", that is the split; else val is a twentieth of the samples and of every class: their shard and key
+    hash lowest. A class with a single one, which is warned of, is trained on alone.
     Labels: KEY.cls, a whole number, or the "label" of KEY.json. Their names are the lines of a classnames.txt
     in the shards' folder or the one above it, else the numbers.
     captions: take the samples that have a KEY.txt, and pass over the others; then no labels are needed, and
     there are no classes (all labels are 0).
-    Raises ValueError, naming the shard and key, for what is missing, empty, damaged or has no label.
+    Raises ValueError, naming the shard and key, for what is missing, empty, damaged, there twice or has no
+    label. Warns of shards that do not end as a tar does: samples may be missing from them.
     """
 
     name = "shards"
@@ -66,6 +69,7 @@ class Shards(PictureFiles):
         self.skipped: set[str] = set()
         self._shards = find_shards(self.folder)
         tables = index_shards(self._shards)
+        _warn_cut(self._shards, tables)
         if not captions:
             for shard, table in zip(self._shards, tables, strict=True):
                 _check_labels(shard, table)
@@ -86,6 +90,8 @@ class Shards(PictureFiles):
             members = captioned
         else:
             self.classes = self._class_names()
+            if split == "train":
+                self._warn_of_unseen(members)
         if not len(members):
             raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
         for column in ("_shard", "_offset", "_size", "_labels", "_keys", "_text", "_text_size"):
@@ -162,6 +168,15 @@ class Shards(PictureFiles):
                 return classes
         return [str(number) for number in range(count)]
 
+    def _warn_of_unseen(self, members: np.ndarray) -> None:
+        """Warn, naming the first, of classes without a picture among those that are trained on."""
+        if unseen := sorted(set(range(len(self.classes))) - set(self._labels[members].tolist())):
+            warnings.warn(
+                f"{len(unseen)} of {len(self.classes)} classes in {self.folder} have no picture to train on; "
+                f"the first is {self.classes[unseen[0]]!r}",
+                stacklevel=3,
+            )
+
     def _members_of(self, split: str) -> np.ndarray:
         """The numbers of a split's samples among those of all shards."""
         splits = np.array([_split_in_name(shard) for shard in self._shards])
@@ -171,7 +186,10 @@ class Shards(PictureFiles):
             f"{self._shards[shard].name}/{os.fsdecode(key)}"
             for shard, key in zip(self._shard, self._keys, strict=True)
         ]
-        return numbers_of_split(keys, split)
+        classes = np.zeros_like(self._labels) if self.with_captions else self._labels
+        if split == "train":
+            warn_of_single(self.folder, classes.tolist())
+        return numbers_of_split(keys, classes.tolist(), split)
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -198,7 +216,8 @@ def index_shards(shards: list[Path]) -> list[dict[str, np.ndarray]]:
     """Give the index of each shard: the stored one, or one that is built now, side by side, and stored.
 
     {"offset": int64, "size": int64, "label": int32, "key": bytes, "text_offset": int64, "text_size": int32},
-    an entry a sample; label and text_offset are -1 where it has none.
+    an entry a sample; label and text_offset are -1 where it has none. And "whole": bool, one a shard, whether
+    it ends as a tar does.
     """
     tables = {shard: table for shard in shards if (table := _load_index(shard)) is not None}
     missing = [shard for shard in dict.fromkeys(shards) if shard not in tables]
@@ -221,6 +240,7 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
     pictures: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     texts: dict[str, tuple[int, int]] = {}
+    seen: set[tuple[str, str]] = set()
     try:
         with tarfile.open(shard, "r:") as tar, open(shard, "rb", buffering=0) as file:
             for member in tar:
@@ -229,6 +249,12 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
                 key, kind = str(path.with_name(stem)) if stem else "", kind.lower()
                 if not member.isfile() or not key:
                     continue
+                if (key, kind) in seen and (f".{kind}" in SUFFIXES or kind in ("txt", "cls", "json")):
+                    raise ValueError(
+                        f"{shard} holds {member.name} twice: key {key} is of two samples, or of one that was "
+                        "added again; make it again with a key for each sample"
+                    )
+                seen.add((key, kind))
                 if f".{kind}" in SUFFIXES:
                     pictures.setdefault(key, (member.offset_data, member.size))
                 elif kind == "txt":
@@ -238,6 +264,8 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
                     label = _parse_label(file.read(member.size), kind, f"{shard}: {member.name}")
                     if label is not None:
                         labels[key] = label
+            file.seek(tar.offset)  # where a tar ends: with two empty blocks, and more to pad it
+            rest = file.read(2 * tarfile.RECORDSIZE)
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is damaged or no uncompressed tar ({error}); make or copy it again"
@@ -251,11 +279,24 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
         "text_offset": np.array([texts.get(key, (_NONE, 0))[0] for key in pictures], np.int64),
         "text_size": np.array([texts.get(key, (_NONE, 0))[1] for key in pictures], np.int32),
         "key": np.array([os.fsencode(key) for key in pictures]),
+        "whole": np.array(len(rest) >= tarfile.BLOCKSIZE and not any(rest)),
     }
     arrays: dict[str, Any] = {"stamp": (_FORMAT, *stamp)} | table
     with atomic(_index_path(shard)) as temporary, open(temporary, "wb") as target:
         np.savez(target, **arrays)
     return table
+
+
+def _warn_cut(shards: list[Path], tables: list[dict[str, np.ndarray]]) -> None:
+    """Warn, naming the first, of shards that do not end as a tar does."""
+    cut = [number for number, table in enumerate(tables) if not table["whole"]]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(shards)} shards do not end as a tar does, the first is {shards[cut[0]]}, "
+            f"with {len(tables[cut[0]]['label'])} samples before it breaks off; what followed is not used. "
+            "Copy or make it again",
+            stacklevel=3,
+        )
 
 
 def _check_labels(shard: Path, table: dict[str, np.ndarray]) -> None:

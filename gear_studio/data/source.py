@@ -6,6 +6,7 @@ A source is a class in a file of its own and a line in `data.SOURCES`. It says a
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -99,6 +100,7 @@ class ListedSource(Source, Protocol):
     has_captions: ClassVar[bool] = False
     has_seeds: ClassVar[bool] = False  # every seed has pictures of its own
     has_combinations: ClassVar[bool] = False  # some combinations of attributes can be kept from training
+    balanced: ClassVar[bool] = False  # every class is equally likely: counts differ by chance alone
     embedded: ClassVar[bool] = False  # the world that shipped teachers, judges and word lists know
 
     def __init__(self, *, split: str, image_size: int, **options: Any) -> None: ...
@@ -125,14 +127,24 @@ def check_split(source: str, split: str) -> None:
         raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
-def numbers_of_split(names: Sequence[str], split: str) -> np.ndarray:
-    """Split pictures by their names: the ascending numbers, int64, of those in `split`.
+def numbers_of_split(names: Sequence[str], classes: Sequence[Any] | np.ndarray, split: str) -> np.ndarray:
+    """Split pictures by class and name: the ascending numbers, int64, of those in `split`. classes: one a
+    picture.
 
-    val is the twentieth of the names that hash lowest, at least one; train is the rest."""
+    val is a twentieth of all, at least one, with about a twentieth of every class: those of its names that
+    hash lowest. train is the rest. It has at least one of every class, so that val may be empty."""
     hashes = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
-    ranked = sorted(range(len(names)), key=hashes.__getitem__)
-    cut = max(1, len(names) // _VAL_SHARE)
-    return np.sort(np.array(ranked[:cut] if split == "val" else ranked[cut:], np.int64))
+    counts, seen, places = Counter(classes), Counter[Any](), []
+    for number in sorted(range(len(names)), key=hashes.__getitem__):
+        label = classes[number]
+        if seen[label] < counts[label] - 1:  # the last of its class stays
+            places.append(((seen[label] + 0.5) / counts[label], number))
+        seen[label] += 1
+    places.sort(key=lambda place: place[0])  # of equals the lower hash stays first
+    held_out = [number for _, number in places[: max(1, len(names) // _VAL_SHARE)]]
+    if split == "val":
+        return np.sort(np.array(held_out, np.int64))
+    return np.setdiff1d(np.arange(len(names)), held_out)
 
 
 def digest_arrays(*arrays: object) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from gear_studio import data
-from gear_studio.data.images import UnreadableImage, is_picture, open_rgb, to_float
+from gear_studio.data.images import SUFFIXES, UnreadableImage, is_picture, open_rgb, to_float
 from gear_studio.data.photos import PHOTOS
 from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.shapes import Shapes
@@ -176,7 +176,7 @@ class AnyFolder(PictureFiles):
             raise ValueError(f"{folder} is not a folder; name one that holds picture files")
         self._paths = sorted(_find_pictures(self.folder))
         if not self._paths:
-            raise ValueError(f"{folder} holds no picture files; name a folder of PNG, JPEG or WebP files")
+            raise ValueError(f"{folder} holds no picture files ({', '.join(SUFFIXES)})")
         self._decode(0)  # a folder without one readable picture is known now
 
     def at_size(self, size: int) -> "AnyFolder":

@@ -25,7 +25,6 @@ from gear_studio.runs import Run
 
 Value = TypeVar("Value")
 LIMIT = 2**30  # bytes that `Kept` holds by default
-EXACT = 126.0  # dB: where a reconstruction is the picture itself and PSNR would be infinite
 
 
 class Kept:
@@ -145,8 +144,8 @@ class View:
 
     @property
     def psnr(self) -> float:
-        """Of the reconstruction, in dB, at most EXACT."""
-        return min(float(psnr(self.reconstruction[None], self.image)), EXACT)
+        """Of the reconstruction, in dB."""
+        return float(psnr(self.reconstruction[None], self.image))
 
     def entropy(self, tau: float) -> Tensor:
         """Entropy of softmax(A / tau) of every token, (N,), in nats."""

@@ -30,7 +30,7 @@ def from_evaluation(*keys: str, scale: float = 1.0) -> Callable[[Run], float | N
         for key in keys:
             value = value.get(key, {})
         value = value.get("mean", {}) if isinstance(value, dict) else value
-        return None if isinstance(value, dict) else scale * value
+        return None if value is None or isinstance(value, dict) else scale * value
 
     return read
 

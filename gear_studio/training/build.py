@@ -18,11 +18,12 @@ from gear_studio.data import tokens
 from gear_studio.data.picture_output import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.files import digest_file
 from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
-from gear_studio.models.teachers import Teacher, load_teachers
+from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe, trains_generator
@@ -122,7 +123,10 @@ class Parts:
 
     def config(self) -> dict[str, Any]:
         """What config.json says; of pictures on files `folder.describe_pictures` adds which."""
-        training = self.training
+        training, perceptual = self.training, self.recipe.perceptual
+        contents = {"teacher_sha256": [teacher.fingerprint() for teacher in self.teachers]}
+        if perceptual not in ("teacher", "lpips", *teachers_of("shipped")) and Path(perceptual).is_file():
+            contents["perceptual_sha256"] = [digest_file(Path(perceptual))]
         return {
             "source": training.source,
             "stage": training.stage,
@@ -131,7 +135,7 @@ class Parts:
             "parent": self.parent.folder.name if self.parent else None,
             "classes": self.train_source.classes,
             "recipe": self.recipe.asdict(),
-            "teacher_sha256": [teacher.fingerprint() for teacher in self.teachers],
+            **contents,
         }
 
 
@@ -202,8 +206,14 @@ class StageTrainee:
         self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
         self.distance: SampledDistance | None = None
         if recipe.fd_every:
+            in_proportion = (
+                parts.encoder is None
+                and recipe.fd_classes == "reference"
+                and not data.find_source(training.source).balanced
+            )
+            conditions = None if in_proportion else self.conditions
             self.distance = SampledDistance(
-                held_out, self.conditions, self.stage.teacher, recipe.fd_samples, accelerator
+                held_out, conditions, self.stage.teacher, recipe.fd_samples, accelerator
             )
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.

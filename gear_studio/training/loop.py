@@ -13,12 +13,12 @@ Three promises, and how they are kept:
   at the next log, before a checkpoint can be overwritten.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from gear_studio import locks
+from gear_studio.files import to_json
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
@@ -214,7 +216,7 @@ class Loop:
         if self.trainee.digits is not None:
             row = {name: round(value, self.trainee.digits) for name, value in row.items()}
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.write(to_json({"step": step, **row}) + "\n")
         bar.update(step - bar.n)
         bar.set_postfix({name: f"{row[name]:.3f}" for name in self.trainee.shown if name in row})
 
@@ -244,12 +246,21 @@ def agree(accelerator: Accelerator, ask: Callable[[], T]) -> T:
     return answer[0]
 
 
+@contextmanager
+def hold_folder(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """`locks.hold` by the main process, for all; what it raises is raised in every one."""
+    with ExitStack() as held:
+        agree(accelerator, lambda: held.enter_context(locks.hold(folder)))
+        yield
+
+
 def train(training: Training, progress: bool = True) -> Run:
     """Train one stage, continuing what is there, and return the finished Run.
 
     How its steps are computed and the number of processes may change when a run is continued. Raises
     ValueError for settings that do not fit each other, an arm the stage does not have, and a folder that
-    holds another run or a damaged checkpoint; FileNotFoundError where the run to build on, a teacher or
+    holds another run or a damaged checkpoint; FolderInUseError where another process is at it;
+    FileNotFoundError where the run to build on, a teacher or
     pictures are missing; DivergedError when a loss is not finite. A training that is refused leaves no folder
     behind."""
     training = training.completed()
@@ -259,17 +270,18 @@ def train(training: Training, progress: bool = True) -> Run:
     # Softmaxes over codes are full of numbers below 1e-38, on which a CPU is many times slower than on zeros.
     torch.set_flush_denormal(True)
     torch.manual_seed(training.seed)
-    parts = build.gather_parts(training)
-    out = parts.out
-    config, finished = agree(accelerator, lambda: _compare(parts))
-    if not finished:
-        trainee = build.StageTrainee(parts, accelerator, progress)
-        agree(accelerator, lambda: run_folder.claim_folder(out, config))
-        recipe = parts.recipe
-        rhythm = Rhythm(recipe.steps, recipe.batch_size, recipe.log_every, recipe.checkpoint_every)
-        loop = Loop(trainee, rhythm, training.seed, out, accelerator, progress)
-        loop.restore()
-        loop.run()
+    out = cast(Path, training.out)
+    with hold_folder(out, accelerator):
+        parts = build.gather_parts(training)
+        config, finished = agree(accelerator, lambda: _compare(parts))
+        if not finished:
+            trainee = build.StageTrainee(parts, accelerator, progress)
+            agree(accelerator, lambda: run_folder.claim_folder(out, config))
+            recipe = parts.recipe
+            rhythm = Rhythm(recipe.steps, recipe.batch_size, recipe.log_every, recipe.checkpoint_every)
+            loop = Loop(trainee, rhythm, training.seed, out, accelerator, progress)
+            loop.restore()
+            loop.run()
     return Run(out)
 
 

@@ -23,6 +23,7 @@ ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's
     "joint": _JOINT,
     "generator": ("baseline", *_JOINT),
 }
+CLASS_SHARES = ("reference", "equal")  # how often samples are asked for each class
 WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
 
 
@@ -65,6 +66,7 @@ class Recipe:
     validation_images: int = 512
     fd_every: int = 0  # steps from one FD of samples to the next (`sampled_distance`), at the end too; 0: no
     fd_samples: int = 2000  # the same for runs that are compared
+    fd_classes: str = "reference"  # asked for in the real pictures' proportions; or "equal": in turn
 
     def __post_init__(self):
         if self.checkpoint_every % self.log_every:
@@ -82,6 +84,9 @@ class Recipe:
                 f"fd_every {self.fd_every} is not a multiple of log_every {self.log_every}; the distance is "
                 "logged with the other metrics"
             )
+
+        if self.fd_classes not in CLASS_SHARES:
+            raise ValueError(f"fd_classes is {self.fd_classes!r}; choose {' or '.join(CLASS_SHARES)}")
 
     def asdict(self) -> dict:
         return asdict(self)

@@ -70,18 +70,32 @@ def check_folder(folder: Path, config: dict, extend: bool = False) -> bool:
 
 def claim_folder(folder: Path, config: dict) -> None:
     """Make a folder that `check_folder` let pass this run's: a new one gets its config, one that was asked
-    for fewer steps is asked for these from now on."""
+    for fewer steps is asked for these from now on, and one whose teacher or LPIPS lies elsewhere by now is
+    told where."""
     path = folder / "config.json"
     if not path.exists():
         write_json(path, config)
-    elif compare_configs(read_json(path, "a run"), config):
+        return
+    held, asked = read_json(path, "a run"), json.loads(json.dumps(config))
+    if compare_configs(held, config):
         reopen(folder)
         write_json(path, config)
+    elif moved := {name for name in CONTENTS if held["recipe"].get(name) != asked["recipe"].get(name)}:
+        write_json(path, held | {"recipe": held["recipe"] | {name: asked["recipe"][name] for name in moved}})
+
+
+# Settings that name a file or a folder, and what config.json says of its contents.
+CONTENTS = {
+    "teacher": "teacher_sha256",
+    "teacher_weights": "teacher_sha256",
+    "perceptual": "perceptual_sha256",
+}
 
 
 def compare_configs(held: dict, config: dict) -> dict[str, tuple[Any, Any]]:
     """{name: (held, asked for)} of everything in which two configs of runs differ, the recipe's settings
-    among them."""
+    among them. Files are compared by their contents, wherever they lie, and by their names only in runs that
+    do not say what these were."""
     # A setting that came later has its default in older runs: they were trained so.
     defaults, parts = known_defaults(Recipe), {"tokenizer": TokenizerConfig, "generator": GeneratorConfig}
     nested = {name: known_defaults(kind) for name, kind in parts.items()}
@@ -89,10 +103,13 @@ def compare_configs(held: dict, config: dict) -> dict[str, tuple[Any, Any]]:
     asked = {**config, **config["recipe"]}
     there = {**held, **defaults, **held.get("recipe", {})}
     there |= {name: nested[name] | there[name] for name in nested.keys() & there.keys()}
+    said = {name for name, content in CONTENTS.items() if there.get(content)}
+    passed_over = {"recipe"} | {name for name in said if there[CONTENTS[name]] == asked.get(CONTENTS[name])}
+    passed_over |= {content for name, content in CONTENTS.items() if name not in said}
     return {
         name: (there.get(name), asked.get(name))
         for name in asked.keys() | there.keys()
-        if name != "recipe" and there.get(name) != asked.get(name)
+        if name not in passed_over and there.get(name) != asked.get(name)
     }
 
 

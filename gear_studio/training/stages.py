@@ -370,8 +370,10 @@ class Stage:
         self._backward("generator", losses)
 
     def _backward(self, objective: str, losses: dict[str, Tensor]) -> None:
-        """The one place where modules get gradients."""
-        self.accelerator.backward(losses[objective] / self.pieces)
+        """The one place where modules get gradients: outside autocast, so that each operation's gradient has
+        the precision that the operation had."""
+        with torch.autocast(self.accelerator.device.type, enabled=False):
+            self.accelerator.backward(losses[objective] / self.pieces)
 
     @torch.no_grad()
     def measure_codes(self) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio import data
+from gear_studio import data, locks
 from gear_studio.analysis.probes import probe_patches
 from gear_studio.files import read_json, write_json
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -54,7 +54,8 @@ def train_teacher(
     """Train the tiny teacher into `folder`, or continue the run that is there; returns it frozen.
 
     The checkpoints are dropped at the end. device: where to train; None takes a GPU if there is one. Raises
-    ValueError when `folder` holds a run with other settings, DivergedError when a loss is not finite.
+    ValueError when `folder` holds a run with other settings, FolderInUseError where another process is at it,
+    DivergedError when a loss is not finite.
     """
     world = data.Shapes("train")
     config = TeacherConfig(note=NOTE)
@@ -233,6 +234,11 @@ class SupervisedTrainee:
 
 def train(lesson: Lesson, folder: Path, device: str | None, log_every: int, checkpoint_every: int) -> None:
     """Train a model under a lesson into a folder, or go on there. Errors as in `train_teacher`."""
+    with locks.hold(folder):
+        _train(lesson, folder, device, log_every, checkpoint_every)
+
+
+def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, checkpoint_every: int) -> None:
     settings = lesson.settings
     if checkpoint_every % log_every:
         raise ValueError(f"checkpoint_every {checkpoint_every} must be a multiple of log_every {log_every}.")
