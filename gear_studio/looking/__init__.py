@@ -1,0 +1,1 @@
+"""Looking at trained models: which pictures are looked at (`pictures`), and what is seen of one (`view`)."""
