@@ -79,6 +79,11 @@ def released(slider: gr.Slider) -> Callable[..., Any]:
     return slider.release(None, js="() => {}", **QUIET).then
 
 
+def status(text: str, done: bool = False) -> str:
+    """A line that says what is being computed, or that all is there, as HTML."""
+    return div("note", text, state="done" if done else "computing")
+
+
 @contextmanager
 def polite() -> Iterator[None]:
     """Show an error that the visitor can act on as a message in the page, without a traceback in the log."""

@@ -6,7 +6,8 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
 
     *_tab.py          one tab each; `page.py` says what a tab is and what tabs share
     runs_on_offer.py  which Runs there are, their models
-    pictures.py       the picture looked at; `picker.py` chooses it
+    pictures.py       the pictures to look at; `picker.py` chooses one
+    newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the two tabs that sample share
     components.py     small pieces of the page
@@ -28,6 +29,7 @@ import torch
 import tyro
 from background import Background
 from page import Page, Tab
+from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab)
@@ -43,6 +45,8 @@ class Options:
 
     runs: Path | None = None
     """Folder of more runs, shown beside the shipped ones."""
+    pictures: Path | None = None
+    """Folder of picture files to look at, with or without sub-folders."""
     port: int | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
@@ -57,7 +61,7 @@ def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
             "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
-        page = Page(runs, background, demo)
+        page = Page(runs, background, demo, background.pictures)
         with gr.Tabs():
             for tab in TABS:
                 page.add(tab)
@@ -67,12 +71,12 @@ def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
 
 def main(options: Options) -> None:
     try:
-        runs = RunsOnOffer(options.runs)
+        runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
-    background = Background(runs)
+    background = Background(runs, pictures)
     demo = build(runs, background)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:

@@ -1,58 +1,66 @@
-"""The picture that a visitor looks at: one of the world, or an upload."""
+"""Which picture a visitor looks at, and the collections to choose it from."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from components import as_markdown
-from torch import Tensor
-
-from gear_studio import data
-from gear_studio.data.shapes import Shapes
-from gear_studio.data.upload import read_upload
-from gear_studio.models.teachers import to_size
+from gear_studio.looking.pictures import (
+    Picture,
+    Pictures,
+    SourcePictures,
+    Upload,
+    pictures_of,
+    pictures_of_folder,
+    pictures_of_source,
+)
+from gear_studio.looking.view import Kept
 from gear_studio.runs import Run
 
-WORLD_PICTURES = 1000  # how many pictures of the world the slider offers
+OWN = "this run's own"
+SOURCES = ("photos", "shapes", "digits")  # offered beside them, and beside the folder of --pictures
+WORLD = ("shapes",)  # the key of the embedded world's
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Picture number `index` of the held-out world, or the visitor's `photo`, uint8 (3, H, W), and its file's
-    `name`."""
+class Choice:
+    """What a visitor chose: picture number `index` of a collection by its name, or a picture of their own."""
 
+    source: str = OWN
     index: int = 0
-    photo: Tensor | None = None
-    name: str = ""
-
-    def to_tensor(self, size: int) -> Tensor:
-        """The picture as a model takes it: float (1, 3, size, size) in [-1, 1], on the CPU."""
-        if self.photo is None:
-            return data.to_float(Shapes("val", size).read([self.index])["image"])
-        return to_size(data.to_float(self.photo[None]), size).clamp(-1, 1)
-
-    def class_number(self, classes: list[str]) -> int | None:
-        """Which of `classes` the picture is of. None for a photo, and where they are not the world's."""
-        world = Shapes("val")
-        if self.photo is not None or classes != world.classes:
-            return None
-        return int(world.read([self.index])["label"][0])
-
-    def is_foreign_to(self, run: Run) -> bool:
-        """Whether the Run was trained on the world alone and the picture is not of it."""
-        return self.photo is not None and run.config["source"] == "shapes"
-
-    def caption(self) -> str:
-        """A sentence about the picture, in Markdown."""
-        if self.photo is not None:
-            return f"Your picture **{as_markdown(self.name)}**, its middle square."
-        return f"Picture {self.index} of the held-out world: {world_caption(self.index)}."
+    upload: Upload | None = None
 
 
-def world_caption(index: int) -> str:
-    """What picture number `index` of the held-out world shows."""
-    return Shapes("val").caption(index)
+class PicturesOnOffer:
+    """The collections by name. folder: of more pictures; raises ValueError where it holds none."""
+
+    def __init__(self, folder: Path | None = None):
+        self._folder = pictures_of_folder(folder) if folder else None
+        self._kept = Kept()  # a collection is made on first use
+        self.names = [OWN, *SOURCES]
+        if self._folder:
+            self.names.append(f"folder {self._folder.name}")
+
+    def collection(self, source: str, run: Run) -> SourcePictures:
+        """The collection `source`, for looking at a Run. Raises ValueError for an unknown name."""
+        if source not in self.names:
+            raise ValueError(f"There are no pictures {source!r}; choose {', '.join(self.names)}.")
+        if self._folder and source == self.names[-1]:
+            return self._folder
+        if source == OWN:
+            return self._kept.get((OWN, str(run.folder)), lambda: self._same(pictures_of(run)))
+        return self._kept.get(source, lambda: pictures_of_source(source))
+
+    def picture(self, choice: Choice, run: Run) -> Picture:
+        """The picture chosen. Beyond the last of a collection it is the last."""
+        if choice.upload is not None:
+            return Picture(choice.upload)
+        pictures: Pictures = self.collection(choice.source, run)
+        return Picture(pictures, min(max(choice.index, 0), len(pictures) - 1))
+
+    def _same(self, pictures: SourcePictures) -> SourcePictures:
+        """Of collections with the same key, one for all Runs."""
+        return self._kept.get(("key", *pictures.key), lambda: pictures)
 
 
-def read_photo(path: str, size: int) -> Picture:
-    """An uploaded file, `size` pixels a side. Raises UploadError, whose message may be shown."""
-    return Picture(photo=read_upload(path, size), name=Path(path).name)
+def is_foreign(picture: Picture, run: Run) -> bool:
+    """Whether the Run was trained on the embedded world alone and the picture is not of it."""
+    return run.config["source"] == "shapes" and picture.pictures.key != WORLD

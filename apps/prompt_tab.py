@@ -8,7 +8,6 @@ import gradio as gr
 import torch
 from components import LAST_COUNTS, QUIET, div, polite, released, sheet
 from page import Page
-from pictures import WORLD_PICTURES, world_caption
 from PIL.Image import Image
 from runs_on_offer import RunsOnOffer
 from side_by_side import (
@@ -26,6 +25,7 @@ from torch import Tensor
 from gear_studio import data, plots, sampling
 from gear_studio.analysis.attention import attention_to_words
 from gear_studio.data import prompts, shapes
+from gear_studio.looking.pictures import WORLD_PICTURES
 from gear_studio.models.text_encoders import TextEncoder
 
 TITLE = "Prompt"
@@ -204,7 +204,7 @@ def _draw(
     seed: int,
 ) -> Iterator[tuple]:
     """Yields, in the order of `views`, after every row of tokens; words can be clicked after the last."""
-    other = world_caption(seed % WORLD_PICTURES) if control else ""
+    other = shapes.Shapes("val").caption(seed % WORLD_PICTURES) if control else ""
     words = _text_encoder(runs, names[0]).words(text)
     captions, numbers = [text] * count, list(range(count))
     if control:  # in one batch, which costs less than two
@@ -218,7 +218,7 @@ def _draw(
     notes, blank = _notes_on(runs, names, text), (None,) * len(names)
     title = f"Control: the same random numbers, asked for “{other}”" if control else ""
     for items in advance_side_by_side(sides):
-        *_, (*_, step) = items
+        step = min((step for *_, step in items), key=lambda step: step.done / step.indices.shape[1])
         tokens, drawn, choices = step.indices.shape[1], Drawn(), []
         if step.done == tokens:
             indices = (step.indices[:count] for *_, step in items)

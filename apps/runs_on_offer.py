@@ -1,11 +1,15 @@
 """Which Runs the explorer offers, by what they can do, and their models on one device."""
 
+from collections import defaultdict
 from pathlib import Path
 from threading import Lock
 
 import torch
 
 from gear_studio import runs
+from gear_studio.files import read_json
+from gear_studio.looking.pictures import Picture
+from gear_studio.looking.view import Kept, View
 from gear_studio.models.generator import Generator
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher
@@ -17,8 +21,9 @@ from gear_studio.studies import CAPTIONS, SHIPPED
 class RunsOnOffer:
     """The Runs of the page by name, those that ship first. A model is read on first use and kept.
 
-    tokenizers: names of the Runs that hold a tokenizer. generators: of those with a generator of classes.
-    captioned: of those with a generator of captions. device: where all models are."""
+    names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
+    classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
+    by name. device: where all models are. kept: what has been seen of pictures."""
 
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
@@ -38,7 +43,7 @@ class RunsOnOffer:
         self.generators: list[str] = []
         self.captioned: list[str] = []
         for name, run in self._runs.items():
-            if run.has("projector"):
+            if run.has("generator"):
                 captioned = run.config["recipe"].get("text_encoder")
                 (self.captioned if captioned else self.generators).append(name)
         if not self.tokenizers or not self.generators:
@@ -46,8 +51,11 @@ class RunsOnOffer:
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
+        self.names = list(self._runs)
+        self.lacking = {} if folder is None else _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._reading = Lock()  # two visitors who come at once read a model once
+        self.kept = Kept()
+        self._reading: dict[str, Lock] = defaultdict(Lock)  # two visitors who come at once read a model once
 
     def __getitem__(self, name: str) -> Run:
         return self._runs[name]
@@ -60,24 +68,49 @@ class RunsOnOffer:
         return names[-1]
 
     def tokenizer(self, name: str) -> Tokenizer:
-        with self._reading:
+        with self._reading[name]:
             return self[name].tokenizer.to(self.device)
 
     def generator(self, name: str) -> Generator:
-        with self._reading:
+        with self._reading[name]:
             return self[name].generator.to(self.device)
 
     def projector(self, name: str) -> Projector:
-        with self._reading:
+        with self._reading[name]:
             return self[name].projector.to(self.device)
 
     def teacher(self, name: str) -> Teacher:
-        with self._reading:
+        with self._reading[name]:
             return self[name].teacher.to(self.device)
+
+    def view(self, name: str, picture: Picture) -> View:
+        """A picture through the Run `name`, whose tokenizer is read first."""
+        self.tokenizer(name)
+        return View(self.kept, self[name], picture)
 
     def largest_picture(self) -> int:
         """Pixels a side of the largest picture that a tokenizer here takes."""
-        return max(self.tokenizer(name).config.image_size for name in self.tokenizers)
+        return max(
+            read_json(self[name].folder / "tokenizer" / "config.json", "a Tokenizer")["image_size"]
+            for name in self.tokenizers
+        )
+
+
+def _find_lacking(folder: Path) -> dict[str, str]:
+    """What the generators' Runs in a folder lack whose tokenizer is not there, by name."""
+    lacking = {}
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            run = Run(path.parent)
+        except ValueError:
+            continue
+        parent = run.config.get("parent")
+        if run.has("generator") and not run.has("tokenizer"):
+            if parent is None:
+                lacking[run.name] = "its config.json names no run of its tokenizer (parent)"
+            elif not (folder / parent / "tokenizer").is_dir():
+                lacking[run.name] = f"the run of its tokenizer, {parent}, does not lie beside it"
+    return lacking
 
 
 def _study_name(name: str) -> str:

@@ -30,6 +30,8 @@ def run_note(runs: RunsOnOffer, name: str) -> str:
     """A line about a generator's Run, as HTML."""
     run, config = runs[name], runs.generator(name).config
     tokenizer = run.name if run.has("tokenizer") else run.config["parent"]
+    if run.config["stage"] == "imported":
+        return div("note", f"imported, on tokenizer {tokenizer}; {config.blocks} blocks x {config.dim}")
     return div(
         "note",
         f"arm {run.config['arm']}, on tokenizer {tokenizer}; {config.blocks} blocks x {config.dim}, "
@@ -63,13 +65,16 @@ def next_seed(seed: int | None) -> int:
 
 
 def advance_side_by_side(sides: Sequence[Iterator[Item]]) -> Iterator[list[Item]]:
-    """Advance all iterators at once, each on a core of its own; yield their items until one ends."""
+    """Advance all iterators at once, each on a core of its own; yield their items until all have ended. One
+    that ends before the others stays at its last item."""
     with ThreadPoolExecutor(len(sides)) as pool:
+        items: list[Item | None] = [None] * len(sides)
         while True:
-            items = [item for item in pool.map(lambda side: next(side, None), sides) if item is not None]
-            if len(items) < len(sides):
+            new = list(pool.map(lambda side: next(side, None), sides))
+            if all(item is None for item in new):
                 return
-            yield items
+            items = [old if item is None else item for item, old in zip(new, items, strict=True)]
+            yield [item for item in items if item is not None]
 
 
 def progress(done: int, tokens: int) -> str:

@@ -3,6 +3,7 @@
 GEAR_EXPLORER_RUNS=FOLDER tries it on the runs in that folder instead, say in the middle of a training.
 """
 
+import dataclasses
 import html
 import io
 import json
@@ -16,10 +17,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -31,8 +31,11 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from gear_studio import studies
-from gear_studio.analysis.codes import Survey
+from gear_studio import official, studies
+from gear_studio.looking.pictures import Picture, pictures_of_source
+from gear_studio.models import families
+from gear_studio.models.generator import Generator, paper_config
+from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -498,11 +501,102 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
-    name = f"generator {HOSTILE}"
-    monkeypatch.setattr(tab.Picture, "class_number", lambda *_: 0)
+    name, coming = f"generator {HOSTILE}", Future()
+    monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
-    protocol = tab._show(runs, name, tab.Picture(), 3, "z", 27)[-1]
+    coming.set_result(runs.teacher(name))
+    view = runs.view(name, Picture(pictures_of_source("shapes")))
+    protocol = tab.Look(view, tab.OWN_TEACHER, coming, 3, "z", 27).protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
+
+
+@pytest.fixture(scope="session")
+def imported_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of VQ-16's family for 64 px and a small LlamaGen on it, imported, with random weights; and
+    a generator whose tokenizer is missing."""
+    folder = tmp_path_factory.mktemp("imported")
+    torch.manual_seed(0)
+    small = {"image_size": 64, "channels": 32, "multipliers": (1, 1, 2, 2), "codes": 1024, "res_blocks": 1}
+    tokenizer = Tokenizer(dataclasses.replace(PRESETS["vq-16"], **small)).eval()
+    torch.save({"model": families.to_released(tokenizer)}, folder / "vq.pt")
+    official.import_run(folder / "vq.pt", folder / "vq-16", image_size=64)
+    generator = Generator(paper_config("S", classes=1000, codes=1024, grid=8)).eval()
+    torch.save({"model": families.to_released(generator)}, folder / "generator.pt")
+    official.import_run(folder / "generator.pt", folder / "llamagen", parent=folder / "vq-16")
+    shutil.copytree(folder / "llamagen", folder / "orphan")
+    config = json.loads((folder / "orphan" / "config.json").read_text())
+    (folder / "orphan" / "config.json").write_text(json.dumps(config | {"parent": "gone"}))
+    return folder
+
+
+def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
+    browser: Browser, imported_runs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("imported-app")
+    with serving(temporary, imported_runs) as address, visiting(browser, address) as page:
+        sampled(page)
+        expect(page.locator("#lacking")).to_contain_text("orphan: the run of its tokenizer, gone, does not")
+        open_tab(page, "Codebook", "#usage")
+        page.evaluate(
+            """() => { window.seen = [];
+            const find = (selector) => document.querySelector(selector);
+            const quality = () => find('#quality .note')?.textContent ?? '';
+            const old = [find('#original img').src, find('#reconstruction img').src, quality()];
+            window.old = old;
+            new MutationObserver(() => window.seen.push(
+                [find('#tokenizer-run input').value, find('#original img')?.src,
+                 find('#reconstruction img')?.src, quality()]
+            )).observe(document.body, {childList: true, subtree: true, attributes: true,
+                                       characterData: true}); }"""
+        )
+        page.locator("#tokenizer-run input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        expect(page.locator("#codebook-caption")).to_contain_text("Photo 0: the face of a tabby cat")
+        page.locator("#entropy img").wait_for()
+        page.locator("#usage img").wait_for()
+        expect(page.get_by_text("of 10 pictures of photos")).to_have_count(1)
+        seen, old = page.evaluate("window.seen"), page.evaluate("window.old")
+        of_new = [row[1:] for row in seen if row[0] == "vq-16"]
+        emptied = next(i for i, row in enumerate(of_new) if row[:2] == [None, None])
+        for row in of_new[emptied:]:  # once emptied, nothing old comes back
+            assert all(now != before for now, before in zip(row, old, strict=True) if now)
+        order = [next(i for i, row in enumerate(of_new) if i > emptied and row[k]) for k in (0, 1)]
+        assert order == sorted(order)
+
+        before = pixels(page, "#original")
+        page.locator("#codebook-source input").click()
+        page.get_by_role("option", name="digits").click()
+        expect(page.locator("#codebook-caption")).to_contain_text("Picture 0 of digits: class")
+        changed(page, "#original", before)
+
+        open_tab(page, "Alignment", "#generator-similarity")
+        page.locator("#alignment-source input").click()
+        page.get_by_role("option", name="photos").click()
+        page.locator("#alignment-run input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        page.locator("[data-likeness]").wait_for(timeout=3 * PATIENCE)
+        expect(page.locator("#generator-title")).to_contain_text("Tokenizer: c_q")
+        expect(page.locator("#protocol")).to_contain_text("10 images (photos)")
+        expect(page.locator("#protocol")).to_contain_text("efficientnet-lite0")
+        page.locator("#teacher input").fill("no-such-teacher")
+        page.locator("#teacher input").press("Enter")
+        expect(page.locator("#alignment-facts")).to_contain_text("no-such-teacher cannot be had")
+        page.locator("#tokenizer-pca img").wait_for()
+
+        page.get_by_role("tab", name="Sample").click()
+        for side in ("left", "right"):
+            page.locator(f"#{side}-run input").click()
+            page.get_by_role("option", name="llamagen", exact=True).click()
+        page.locator("#class input").fill("tabby")
+        page.get_by_role("option", name="tabby", exact=True).click()
+        page.locator("#sample").click()
+        expect(page.locator("#left-caption")).to_contain_text("Drawn by llamagen: tabby")
+        sampled(page)
+
+
+def test_a_folder_without_pictures_is_named(explorer, tmp_path: Path):
+    with pytest.raises(SystemExit, match=f"{tmp_path} holds no picture files"):
+        explorer.main(explorer.Options(pictures=tmp_path))
 
 
 def test_the_layout_of_the_codes_arrives(page: Page):
@@ -513,19 +607,6 @@ def test_the_layout_of_the_codes_arrives(page: Page):
 
 def test_every_tab_is_in_the_page(explorer):
     assert {tab.__name__ for tab in explorer.TABS} == {path.stem for path in APPS.glob("*_tab.py")}
-
-
-def test_an_exact_reconstruction_has_a_psnr(explorer):
-    tab, image = explorer.codebook_tab, torch.rand(1, 3, 4, 4) * 2 - 1
-    tokenizer = SimpleNamespace(
-        grid=2,
-        config=SimpleNamespace(codes=8),
-        assign=lambda _: SimpleNamespace(scores=torch.rand(1, 4, 8), indices=torch.zeros(1, 4).long()),
-        decode=lambda indices: image.expand(len(indices), -1, -1, -1),
-    )
-    survey = Survey(torch.zeros(1), torch.zeros(1, 4), torch.zeros(8), torch.zeros(8, 3))
-    shown = tab._show(tokenizer, survey, image, "", 0.1, tab.Editing())
-    assert "PSNR 126.0 dB" in shown[2]
 
 
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):

@@ -37,8 +37,9 @@ def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
     device = tokenizer.quantizer.codebook.device
     codes, patch = tokenizer.config.codes, tokenizer.config.image_size // tokenizer.grid
     images = source.read(range(min(pictures, len(source))))["image"]
+    at_once = min(32, max(1, 32 * 64**2 // tokenizer.config.image_size**2))
     indices = torch.cat(
-        [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(32)]
+        [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(at_once)]
     )
     counts = torch.bincount(indices.flatten(), minlength=codes)
     patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)

@@ -169,6 +169,8 @@ class View:
 
     def condition(self) -> Tensor | None:
         """The picture's own class as the generator's condition, (1,); None where it has none."""
+        if self.run.config["recipe"].get("text_encoder"):
+            return None  # it takes captions
         number = self.picture.class_number(self.run.config["classes"])
         return None if number is None else torch.tensor([number], device=self.image.device)
 
