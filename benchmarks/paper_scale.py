@@ -39,10 +39,10 @@ from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.readout import Assignment
 from gear_studio.training.execution import Execution, recompute
-from gear_studio.training.folder import device_name
 from gear_studio.training.loop import Meter
 from gear_studio.training.objectives import next_token_loss, perceptual_loss
 from gear_studio.training.recipes import Recipe, recipe_of
+from gear_studio.training.run_folder import device_name
 from gear_studio.training.stages import Stage, frozen
 
 WARM_UP = 5  # steps that are not counted: compilation, choice of kernels, first allocations

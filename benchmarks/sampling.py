@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from gear_studio import sampling
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
-from gear_studio.training.folder import device_name
+from gear_studio.training.run_folder import device_name
 
 BATCH = 64
 

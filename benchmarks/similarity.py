@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gear_studio.analysis.similarity import cka, cknna, interval
-from gear_studio.training.folder import device_name
+from gear_studio.training.run_folder import device_name
 
 K = 10
 

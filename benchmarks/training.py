@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from gear_studio import data
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
-from gear_studio.training.folder import device_name
 from gear_studio.training.recipes import small_recipe
+from gear_studio.training.run_folder import device_name
 from gear_studio.training.stages import Stage
 
 WARM_UP = 3

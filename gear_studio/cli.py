@@ -1,5 +1,5 @@
-"""The command line: `gear-studio train | recipe | supervise | evaluate | sample | reconstruct | study |
-reproduce | report`.
+"""The command line: `gear-studio train | recipe | supervise | evaluate | inspect | sample | reconstruct |
+study | reproduce | report`.
 
 Errors that a user can act on end in one line, not in a traceback.
 """
@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.analysis.metrics import EvaluationOptions
+from gear_studio.inspection.request import Inspection
 from gear_studio.studies import STUDIES, World
 from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
@@ -32,20 +33,30 @@ def train(training: OmitArgPrefixes[Training]) -> None:
 
 
 def import_released(
-    file: Positional[str], name: Positional[Path], parent: Path | None = None, image_size: int = 256
+    file: Positional[str],
+    name: Positional[Path],
+    parent: Path | None = None,
+    image_size: int = 256,
+    quantizer: str | None = None,
+    heads: int | None = None,
 ) -> None:
-    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ) into a run.
+    """Turn a released checkpoint (GEAR, LlamaGen, Open-MAGVIT2, IBQ, taming-transformers, latent-diffusion)
+    into a run.
 
     Args:
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
         parent: For a generator alone: the run of its tokenizer, beside it.
         image_size: Pixels along a side of the pictures it is for.
+        quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
+        says which.
+        heads: Of the generator's attention, for a size that is not known.
     """
     from gear_studio import official
 
     out = name if len(name.parts) > 1 else Path("runs") / name
-    print(f"imported: {official.import_run(file, out, parent, image_size).folder}")
+    run = official.import_run(file, out, parent, image_size, quantizer, heads)
+    print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
 
 
 def recipe(
@@ -73,7 +84,7 @@ def supervise(
 
     Args:
         model: teacher (frozen patch features), judge (names the class of a picture) or attribute-judge (its
-        shape, texture, colour and place one by one).
+            shape, texture, colour and place one by one).
         steps: Default: as shipped.
         seed: Decides weights and images.
         out: Folder. Default: runs/MODEL.
@@ -120,6 +131,19 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
                 print(describe_skipped(unread))
 
 
+def inspect(tokenizers: Positional[list[str]], asked: OmitArgPrefixes[Inspection]) -> None:
+    """Look at tokenizers on the same pictures: a page of reconstructions, maps and measures, and its numbers.
+    Killed and started again it goes on.
+
+    Args:
+        tokenizers: Folders of runs, names of shipped ones, or released files (.pt, .ckpt, .safetensors).
+        asked: What is looked at, and where the report goes.
+    """
+    from gear_studio import inspection
+
+    print(f"wrote {inspection.inspect(tokenizers, asked)}")
+
+
 def sample(
     run: Positional[Path],
     out: Path,
@@ -132,6 +156,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    device: str | None = None,
 ) -> None:
     """Write a grid of samples as one PNG, or the pictures of a file of prompts into a folder.
 
@@ -140,73 +165,92 @@ def sample(
         out: The PNG to write; with --prompts a folder.
         labels: Class names or numbers, taken in turn. Default: all classes.
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
-        in turn.
+            in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt
-        files (OUT/NAME.png, a grid), or a text file with a prompt a line.
+            files (OUT/NAME.png, a grid), or a text file with a prompt a line.
         count: Pictures. Default: 32, or 4 for each of --prompts.
         cfg_scale: Guidance; 1 is none.
         temperature: 0 is greedy.
         top_k: Keep the k likeliest codes; 0 keeps all.
         top_p: Keep the likeliest codes of this mass; 1 keeps all.
         seed: The same seed gives the same pictures.
+        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
     from gear_studio import sampling
+    from gear_studio.data.picture_output import write_grid
     from gear_studio.data.prompts import read_prompts, write_samples
-    from gear_studio.data.writing import write_grid
+    from gear_studio.devices import choose_device
     from gear_studio.runs import Run
 
-    if sum(given is not None for given in (labels, prompt, prompts)) > 1:
+    if sum(option is not None for option in (labels, prompt, prompts)) > 1:
         raise ValueError("give one of --labels, --prompt and --prompts")
-    loaded = Run.from_pretrained(run)
+    loaded, there = Run.from_pretrained(run), choose_device(device)
+    generator, tokenizer = loaded.generator.to(there), loaded.tokenizer.to(there)
     settings = cfg_scale, temperature, top_k, top_p, seed
 
-    def pictures(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
-        indices = sampling.sample(loaded.generator, condition, *settings, first=first)
+    def draw(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
+        indices = sampling.sample(generator, condition, *settings, first=first)
         with torch.no_grad():
-            return loaded.tokenizer.decode(indices)
+            return tokenizer.decode(indices)
 
     if prompts:
         count = count or 4
         for number, each in enumerate(read_prompts(prompts)):
             condition = loaded.encode([each.text]).expand(count, -1, -1)
-            write_samples(each, pictures(condition, number * count), out)
+            write_samples(each, draw(condition, number * count), out)
     else:
         count = count or 32
         if prompt or loaded.text_encoder:
             if not prompt:
                 raise ValueError(f"run {loaded.name} is asked in words; say what to show with --prompt")
-            asked = loaded.encode(prompt)
+            conditions = loaded.encode(prompt)
         elif labels:
-            asked = torch.tensor(loaded.class_numbers(labels))
+            conditions = torch.tensor(loaded.class_numbers(labels))
         else:
-            asked = torch.arange(len(loaded.config["classes"]))
-        write_grid(pictures(asked[torch.arange(count) % len(asked)]), out)
+            conditions = torch.arange(len(loaded.config["classes"]))
+        write_grid(draw(conditions[torch.arange(count) % len(conditions)]), out)
     print(f"wrote {out}")
 
 
-def reconstruct(run: Positional[Path], pictures: Positional[list[Path]], out: Path) -> None:
-    """Write pictures and, below each, what the tokenizer makes of them, as one PNG.
+def reconstruct(
+    run: Positional[Path], pictures: Positional[list[Path]], out: Path, device: str | None = None
+) -> None:
+    """Write pictures and, below each, what the tokenizer makes of them, as one PNG. A picture keeps its
+    aspect: its short side is resized to that of the tokenizer's own data, its long side cropped in the middle
+    to what tokens cover.
 
     Args:
         run: Any run: a folder or the name of a shipped one.
-        pictures: Image files; centre-cropped to a square and resized.
+        pictures: Image files.
         out: The PNG to write.
+        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
     from gear_studio import data
-    from gear_studio.data.images import crop_and_resize, open_rgb
-    from gear_studio.data.writing import write_grid
+    from gear_studio.data.images import open_rgb, resize_short_side
+    from gear_studio.data.picture_output import write_above
+    from gear_studio.devices import choose_device
     from gear_studio.runs import Run
 
-    tokenizer = Run.from_pretrained(run).tokenizer
-    images = torch.stack(
-        [data.to_float(crop_and_resize(open_rgb(path), tokenizer.config.image_size)) for path in pictures]
-    )
-    with torch.no_grad():
-        write_grid(torch.cat([images, tokenizer.reconstruct(images)]), out, columns=len(images))
+    place = choose_device(device)
+    tokenizer = Run.from_pretrained(run).tokenizer.to(place)
+    pairs = []
+    for path in pictures:
+        original = open_rgb(path)
+        image = resize_short_side(original, tokenizer.config.image_size, tokenizer.config.factor)
+        height, width = image.shape[1:]
+        rows, columns = tokenizer.grid_of((height, width))
+        print(
+            f"{path}: {original.width} x {original.height} px, resized and cropped in the middle "
+            f"to {width} x {height} px, {columns} x {rows} tokens"
+        )
+        with torch.no_grad():
+            shown = data.to_float(image[None].to(place))
+            pairs.append((shown[0], tokenizer.reconstruct(shown)[0]))
+    write_above(pairs, out)
     print(f"wrote {out}")
 
 
@@ -325,6 +369,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "recipe": recipe,
     "supervise": supervise,
     "evaluate": evaluate,
+    "inspect": inspect,
     "sample": sample,
     "reconstruct": reconstruct,
     "study": study,

@@ -8,8 +8,9 @@ from typing import Any
 
 from gear_studio.files import write_json
 from gear_studio.models import families
+from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.families import load_generator, load_tokenizer, save
-from gear_studio.models.families.files import read
+from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
@@ -20,27 +21,38 @@ __all__ = ["class_names", "import_run", "load_generator", "load_tokenizer", "sav
 
 
 def import_run(
-    source: str | Path, folder: str | Path, parent: str | Path | None = None, image_size: int = 256
+    source: str | Path,
+    folder: str | Path,
+    parent: str | Path | None = None,
+    image_size: int = 256,
+    quantizer: str | None = None,
+    heads: int | None = None,
 ) -> Run:
     """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both, which are
-    then both EMA weights or both live ones.
+    then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
+    ours: the joint stage starts from it.
 
-    source, image_size: as for `load_tokenizer`. parent: for a generator alone, the Run beside `folder` whose
-    tokenizer made its tokens. Raises as `load_tokenizer` and `load_generator`, and ValueError where folder
-    already is a Run, a generator comes without its tokenizer, or the two do not belong together."""
+    source, image_size, quantizer: as for `load_tokenizer`. heads: as for `load_generator`. parent: for a
+    generator alone, the Run beside `folder` whose tokenizer made its tokens. Raises as `load_tokenizer` and
+    `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
+    or the two do not belong together."""
     folder = Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
-    raw = read(fetch(source))
+    path = fetch(source)
+    raw = read(path)
     tokenizer_state, generator_state = families.find_pair(raw, source)
     tokenizer: Tokenizer | None = None
     generator: Generator | None = None
+    discriminator: Discriminator | None = None
     if tokenizer_state:
-        tokenizer = families.tokenizer_from(tokenizer_state, image_size, str(source))
+        quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
+        tokenizer = families.tokenizer_from(tokenizer_state, image_size, str(source), quantizer)
+        discriminator = families.discriminator_from(raw, tokenizer_state)
     text_encoder = ""
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
-        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source))
+        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
         if generator.config.codes != its_tokenizer.config.codes:
             raise ValueError(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "
@@ -55,6 +67,8 @@ def import_run(
     if tokenizer:
         tokenizer.save_pretrained(folder / "tokenizer")
         recipe["tokenizer"] = tokenizer.config
+    if discriminator:
+        discriminator.save_pretrained(folder / "discriminator")
     if generator:
         generator.save_pretrained(folder / "generator")
         recipe["generator"] = generator.config

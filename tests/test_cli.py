@@ -204,6 +204,7 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("sample", shapes / "shapes-warmup-s0", *picture), "holds no generator"),
         (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
         (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
+        (("sample", generator, *picture, "--device", "moon"), "device 'moon' is not to be had here"),
         (("reconstruct", generator, tmp_path / "no.png", *picture), "no.png"),
     ):
         complains(command(*words), *parts)
@@ -220,6 +221,18 @@ def test_help_names_every_command(command):
     code, out, _ = command("--help")
     assert code == 0
     assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_is_explained_under_its_own_name(name, command):
+    code, out, _ = command(name, "--help")
+    assert code == 0 and "Args:" not in out  # which stands there where a docstring could not be read
+    rows = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", out).split(" options ", 1)[1]
+    options = re.findall(r"^ +--([a-z][\w-]*)(.*?)(?=^ +--[a-z]|\Z)", rows, flags=re.DOTALL | re.MULTILINE)
+    assert len(options) >= 1
+    for option, row in options:
+        explained = re.sub(r"\{[^}]*\}|--[\w-]+|\b[A-Z]+\b", " ", row).split("(default")[0]
+        assert len(re.findall(r"[a-z]{2,}", explained)) >= 2, f"{name} --{option}: {row!r}"
 
 
 def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):
@@ -248,6 +261,39 @@ def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, p
     assert picture.shape[0] >= 128 and picture.shape[1] >= 128
     above, below = np.array_split(picture, 2)
     assert above.mean() > 150 and not np.allclose(above, below, atol=5)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 200), (100, 100), (64, 71)])
+def test_reconstructing_keeps_the_aspect_of_a_photo(size, shapes, command, tmp_path):
+    """The middle of the picture, its short side 64 px, above what the tokenizer makes of the same."""
+    ramp = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "square.png")
+    words = [shapes / "shapes-generator-gear-s0", tmp_path / "photo.png", tmp_path / "square.png"]
+    code, said, complaint = command("reconstruct", *words, "--out", tmp_path / "both.png", "--device", "cpu")
+    assert code == 0, complaint
+    scale = 64 / min(size)
+    width, height = (int(round(length * scale)) // 8 * 8 for length in size)
+    assert (
+        f"photo.png: {size[0]} x {size[1]} px, resized and cropped in the middle to {width} x {height}"
+        in said
+    )
+    assert f"{width // 8} x {height // 8} tokens" in said
+    picture = np.asarray(Image.open(tmp_path / "both.png")).astype(float)
+    assert picture.shape == (2 * height + 6, width + 64 + 6, 3)
+    original, below = picture[2 : 2 + height, 2 : 2 + width], picture[4 + height : -2, 2 : 2 + width]
+    steps = original.mean((0, 2))
+    assert original.std(0).max() < 2  # nothing is turned or squeezed into another direction
+    middle = np.interp(
+        (np.arange(width) - (width - 1) / 2) / scale + (size[0] - 1) / 2, range(size[0]), ramp[0, :, 0]
+    )
+    assert np.abs(steps - middle)[2:-2].max() < 3
+    tokenizer = Run.from_pretrained(words[0]).tokenizer
+    seen = torch.tensor(original / 127.5 - 1).float().permute(2, 0, 1)[None]
+    expected = (tokenizer.reconstruct(seen)[0].permute(1, 2, 0).detach().numpy() + 1) * 127.5
+    assert np.abs(below - expected).mean() < 2
+    square = picture[2:66, width + 4 : width + 68]
+    assert square.min() >= 198 and square.max() <= 202
 
 
 def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):

@@ -1,5 +1,7 @@
 """Convolutional teachers: a real network without a download, and any model of timm that has a feature map."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from gear_studio.analysis.similarity import cka
 from gear_studio.data.photos import PHOTOS
 from gear_studio.models import feature_maps
 from gear_studio.models.feature_maps import LITE0
+from gear_studio.training.loop import train
+from gear_studio.training.request import Training
 
 
 def normalised(index: int) -> torch.Tensor:
@@ -79,3 +83,17 @@ def test_another_file_in_the_package_s_place_is_refused(monkeypatch):
     with pytest.raises(ImportError, match="install it with"):
         feature_maps.load_lite0_encoder()
     feature_maps.lite0_state.cache_clear()
+
+
+@pytest.mark.slow
+def test_it_guides_a_tokenizer(tmp_path):
+    settings = ("teacher=efficientnet-lite0", "perceptual=tiny")
+    for stage in ("warmup", "joint"):
+        training = Training("shapes", stage, budget="smoke", set=settings, out=tmp_path / stage)
+        run = train(
+            replace(training, parent=tmp_path / "warmup" if stage == "joint" else None), progress=False
+        )
+    assert (
+        run.finished and run.teacher.name == "efficientnet-lite0" and run.projector.config.teacher_dim == 112
+    )
+    assert -1 <= run.series("alignment_soft")[1][-1] < 1

@@ -22,9 +22,9 @@ from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import build, checkpoints, loop, stages
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.execution import Execution
-from gear_studio.training.fd import SampledDistance
 from gear_studio.training.recipes import Recipe, small_recipe
 from gear_studio.training.request import Training
+from gear_studio.training.sampled_distance import SampledDistance
 
 STAGES = {  # name: stage, arm, parent, changes to the recipe
     "warmup": ("warmup", "warmup", None, {"gan_weight": 0.1}),

@@ -61,9 +61,10 @@ def test_tokens_are_in_raster_order():
     )  # two 3x3 convolutions reach two patches
 
 
-def test_an_image_of_another_size_is_refused_with_the_size_expected(tokenizer):
-    with pytest.raises(ValueError, match=r"\(2, 3, 64, 64\).*32, 32"):
-        tokenizer.assign(torch.zeros(2, 3, 64, 64))
+def test_an_image_of_a_size_that_f_does_not_divide_is_refused_with_the_next_ones(tokenizer):
+    assert tokenizer.assign(torch.zeros(2, 3, 64, 64)).indices.shape == (2, 64)
+    with pytest.raises(ValueError, match="width 60, no multiple of f = 8.* 56 or 64"):
+        tokenizer.assign(torch.zeros(2, 3, 64, 60))
 
 
 def test_presets_have_the_grids_they_promise():

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from gear_studio import Run, cli, official, sampling
 from gear_studio.models import families, text_encoders
+from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.llamagen import LlamaGen
 from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
@@ -30,7 +31,10 @@ SCALED = {"image_size": 32, "channels": 32, "multipliers": (1, 2, 2)}
 SMALL = {
     "vq": replace(PRESETS["vq-16"], **SCALED, res_blocks=2, latent=32, codes=64, code_dim=4),
     "lfq": replace(PRESETS["lfq-16"], **SCALED, res_blocks=2, latent=6, codes=64, code_dim=6),
-    "ibq": replace(PRESETS["ibq-16"], **SCALED, res_blocks=2, latent=32, codes=64, code_dim=16),
+    "ibq": replace(PRESETS["ibq-16"], **SCALED, res_blocks=4, latent=32, codes=64, code_dim=16),
+    "euclidean": replace(
+        PRESETS["ibq-16"], **SCALED, quantizer="euclidean", res_blocks=2, latent=32, codes=64, code_dim=16
+    ),
 }
 
 
@@ -67,7 +71,7 @@ def test_every_released_key_finds_its_place_and_comes_back(name):
     numbers = torch.randn(max(map(math.prod, SHAPES[name].values())))  # drawn once: it is what takes the time
     state = {k: numbers[: math.prod(s)].view(s) + torch.rand(()) for k, s in SHAPES[name].items()}
     if name in ("VQ-16", "LFQ-16", "IBQ-16"):
-        model = families.tokenizer_from(state, 256, name)
+        model = families.tokenizer_from(state, 256, name, name.split("-")[0].lower())
         assert model.config == PRESETS[name.lower()] and model.grid == 16
     else:
         model = families.generator_from(state, None, name)
@@ -215,6 +219,19 @@ WRAPPED = {
     "discriminator": lambda state: {"vq": state, "discriminator": {"main.0.weight": torch.ones(2)}},
     "arguments": lambda state: {"vq": state, "args": argparse.Namespace(image_size=256)},
     "lightning": lightning,
+    "data parallel": lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
+    "compiled": lambda state: {"vq": {f"_orig_mod.module.{k}": v for k, v in state.items()}},
+    "sharded": lambda state: {
+        "model": {
+            "_fsdp_wrapped_module." + k.replace(".conv1", "._fsdp_wrapped_module.conv1"): v
+            for k, v in state.items()
+        }
+    },
+    "in a module": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
+    "nested": lambda state: {"ema": {"state_dict": state}, "model": {k: v + 1 for k, v in state.items()}},
+    "nested and wrapped": lambda state: {
+        "state_dict": {"model": {f"module.model.{k}": v for k, v in state.items()}}
+    },
 }
 
 
@@ -223,7 +240,8 @@ WRAPPED = {
 def test_every_wrapping_of_a_tokenizer(kind, wrapping, tmp_path):
     model = tokenizer(kind)
     torch.save(WRAPPED[wrapping](families.to_released(model)), tmp_path / "file.pt")
-    loaded = official.load_tokenizer(tmp_path / "file.pt", image_size=32)
+    told = "euclidean" if kind == "euclidean" else None
+    loaded = official.load_tokenizer(tmp_path / "file.pt", image_size=32, quantizer=told)
     assert loaded.config == model.config and not loaded.training
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
@@ -250,7 +268,8 @@ def test_a_stored_rotary_table_tells_the_grid(generator):
 
 
 def test_what_is_saved_is_loaded(generator, tmp_path):
-    for model, load in ((tokenizer("lfq"), official.load_tokenizer), (generator, official.load_generator)):
+    models = ((tokenizer(kind), official.load_tokenizer) for kind in SMALL)
+    for model, load in (*models, (generator, official.load_generator)):
         official.save(model, tmp_path / "file.pt")
         loaded = load(tmp_path / "file.pt", 32 if isinstance(model, Tokenizer) else 8)
         assert loaded.config == model.config
@@ -263,6 +282,200 @@ def test_half_precision_and_safetensors_are_read(tmp_path):
     loaded = official.load_tokenizer(tmp_path / "a.safetensors", 32)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value.bfloat16().float())
+
+
+# What names and shapes do not say
+
+
+def taming(kind: str = "euclidean", blocks: int = 2) -> dict:
+    """A state dict as taming-transformers saves it: the loss's networks beside the weights."""
+    torch.manual_seed(0)
+    model = Tokenizer(replace(SMALL[kind], res_blocks=blocks))
+    loss = {"loss.perceptual_loss.lin0.model.1.weight": torch.ones(1, 64, 1, 1)}
+    return {"state_dict": families.to_released(model) | loss, "global_step": 7}
+
+
+def told_from(raw: dict, folder: Path, config: str = "", name: str = "file.yaml") -> str:
+    """The quantizer of a file, with a config beside it."""
+    folder.mkdir(exist_ok=True)
+    torch.save(raw, folder / "file.ckpt")
+    (folder / name).write_text(config)
+    loaded = official.load_tokenizer(folder / "file.ckpt", 32)
+    (folder / name).unlink()
+    return loaded.config.quantizer
+
+
+def without_loss(raw: dict) -> dict:
+    return {"state_dict": {k: v for k, v in raw["state_dict"].items() if not k.startswith("loss.")}}
+
+
+def test_a_vqgan_of_taming_is_no_ibq(tmp_path):
+    """The keys are the same; the loss and the number of blocks tell, and codes differ."""
+    raw = taming()
+    raw["state_dict"]["quantize.embedding.weight"] = torch.randn(64, 16)
+    assert told_from(raw, tmp_path) == "euclidean"
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    chosen = official.load_tokenizer(tmp_path / "file.ckpt", 32)
+    wrong = official.load_tokenizer(tmp_path / "file.ckpt", 32, quantizer="ibq")
+    z = released.Net(raw["state_dict"]).encode(images).flatten(2).transpose(1, 2)
+    nearest = torch.cdist(z, raw["state_dict"]["quantize.embedding.weight"].double()[None]).argmin(-1)
+    assert torch.equal(chosen.indices(images), nearest)
+    assert (wrong.indices(images) == nearest).float().mean() < 0.9
+
+
+def test_ibq_is_told_by_its_blocks_and_its_averages(tmp_path):
+    state = families.to_released(tokenizer("ibq"))
+    assert told_from({"vq": state}, tmp_path) == told_from(lightning(state), tmp_path) == "ibq"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [without_loss(taming()), taming(blocks=3), taming("ibq", blocks=4)],
+    ids=["no loss", "other blocks", "blocks of one and loss of the other"],
+)
+def test_where_it_is_not_sure_the_quantizer_is_asked_for(raw, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"several quantizers share.*--quantizer vq\|lfq\|ibq\|euclidean"):
+        told_from(raw, tmp_path)
+    (tmp_path / "file.yaml").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="Say it: --quantizer"):
+        imported(monkeypatch, "file.ckpt", "asked", "--image-size", 32)
+    assert not Path("runs").exists()
+    for said in ("euclidean", "ibq", "vq"):
+        imported(monkeypatch, "file.ckpt", said, "--image-size", 32, "--quantizer", said)
+        assert Run.from_pretrained(f"runs/{said}").tokenizer.config.quantizer == said
+    with pytest.raises(ValueError, match="unknown quantizer 'fsq'; choose one of vq, lfq, ibq, euclidean"):
+        official.load_tokenizer("file.ckpt", 32, quantizer="fsq")
+
+
+@pytest.mark.parametrize(
+    ("config", "quantizer"),
+    [
+        ("model:\n  base_learning_rate: 4.5e-06\n  target: taming.models.vqgan.VQModel\n", "euclidean"),
+        ("model:\n  target: ldm.models.autoencoder.VQModelInterface\n", "euclidean"),
+        ("seed_everything: true\nmodel:\n  class_path: src.IBQ.models.ibqgan.IBQ\n", "ibq"),
+        ('{"model": {"target": "taming.models.vqgan.VQModel"}}', "euclidean"),
+    ],
+)
+def test_a_config_beside_the_file_tells(config, quantizer, tmp_path):
+    bare = without_loss(taming())
+    for name in ("file.yaml", "config.yml", "model.yaml", "config.json"):
+        assert told_from(bare, tmp_path, config, name) == quantizer
+
+
+@pytest.mark.parametrize("config", ["model: [", "model:\n  target: a.diffusion.Model\n", "- 1", "\x00"])
+def test_a_config_of_something_else_tells_nothing(config, tmp_path):
+    with pytest.raises(ValueError, match="several quantizers share"):
+        told_from(without_loss(taming()), tmp_path, config)
+    assert told_from(taming(), tmp_path, config) == "euclidean"
+
+
+def test_a_config_that_contradicts_the_keys_is_not_believed(tmp_path):
+    of_taming = "model:\n  target: taming.models.vqgan.VQModel\n"
+    for kind in ("vq", "ibq", "lfq"):
+        raw = {"vq": families.to_released(tokenizer(kind))}
+        with pytest.raises(ValueError, match=f"keys of quantizer {kind}, and the config .* says euclidean"):
+            told_from(raw, tmp_path / kind, of_taming)
+
+
+def test_a_key_within_and_without_a_wrapper_is_refused(tmp_path):
+    state = families.to_released(tokenizer("vq"))
+    torch.save(state | {"module.quant_conv.bias": torch.zeros(4)}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="holds quant_conv.bias twice"):
+        official.load_tokenizer(tmp_path / "file.pt", 32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": 64, "multipliers": (1, 1), "latent": 16, "codes": 100},
+        {"multipliers": (1, 2, 3, 4), "image_size": 64, "code_dim": 3},
+    ],
+)
+@pytest.mark.parametrize("kind", ["vq", "ibq", "euclidean"])
+def test_tokenizers_of_other_widths_and_levels_are_told_by_their_shapes(kind, changes, tmp_path):
+    torch.manual_seed(0)
+    model = Tokenizer(replace(SMALL[kind], **changes)).eval()
+    official.save(model, tmp_path / "file.pt")
+    loaded = official.load_tokenizer(tmp_path / "file.pt", model.config.image_size)
+    assert loaded.config == model.config
+    images = torch.rand(1, 3, model.config.image_size, model.config.image_size) * 2 - 1
+    assert torch.equal(loaded.indices(images), model.indices(images))
+
+
+def test_a_generator_of_a_size_nobody_released_needs_its_heads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(paper_config("B", 10, 64, 8), blocks=4, dim=96, heads=6, tap=1)
+    model = Generator(config).eval()
+    tiny.wake(model)
+    torch.save({"ema": families.to_released(model)}, "generator.pt")
+    with pytest.raises(ValueError, match="4 blocks of width 96.*--heads N"):
+        official.load_generator("generator.pt", 8)
+    loaded = official.load_generator("generator.pt", 8, heads=6)
+    assert loaded.config == config
+    tokens, labels = torch.randint(64, (2, 63)), torch.tensor([3, 10])
+    expected = released.Net(families.to_released(model)).logits(tokens, labels, heads=6, grid=8)
+    with torch.no_grad():
+        near(loaded(loaded.tokens(tokens), labels), expected)
+    with pytest.raises(ValueError, match="dim 96 with 5 heads"):
+        official.load_generator("generator.pt", 8, heads=5)
+
+    official.save(tokenizer("vq"), "vq.pt")
+    imported(monkeypatch, "vq.pt", "vq", "--image-size", 32)
+    imported(monkeypatch, "generator.pt", "asked", "--parent", "runs/vq", "--heads", 6)
+    assert Run.from_pretrained("runs/asked").generator.config == config
+
+
+def test_a_stored_rotary_table_tells_the_heads():
+    config = replace(paper_config("B", 10, 64, 8), blocks=4, dim=96, heads=6, tap=1)
+    state = families.to_released(Generator(config)) | {"freqs_cis": torch.zeros(1 + 8 * 8, 8, 2)}
+    assert families.generator_from(state, None, "a file").config == config
+    with pytest.raises(ValueError, match="a file has 6 heads by its rotary table, not 3"):
+        families.generator_from(state, None, "a file", heads=3)
+
+
+# Discriminators
+
+
+def patch_gan(**changes) -> tuple[Discriminator, dict]:
+    """Ours, and its state dict under the names of taming-transformers and LlamaGen."""
+    torch.manual_seed(0)
+    made = Discriminator(DiscriminatorConfig(**{"channels": 8} | changes))
+    return made, {key.replace("blocks.", "main."): value for key, value in made.state_dict().items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"channels": 16, "layers": 2}])
+def test_a_warm_up_s_discriminator_comes_along_and_the_joint_stage_starts_from_it(
+    changes, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    made, state = patch_gan(**changes)
+    vq = families.to_released(tokenizer("vq"))
+    torch.save({"vq_ema": vq, "discriminator": {f"module.{k}": v for k, v in state.items()}}, "gear.pt")
+    loss = {f"loss.discriminator.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": taming()["state_dict"] | loss}, "taming.ckpt")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    for file in ("gear.pt", "taming.ckpt"):
+        run = official.import_run(file, f"runs/{file}", image_size=32)
+        assert run.has("discriminator")
+        loaded = Discriminator.from_pretrained(run.folder)
+        assert loaded.config == made.config
+        assert torch.equal(loaded.train()(images), made(images))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"main.0.weight": torch.ones(2)},
+        {k: v for k, v in patch_gan()[1].items() if k != "main.3.bias"},
+        {k.replace("main", "model"): v for k, v in patch_gan()[1].items()},
+        torch.ones(3),
+    ],
+)
+def test_a_discriminator_of_another_kind_stays_behind(held, tmp_path):
+    raw = {"vq": families.to_released(tokenizer("vq")), "discriminator": held}
+    torch.save(raw, tmp_path / "file.pt")
+    assert not official.import_run(tmp_path / "file.pt", tmp_path / "run", image_size=32).has("discriminator")
 
 
 # Refusals
@@ -298,7 +511,7 @@ def test_averages_of_some_weights_are_not_mixed_with_the_others(tmp_path):
 
 def test_a_size_nobody_released_lists_the_known_ones():
     shapes = {k: s for k, s in SHAPES["LlamaGen-B"].items() if not k.startswith("layers.11.")}
-    with pytest.raises(ValueError, match="11 blocks of width 768; known sizes: S 12 x 384, B 12 x 768"):
+    with pytest.raises(ValueError, match="11 blocks of width 768.*--heads N .*: S 12 x 384, B 12 x 768"):
         LlamaGen().config_of({k: torch.empty(s, device="meta") for k, s in shapes.items()}, None, "a file")
 
 
@@ -492,7 +705,7 @@ def test_averaged_and_live_weights_are_never_mixed(one, other, monkeypatch, tmp_
     pair = "vq_ema" if live else "vq"
     torch.save(held | {pair: {key: value + 1 for key, value in vq.items()}}, "three.pt")
     run = official.import_run("three.pt", "runs/three", image_size=32)
-    expected = families.tokenizer_from({key: value + 1 for key, value in vq.items()}, 32, "a file")
+    expected = families.tokenizer_from({key: value + 1 for key, value in vq.items()}, 32, "a file", "vq")
     assert all(torch.equal(v, expected.state_dict()[k]) for k, v in run.tokenizer.state_dict().items())
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from gear_studio import readout
 from gear_studio.models.quantizers import (
     QUANTIZERS,
+    EuclideanQuantizer,
     IndexBackpropagationQuantizer,
     LookupFreeQuantizer,
     Quantizer,
@@ -96,7 +97,7 @@ def test_decoder_gradient_goes_straight_to_the_latent_and_not_to_the_codes(quant
     torch.testing.assert_close(to_latent, weight - (weight * unit).sum(-1, keepdim=True) * unit)
 
 
-# All three
+# All
 
 
 def make(kind: str, codes: int = 64, dim: int = 6) -> Quantizer:
@@ -116,6 +117,8 @@ def defined_scores(kind: str, z: np.ndarray, c: np.ndarray) -> np.ndarray:
         if kind == "vq":
             apart = one / np.sqrt((one**2).sum()) - code / np.sqrt((code**2).sum())
             scores[b, n, k] = -(apart**2).sum()
+        elif kind == "euclidean":
+            scores[b, n, k] = -((one - code) ** 2).sum()
         else:
             scores[b, n, k] = (2 if kind == "lfq" else 1) * (one * code).sum()
     return scores
@@ -146,7 +149,7 @@ def test_losses_are_those_of_the_paper(kind):
         z = z / np.sqrt((z**2).sum(-1, keepdims=True))
         c = c / np.sqrt((c**2).sum(-1, keepdims=True))
     distance = ((c[chosen] - z) ** 2).mean()
-    expected = {"vq": 1.25, "lfq": 0.25, "ibq": 2.25}[kind] * distance
+    expected = {"vq": 1.25, "lfq": 0.25, "ibq": 2.25, "euclidean": 1.25}[kind] * distance
     result = quantizer(latent)
     assert result.loss.item() == pytest.approx(expected, rel=1e-4)
     np.testing.assert_allclose(result.decoder_input.detach().numpy(), c[chosen], rtol=1e-4, atol=1e-5)
@@ -243,6 +246,34 @@ def test_ibq_s_gradients_are_those_of_its_definition():
     assert (expected[1].abs().sum(-1) > 0).all()  # every code is moved, not only the chosen ones
 
 
+# Euclidean
+
+
+def test_the_nearest_code_wins_however_long():
+    quantizer = EuclideanQuantizer(3, 2)
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [3.0, 3.0], [10.0, 0.0]]))
+    z = torch.tensor([[[1.4, 0.2], [2.4, 1.8], [6.0, 0.0]]])
+    assert quantizer.indices(z).tolist() == [[0, 1, 2]]
+    assert quantizer.scores(z)[0, 0].tolist() == pytest.approx([-0.2, -10.4, -74.0], rel=1e-5)
+    assert torch.equal(quantizer(z).decoder_input, quantizer.codebook[None])
+
+
+def test_a_euclidean_decoder_s_gradient_goes_to_the_latent_and_the_loss_moves_the_chosen_codes():
+    quantizer, z, weight = make("euclidean"), latents().requires_grad_(), torch.randn(2, 9, 6)
+    fed = (quantizer(z).decoder_input * weight).sum()
+    to_latent, to_codes = torch.autograd.grad(fed, [z, quantizer.codebook], allow_unused=True)
+    torch.testing.assert_close(to_latent, weight)
+    assert to_codes is None
+    result = quantizer(z)
+    (moved,) = torch.autograd.grad(result.loss, quantizer.codebook)
+    chosen = result.assignment.indices.unique()
+    assert moved.abs().sum(-1).nonzero()[:, 0].tolist() == chosen.tolist()
+
+
+# Index backpropagation: lengths
+
+
 def test_ibq_indices_depend_on_lengths():
     quantizer = IndexBackpropagationQuantizer(2, 2)
     with torch.no_grad():
@@ -256,6 +287,7 @@ SMALL = {
     "vq": tiny.TOKENIZER,
     "lfq": replace(tiny.TOKENIZER, quantizer="lfq", code_dim=6),
     "ibq": replace(tiny.TOKENIZER, quantizer="ibq", code_dim=16),
+    "euclidean": replace(tiny.TOKENIZER, quantizer="euclidean"),
 }
 
 
@@ -276,7 +308,7 @@ def test_one_joint_step_moves_encoder_codebook_and_decoder(kind, arm):
     }
     learned = set() if kind == "lfq" else {"quantizer"}
     assert parts == {"encoder", "to_code", "from_code", "decoder"} | learned
-    assert stage.codebook_metrics()["usage"] > 0
+    assert stage.measure_codes()["usage"] > 0
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -288,7 +320,7 @@ def test_guidance_alone_reaches_the_encoder(kind):
     )
     images, labels = tiny.batch()
     with stages.frozen(stage.modules["aligned"]):
-        loss = stage.guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], {})
+        loss = stage.compute_guidance(stage.tokenizer.assign(images), labels, [stage.teacher(images)], {})
     gradients = torch.autograd.grad(loss, list(stage.tokenizer.encoder.parameters()), allow_unused=True)
     assert sum(g.abs().sum() for g in gradients if g is not None) > 0
 
@@ -312,9 +344,11 @@ def test_the_small_presets_are_the_table_of_quantizers_at_two_sizes():
         "small": (1024, 8, "vq"),
         "small-lfq": (1024, 10, "lfq"),
         "small-ibq": (1024, 64, "ibq"),
+        "small-euclidean": (1024, 8, "euclidean"),
         "mini": (512, 8, "vq"),
         "mini-lfq": (512, 9, "lfq"),
         "mini-ibq": (512, 64, "ibq"),
+        "mini-euclidean": (512, 8, "euclidean"),
     }
     assert PRESETS["small"] == TokenizerConfig()
     for budget, size in (("shipped", "small"), ("quick", "mini")):
@@ -328,9 +362,73 @@ def test_a_tokenizer_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="unknown tokenizer 'vq-17'; choose one of small, small-lfq"):
         preset("vq-17")
     for wrong, message in (
-        ({"quantizer": "fsq"}, "unknown quantizer 'fsq'; choose one of vq, lfq, ibq"),
+        ({"quantizer": "fsq"}, "unknown quantizer 'fsq'; choose one of vq, lfq, ibq, euclidean"),
         ({"architecture": "unet"}, "unknown architecture 'unet'; choose vqgan or magvit2"),
         ({"architecture": "magvit2"}, "latent 32, code_dim 8 and patch 4: it needs latent = code_dim"),
     ):
         with pytest.raises(ValueError, match=message):
             Tokenizer(replace(tiny.TOKENIZER, **wrong))
+
+
+# Any size
+
+
+WIDE = {
+    "vq": replace(tiny.TOKENIZER, image_size=32),
+    "vq-16": replace(
+        PRESETS["vq-16"], image_size=64, channels=32, multipliers=(1, 1, 1, 1, 1), latent=32, codes=64
+    ),
+    "lfq-16": replace(
+        PRESETS["lfq-16"], image_size=32, channels=32, multipliers=(1, 1, 1), latent=6, codes=64, code_dim=6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_a_tokenizer_takes_any_size_that_f_divides(name, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(WIDE[name]).eval()
+    f, grid = tokenizer.config.factor, tokenizer.grid
+    assert f == {"vq": 8, "vq-16": 16, "lfq-16": 4}[name] and grid == tokenizer.config.image_size // f
+    for rows, columns in ((2, 5), (5, 2), (grid, grid), (1, 3)):
+        images = torch.rand(2, 3, rows * f, columns * f) * 2 - 1
+        assert tokenizer.grid_of(images) == tokenizer.grid_of((rows * f, columns * f)) == (rows, columns)
+        with torch.no_grad():
+            assignment, indices = tokenizer.assign(images), tokenizer.indices(images)
+            assert assignment.scores.shape == (2, rows * columns, 64)
+            assert torch.equal(assignment.indices, indices)
+            with monkeypatch.context() as patch:
+                patch.setattr(readout, "AT_ONCE", 3 * 64)
+                assert torch.equal(tokenizer.indices(images), indices)
+            # Raster order: row by row as `encode` flattens.
+            z = tokenizer.to_code(tokenizer.encoder(images))
+            assert torch.equal(tokenizer.encode(images)[:, columns * (rows - 1)], z[:, :, rows - 1, 0])
+            back = tokenizer.decode(indices, (rows, columns))
+            assert torch.equal(tokenizer.reconstruct(images), back) and back.shape == images.shape
+            assert tokenizer(images)[0].shape == images.shape
+            whole = tokenizer.from_code(
+                tokenizer.quantizer.codes(indices).transpose(1, 2).unflatten(2, (rows, columns))
+            )
+            assert torch.equal(back, tokenizer.decoder(whole).clamp(-1, 1))
+            if rows == columns == grid:
+                assert torch.equal(tokenizer.decode(indices), back)
+
+
+def test_a_size_that_f_does_not_divide_names_the_next_ones():
+    tokenizer = Tokenizer(tiny.TOKENIZER)
+    for size, message in (
+        ((32, 36), "width 36, no multiple of f = 8; resize, crop or pad it to 32 or 40"),
+        ((63, 64), "height 63, no multiple of f = 8; .* 56 or 64"),
+        ((5, 8), "height 5, no multiple of f = 8; .* to 8$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenizer.encode(torch.zeros(1, 3, *size))
+        with pytest.raises(ValueError, match=message):
+            tokenizer.grid_of(size)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 32, 32\); expected \(B, 3, H, W\)"):
+        tokenizer.encode(torch.zeros(1, 1, 32, 32))
+    for indices, grid in ((torch.zeros(1, 12, dtype=torch.long), None), (torch.zeros(1, 16).long(), (3, 4))):
+        with pytest.raises(
+            ValueError, match=f"{indices.shape[1]} tokens are not .*how many rows and columns"
+        ):
+            tokenizer.decode(indices, grid)

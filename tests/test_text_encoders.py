@@ -16,7 +16,7 @@ from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
 from gear_studio.models import text_encoders
 from gear_studio.models.text_encoders import Words
-from gear_studio.training import folder, loop, recipes, stages
+from gear_studio.training import loop, recipes, run_folder, stages
 from gear_studio.training.request import Training
 
 # Of the hash of "red" and of the empty word.
@@ -309,10 +309,10 @@ def test_a_run_from_before_there_were_captions_is_continued(tmp_path):
     for key in ("caption_dim", "caption_length"):
         del old["recipe"]["generator"][key]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    folder.check_folder(tmp_path, now)
+    run_folder.check_folder(tmp_path, now)
     now["recipe"]["generator"]["caption_dim"] = 3
     with pytest.raises(ValueError, match="already holds another run .generator is"):
-        folder.check_folder(tmp_path, now)
+        run_folder.check_folder(tmp_path, now)
 
 
 # The command line

@@ -1,7 +1,11 @@
 """Codebook statistics: which codes are used, and how concentrated the assignments are."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor
+
+from gear_studio.models.quantizers import Quantizer
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -31,3 +35,24 @@ def assignment_statistics(scores: Tensor, tau: float) -> dict[str, Tensor]:
         for k in (1, 10, 100):
             result[f"mass_{k}{suffix}"] = top[min(k, len(top)) - 1]
     return result
+
+
+@torch.no_grad()
+def measure_assignment(
+    z: Tensor, quantizer: Quantizer, tau: float
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """What `assignment_statistics` says of latents z (B, N, D), and their indices, for codebooks whose scores
+    (B, N, K) are too many to hold: `readout.AT_ONCE` of them are at a time.
+
+    Returns indices (B, N) int64; counts (K,), how often each code was chosen, for `usage_statistics`; and the
+    statistics."""
+    sums: Counter[str] = Counter()
+    chosen = []
+    for rows in quantizer.pieces(z):
+        assignment = quantizer.assign(rows)
+        chosen.append(assignment.indices[0])
+        statistics = assignment_statistics(assignment.scores, tau)
+        sums.update({name: rows.shape[1] * value.item() for name, value in statistics.items()})
+    indices = torch.cat(chosen)
+    counts = torch.bincount(indices, minlength=len(quantizer.codebook))
+    return indices.view(z.shape[:2]), counts, {name: total / len(indices) for name, total in sums.items()}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gear_studio import data, sampling
 from gear_studio.analysis import agreement
-from gear_studio.analysis.codebook import assignment_statistics, usage_statistics
+from gear_studio.analysis.codebook import measure_assignment, usage_statistics
 from gear_studio.analysis.likeness import IMAGES, measure_likeness
 from gear_studio.analysis.metrics import METRICS, EvaluationOptions
 from gear_studio.analysis.networks import FeatureNetworks
@@ -34,9 +34,9 @@ from gear_studio.analysis.reference import Reference, StatisticsCache, open_refe
 from gear_studio.analysis.statistics import frechet_distance, precision_recall, split_among_processes
 from gear_studio.data import PATIENCE, choose_pictures
 from gear_studio.data.images import to_uint8
+from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
-from gear_studio.data.writing import Series
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
@@ -222,9 +222,11 @@ class Evaluation:
             for part in split_among_processes(count, self.batch_size, self.accelerator):
                 batch = source.read([self.numbers[0][i] for i in part])
                 images, labels = data.to_float(batch["image"].to(self.device)), batch["label"].to(self.device)
-                assignment = self.tokenizer.assign(images)
-                codes.add_(torch.bincount(assignment.indices.flatten(), minlength=len(codes)))
-                pictures = to_uint8(self.tokenizer.decode(assignment.indices))
+                indices, counts, concentration = measure_assignment(
+                    self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.config["recipe"]["tau"]
+                )
+                codes.add_(counts)
+                pictures = to_uint8(self.tokenizer.decode(indices))
                 reconstruction = data.to_float(pictures)
                 of_each = {"psnr": psnr(reconstruction, images)}
                 if "ssim" in self.options.metrics:
@@ -238,8 +240,7 @@ class Evaluation:
                     for name, judged in (("real", images), ("reconstructed", reconstruction)):
                         of_each[f"judge {name}"] = (self.judge(judged).argmax(-1) == labels).float()
                 sums.update({name: values.double().sum().item() for name, values in of_each.items()})
-                concentration = assignment_statistics(assignment.scores, self.run.config["recipe"]["tau"])
-                sums.update({name: len(images) * value.item() for name, value in concentration.items()})
+                sums.update({name: len(images) * value for name, value in concentration.items()})
                 yield part.start, pictures
 
         summaries = self.summarise(self.distances, reconstruct(), count, "reconstructing")

@@ -25,6 +25,8 @@ FORMATS = {
 }
 SUFFIXES = tuple(sorted(suffix for suffixes in FORMATS.values() for suffix in suffixes))
 
+LARGEST = 2**24  # pixels of a picture that `resize_short_side` makes
+
 
 def is_picture(name: str) -> bool:
     """Whether a file of this name is taken for a picture: its suffix says so, and it is not hidden."""
@@ -94,6 +96,28 @@ def crop_and_resize(
     if rng is not None and rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def resize_short_side(picture: Image.Image, short_side: int, multiple: int) -> torch.Tensor:
+    """RGB picture -> uint8 (3, H, W) of the same aspect: its short side becomes `short_side` (bicubic), and
+    its long side is cropped in the middle to a multiple of `multiple`.
+
+    short_side: itself a multiple. Raises ValueError for a picture so long that it would have more than
+    `LARGEST` pixels."""
+    scale = short_side / min(picture.size)
+    # Half a pixel too many is none: a square picture stays whole.
+    width, height = (int(length * scale + 0.5) // multiple * multiple for length in picture.size)
+    if width * height > LARGEST:
+        raise ValueError(
+            f"a picture of {picture.width} x {picture.height} px would become one of {width} x {height} px; "
+            "crop it first"
+        )
+    # In one go, as in `crop_and_resize`. The box is what is kept, in pixels of the picture.
+    kept = [min(length, wanted / scale) for length, wanted in zip(picture.size, (width, height), strict=True)]
+    left, top = ((length - part) / 2 for length, part in zip(picture.size, kept, strict=True))
+    box = (left, top, left + kept[0], top + kept[1])
+    resized = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from gear_studio.data import shapes
 from gear_studio.data.images import to_uint8
+from gear_studio.data.picture_output import write_grid, write_png
 from gear_studio.data.source import Batch, Captioned, Source
-from gear_studio.data.writing import write_grid, write_png
 from gear_studio.models.text_encoders import TextEncoder, split_words
 
 

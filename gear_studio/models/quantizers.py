@@ -3,22 +3,24 @@
 Every quantizer answers the same questions (`scores`, `indices`, `assign`, `codes`, `forward`) and has a
 `codebook` (K, D), so that the read-outs, the objectives and the probes never ask which one they hold.
 
-          scores A_k        codebook             decoder is fed
-    VQ    -||z - c_k||^2    learned, on sphere   z + sg(c - z)
-    LFQ   2 <z, c_k>        {-1, +1}^D, fixed    z + sg(c - z)
-    IBQ   <z, c_k>          learned              (o + s - sg s) @ C, s = softmax(A), o = one-hot(argmax A)
+                scores A_k       codebook             decoder is fed
+    VQ          -||z - c_k||^2   learned, on sphere   z + sg(c - z)
+    LFQ         2 <z, c_k>       {-1, +1}^D, fixed    z + sg(c - z)
+    IBQ         <z, c_k>         learned              (o + s - sg s) @ C; s = softmax(A), o one-hot argmax A
+    Euclidean   -||z - c_k||^2   learned              z + sg(c - z)
 
 Everything is computed in float32, also under autocast: near-ties decide the index. Adding a quantizer is a
 class here and its line in `QUANTIZERS`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gear_studio.readout import Assignment, straight_through
+from gear_studio.readout import Assignment, rows_at_once, straight_through
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Quantized:
 class Quantizer(nn.Module):
     """What all quantizers share. A quantizer defines `scores`, `forward` and `small_code_dim`.
 
-    formula: A_k as figures write it, for matplotlib."""
+    formula: A_k as figures write it, for matplotlib. compared: whether the study `quantizers` has it."""
 
     formula: str
+    compared = True
     codebook: Tensor
 
     def __init__(self, codes: int, dim: int):
@@ -52,9 +55,18 @@ class Quantizer(nn.Module):
         """z: (B, N, D). Returns A, (B, N, K) float32, larger is closer."""
         raise NotImplementedError
 
+    def pieces(self, z: Tensor) -> Iterator[Tensor]:
+        """z (B, N, D), a few of its rows at a time, (1, R, D) in order: as many as `readout.AT_ONCE` scores
+        leave room for."""
+        for rows in z.flatten(0, 1).split(rows_at_once(self.codebook.T)):
+            yield rows[None]
+
     def indices(self, z: Tensor) -> Tensor:
-        """z: (B, N, D). The chosen codes, (B, N) int64 in [0, K)."""
-        return self.scores(z).argmax(-1)
+        """z: (B, N, D). The chosen codes, (B, N) int64 in [0, K); of `assign`, but its scores are never held
+        whole."""
+        with torch.no_grad():
+            chosen = [self.scores(rows).argmax(-1)[0] for rows in self.pieces(z)]
+        return torch.cat(chosen).view(z.shape[:2])
 
     def assign(self, z: Tensor) -> Assignment:
         """z: (B, N, D)."""
@@ -164,8 +176,37 @@ class IndexBackpropagationQuantizer(Quantizer):
         return Quantized(assignment, z, fed, loss)
 
 
+class EuclideanQuantizer(Quantizer):
+    """Vector quantization as it was first (van den Oord et al. 2017; VQGAN of taming-transformers, VQ of
+    latent-diffusion): A_k = -||z - c_k||^2, and lengths count."""
+
+    formula = "−‖z − c$_k$‖²"
+    compared = False  # the paper has none
+
+    def __init__(self, codes: int, dim: int):
+        super().__init__(codes, dim)
+        self.codebook = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))  # as taming's
+
+    @staticmethod
+    def small_code_dim(codes: int) -> int:
+        return 8
+
+    def scores(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            z, codes = z.float(), self.codebook.float()
+            return 2 * z @ codes.T - z.square().sum(-1, keepdim=True) - codes.square().sum(-1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Loss: mean (c_q - sg z)^2 + 0.25 mean (sg c_q - z)^2; the decoder is fed z + sg(c_q - z)."""
+        assignment = self.assign(z)
+        z, code = z.float(), self.codes(assignment.indices)
+        loss = F.mse_loss(code, z.detach()) + 0.25 * F.mse_loss(z, code.detach())
+        return Quantized(assignment, z, z + (code - z).detach(), loss)
+
+
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
     "lfq": LookupFreeQuantizer,
     "ibq": IndexBackpropagationQuantizer,
+    "euclidean": EuclideanQuantizer,
 }

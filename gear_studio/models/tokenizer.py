@@ -1,5 +1,7 @@
 """Tokenizer = encoder + quantizer + decoder. An image becomes N = (H/f)(W/f) indices in raster order, and
-back."""
+back.
+
+H and W are any multiples of f: the networks are convolutional. image_size is the size of its own data."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +19,8 @@ class TokenizerConfig:
     are thinner, have half the codes, and make as many tokens of 32 px: each holds a quarter of the pixels.
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
-    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim) or ibq."""
+    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim), ibq or
+    euclidean."""
 
     image_size: int = 64
     channels: int = 32
@@ -32,9 +35,14 @@ class TokenizerConfig:
     architecture: str = "vqgan"
 
     @property
+    def factor(self) -> int:
+        """f, pixels along a side of a token."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
     def grid(self) -> int:
-        """Tokens along a side."""
-        return self.image_size // (self.patch * 2 ** (len(self.multipliers) - 1))
+        """Tokens along a side of a picture of image_size."""
+        return self.image_size // self.factor
 
 
 def preset_name(size: str, quantizer: str) -> str:
@@ -110,15 +118,28 @@ class Tokenizer(Pretrained):
     def grid(self) -> int:
         return self.config.grid
 
+    def grid_of(self, images: Tensor | tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of tokens of images (B, 3, H, W), or of a size (H, W).
+
+        Raises ValueError where H or W is no multiple of f."""
+        height, width = images.shape[-2:] if isinstance(images, Tensor) else images
+        f = self.config.factor
+        for name, length in (("height", height), ("width", width)):
+            if length < f or length % f:
+                below, above = length // f * f, (length // f + 1) * f
+                near = f"{below} or {above}" if below else f"{above}"
+                raise ValueError(
+                    f"images have {name} {length}, no multiple of f = {f}; resize, crop or pad it to {near}"
+                )
+        return height // f, width // f
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) float in [-1, 1] -> latent before quantization (B, N, D), raster order.
 
-        Raises ValueError when H or W is not the size the tokenizer was made for."""
-        size = self.config.image_size
-        if images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected (B, 3, {size}, {size}), resize them first"
-            )
+        Raises ValueError where H or W is no multiple of f."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
+        self.grid_of(images)
         return self.to_code(self.encoder(images)).flatten(2).transpose(1, 2)
 
     def assign(self, images: Tensor) -> Assignment:
@@ -126,23 +147,32 @@ class Tokenizer(Pretrained):
         return self.quantizer.assign(self.encode(images))
 
     def indices(self, images: Tensor) -> Tensor:
-        """`assign(images).indices`, (B, N) int64, without the scores where the quantizer needs none (LFQ)."""
+        """`assign(images).indices`, (B, N) int64, without holding all scores, of which LFQ needs none."""
         return self.quantizer.indices(self.encode(images))
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Code vectors (B, N, D) -> images (B, 3, H, W), not clamped (what the losses see)."""
-        b, _, d = codes.shape
-        return self.decoder(self.from_code(codes.transpose(1, 2).reshape(b, d, self.grid, self.grid)))
+    def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Code vectors (B, N, D) -> images (B, 3, H, W), not clamped (what the losses see).
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """Indices (B, N) int64 -> images (B, 3, H, W) in [-1, 1]."""
-        return self.decode_codes(self.quantizer.codes(indices)).clamp(-1, 1)
+        grid: rows and columns of tokens; None for those of a picture of image_size. Raises ValueError where
+        it has not N positions."""
+        b, n, d = codes.shape
+        rows, columns = grid or (self.grid, self.grid)
+        if n != rows * columns:
+            raise ValueError(
+                f"{n} tokens are not {rows} x {columns}; say how many rows and columns they are "
+                "(`grid`, as `grid_of` gives them)"
+            )
+        return self.decoder(self.from_code(codes.transpose(1, 2).reshape(b, d, rows, columns)))
+
+    def decode(self, indices: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Indices (B, N) int64 -> images (B, 3, H, W) in [-1, 1]. grid: as for `decode_codes`."""
+        return self.decode_codes(self.quantizer.codes(indices), grid).clamp(-1, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images -> indices -> images (B, 3, H, W) in [-1, 1]."""
-        return self.decode(self.indices(images))
+        return self.decode(self.indices(images), self.grid_of(images))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """The training pass: reconstruction (B, 3, H, W) not clamped, and the quantizer's answer."""
         quantized = self.quantizer(self.encode(images))
-        return self.decode_codes(quantized.decoder_input), quantized
+        return self.decode_codes(quantized.decoder_input, self.grid_of(images)), quantized

@@ -6,7 +6,7 @@ and a seed, makes one `Training`. A new study is one entry in catalogue.py.
 
     catalogue.py   the questions, as data
     world.py       what all Runs of a study are trained on
-    training.py    the chains of all seeds, as jobs
+    chains.py      the trainings behind every arm and seed, as jobs
     measures.py    the numbers that tables have
     tables.py      finished Runs -> table, summary, figure
     shipped.py     what ships, and how to find a study's Runs again
@@ -29,8 +29,8 @@ seeds that are reported would flatter the arm it was made for.
 A `World` says what all Runs of a study are trained on: the embedded pictures with the small recipe, other
 pictures, or a recipe of the paper. In the embedded world every Run is measured in the features of the tiny
 teacher, whoever aligned it; elsewhere in those of its own teacher. The curves of FD against steps come from
-`training/fd.py`, about eight points a training; the table's FD comes from `evaluate`, with more samples. All
-arms of a study get the same number of samples.
+`training/sampled_distance.py`, about eight points a training; the table's FD comes from `evaluate`, with more
+samples. All arms of a study get the same number of samples.
 
 A study trains each Run in one process. It takes Runs that several processes made (`accelerate launch -m
 gear_studio train ...`) as they are, where their names and settings are those that `gear-studio study NAME
@@ -49,6 +49,14 @@ from gear_studio.studies.catalogue import (
     Study,
     study_of,
     sweep,
+)
+from gear_studio.studies.chains import (
+    FD_SAMPLES,
+    SEEDS,
+    Link,
+    chain_of,
+    fit_to_world,
+    study_jobs,
 )
 from gear_studio.studies.measures import (
     CURVES,
@@ -81,14 +89,6 @@ from gear_studio.studies.tables import (
     table_rows,
     tokenizer_changes,
     write_study,
-)
-from gear_studio.studies.training import (
-    FD_SAMPLES,
-    SEEDS,
-    Link,
-    chain_of,
-    fit_to_world,
-    study_jobs,
 )
 from gear_studio.studies.world import (
     World,

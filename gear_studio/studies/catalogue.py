@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.studies.paper import TOKENIZERS
 from gear_studio.training.recipes import small_recipe
+
+_COMPARED = tuple(name for name, kind in QUANTIZERS.items() if kind.compared)
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,20 @@ _STUDIES = (
         "quantizer, tokenizer",
         tuple(
             Arm(f"{quantizer.upper()}, {kind}", joint, quantizer=quantizer)
-            for quantizer in QUANTIZERS
+            for quantizer in _COMPARED
             for kind, joint in (("warm-up", None), ("gear", "gear"))
         ),
         ("fd", "fd_guided", "rfd", "psnr", "usage", "perplexity", "ntp", "alignment"),
         shown=("fd", "rfd", "psnr", "usage"),
         paper={
-            "VQ, warm-up -> GEAR": "gFID 14.719 -> 10.630, rFID 1.724 -> 1.640, PSNR 21.06 -> 20.78 dB",
-            "LFQ, warm-up -> GEAR": "gFID 18.681 -> 14.776, rFID 2.421 -> 2.129, PSNR 20.97 -> 20.48 dB",
-            "IBQ, warm-up -> GEAR": "gFID 20.246 -> 12.972, rFID 1.973 -> 1.716, PSNR 21.18 -> 20.92 dB",
+            f"{quantizer}, warm-up -> GEAR": (
+                "gFID {:.3f} -> {:.3f}, ".format(*of["gfid"])
+                + "rFID {:.3f} -> {:.3f}, ".format(*of["rfid"])
+                + "PSNR {:.2f} -> {:.2f} dB".format(*of["psnr"])
+            )
+            for quantizer, of in TOKENIZERS.items()
         },
-        weights=tuple(f"{quantizer.upper()}, gear" for quantizer in QUANTIZERS),
+        weights=tuple(f"{quantizer.upper()}, gear" for quantizer in _COMPARED),
     ),
     Study(
         "teachers",

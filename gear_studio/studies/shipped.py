@@ -12,8 +12,8 @@ from gear_studio.places import STUDIES as SHIPPED
 from gear_studio.places import ZOO
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Study, study_of
+from gear_studio.studies.chains import SEEDS, chain_of, fit_to_world
 from gear_studio.studies.tables import make_record
-from gear_studio.studies.training import SEEDS, chain_of, fit_to_world
 from gear_studio.studies.world import World
 from gear_studio.training.request import Training
 

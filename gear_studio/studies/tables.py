@@ -10,8 +10,8 @@ from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import atomic, write_json
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import Study
+from gear_studio.studies.chains import FD_SAMPLES
 from gear_studio.studies.measures import CURVES, LIKENESS, MEASURES, Measure, final_value
-from gear_studio.studies.training import FD_SAMPLES
 from gear_studio.studies.world import World
 from gear_studio.training.recipes import EVALUATION, STAGES
 

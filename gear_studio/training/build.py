@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gear_studio import data, sampling
 from gear_studio.data import tokens
+from gear_studio.data.picture_output import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import collect_skipped, describe_skipped
-from gear_studio.data.writing import write_grid
 from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
@@ -25,10 +25,10 @@ from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.teachers import Teacher, load_teachers
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
-from gear_studio.training.fd import SampledDistance
-from gear_studio.training.folder import keep_snapshot
 from gear_studio.training.recipes import Recipe, trains_generator
 from gear_studio.training.request import Training
+from gear_studio.training.run_folder import keep_snapshot
+from gear_studio.training.sampled_distance import SampledDistance
 from gear_studio.training.stages import Stage
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio.runs import Run
-from gear_studio.training import build, folder
+from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.request import Training
 
@@ -156,7 +156,7 @@ class Loop:
         if self.main:
             self.checkpoints.sweep()
             drop_metrics_after(self.start, self.metrics)
-            folder.write_record(
+            run_folder.write_record(
                 self.out, self.accelerator, self.seconds_before, finished=False, more=self.trainee.record
             )
 
@@ -199,7 +199,7 @@ class Loop:
         bar.close()
         more = {**self.trainee.record, **self.trainee.save()}
         if self.main:
-            folder.write_record(self.out, self.accelerator, self.seconds, finished=True, more=more)
+            run_folder.write_record(self.out, self.accelerator, self.seconds, finished=True, more=more)
         self.accelerator.wait_for_everyone()
 
     def _divergence(self, step: int, loss: str) -> str:
@@ -220,7 +220,7 @@ class Loop:
 
     def _save_checkpoint(self, step: int) -> None:
         def write_record(place: Path) -> None:
-            folder.write_record(
+            run_folder.write_record(
                 place, self.accelerator, self.seconds, finished=True, more=self.trainee.record
             )
 
@@ -264,7 +264,7 @@ def train(training: Training, progress: bool = True) -> Run:
     config, finished = agree(accelerator, lambda: _compare(parts))
     if not finished:
         trainee = build.StageTrainee(parts, accelerator, progress)
-        agree(accelerator, lambda: folder.claim_folder(out, config))
+        agree(accelerator, lambda: run_folder.claim_folder(out, config))
         recipe = parts.recipe
         rhythm = Rhythm(recipe.steps, recipe.batch_size, recipe.log_every, recipe.checkpoint_every)
         loop = Loop(trainee, rhythm, training.seed, out, accelerator, progress)
@@ -274,6 +274,6 @@ def train(training: Training, progress: bool = True) -> Run:
 
 
 def _compare(parts: build.Parts) -> tuple[dict, bool]:
-    """The config of a run, and whether its folder holds it finished. Raises as `folder.check_folder`."""
-    config = parts.config() | folder.describe_pictures(parts.out, parts.train_source)
-    return config, folder.check_folder(parts.out, config, parts.training.extend)
+    """The config of a run, and whether its folder holds it finished. Raises as `run_folder.check_folder`."""
+    config = parts.config() | run_folder.describe_pictures(parts.out, parts.train_source)
+    return config, run_folder.check_folder(parts.out, config, parts.training.extend)

@@ -63,7 +63,7 @@ class Recipe:
     checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
     keep_every: int = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
     validation_images: int = 512
-    fd_every: int = 0  # steps from one FD of samples to the next (training/fd.py), at the end too; 0: none
+    fd_every: int = 0  # steps from one FD of samples to the next (`sampled_distance`), at the end too; 0: no
     fd_samples: int = 2000  # the same for runs that are compared
 
     def __post_init__(self):

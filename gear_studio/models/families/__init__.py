@@ -1,11 +1,13 @@
-"""Released checkpoints, in and out: the files of GEAR, LlamaGen, Open-MAGVIT2 and IBQ.
+"""Released checkpoints, in and out: the files of GEAR, LlamaGen, Open-MAGVIT2, IBQ, taming-transformers and
+latent-diffusion.
 
 Notable:
 - The models know nothing of foreign names. A family (`base`) lists, for each of our keys, the released keys
   it is made of (an attention's q, k and v are one tensor here and three there); everything else follows from
   that list.
 - What a file holds is read off its keys and shapes. What they do not say is the size of the pictures, and so
-  the grid of tokens: the networks are convolutional and rotary tables seldom stored. 256 px by default.
+  the grid of tokens: the networks are convolutional and rotary tables seldom stored. 256 px by default. Nor
+  do they always say the quantizer, or a generator's heads; then these are asked for, never guessed.
 - Adding a family is a file here and a line in `TOKENIZERS` or `GENERATORS`.
 """
 
@@ -15,61 +17,100 @@ from typing import Any
 import torch
 
 from gear_studio.files import atomic
+from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.base import GeneratorFamily, Names, State, TokenizerFamily
-from gear_studio.models.families.files import WRAPPINGS, is_averaged, read, unwrap, weights_of
-from gear_studio.models.families.ibq import Ibq16
+from gear_studio.models.families.checkpoint_files import (
+    WRAPPINGS,
+    is_averaged,
+    plain_keys,
+    quantizer_beside,
+    read,
+    unwrap,
+    weights_of,
+)
 from gear_studio.models.families.llamagen import LlamaGen, Vq16
 from gear_studio.models.families.magvit2 import Lfq16
+from gear_studio.models.families.taming import Taming
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import check_shapes
 from gear_studio.models.published import fetch
+from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.tokenizer import Tokenizer
 
 # Asked in this order; the last reads, or refuses with reasons, what none holds.
-TOKENIZERS: tuple[TokenizerFamily, ...] = (Vq16(), Lfq16(), Ibq16())
+TOKENIZERS: tuple[TokenizerFamily, ...] = (Vq16(), Lfq16(), Taming())
 GENERATORS: tuple[GeneratorFamily, ...] = (LlamaGen(),)  # the first is how ours are written
 
 
-def load_tokenizer(source: str | Path, image_size: int = 256) -> Tokenizer:
-    """The tokenizer in a released file (VQ-16, LFQ-16, IBQ-16 and their like), in eval mode.
+def load_tokenizer(source: str | Path, image_size: int = 256, quantizer: str | None = None) -> Tokenizer:
+    """The tokenizer in a released file (VQ-16, LFQ-16, IBQ-16, VQGAN and their like), in eval mode.
 
     source: a file, or a repository of the Hub (see `published.fetch`). image_size: pixels along a side of the
-    pictures it is for. Raises FileNotFoundError when there is no such file, ValueError when it holds no
-    tokenizer or its keys are not exactly those of one, naming them."""
-    raw = read(fetch(source))
-    state = _first_weights(unwrap(raw, holds_tokenizer))
-    if state is None:
+    pictures it is for. quantizer: of `QUANTIZERS`; None for what the file, or a config beside it, says.
+    Raises FileNotFoundError when there is no such file, ValueError when it holds no tokenizer, its keys are
+    not exactly those of one, naming them, or could be of several quantizers."""
+    path = fetch(source)
+    raw = read(path)
+    states = unwrap(raw, holds_tokenizer)
+    if not states:
         raise ValueError(describe_lack(raw, "tokenizer", source))
-    return tokenizer_from(state, image_size, str(source))
+    state = next(iter(states.values()))
+    return tokenizer_from(state, image_size, str(source), choose_quantizer(raw, state, path, quantizer))
 
 
-def load_generator(source: str | Path, grid: int | None = None) -> Generator:
+def load_generator(source: str | Path, grid: int | None = None, heads: int | None = None) -> Generator:
     """The LlamaGen generator in a released file, class-conditional or text-to-image, in eval mode.
 
-    grid: tokens along a side; by default what a stored rotary table says, else 16. Raises as `load_tokenizer`
-    does, and ValueError for a size that `SIZES` does not list, whose number of heads no shape shows.
+    grid: tokens along a side; by default what a stored rotary table says, else 16. heads: of the attention,
+    for a size that `SIZES` does not list, unless a stored rotary table says it. Raises as `load_tokenizer`
+    does, and ValueError where nothing says how many heads.
 
     What a text-to-image generator was trained to take for "no caption", its text encoder makes: give it to
     `generator.condition.null`, as `Run.encode` does."""
     raw = read(fetch(source))
-    state = _first_weights(unwrap(raw, holds_generator))
-    if state is None:
+    states = unwrap(raw, holds_generator)
+    if not states:
         raise ValueError(describe_lack(raw, "generator", source))
-    return generator_from(state, grid, str(source))
+    return generator_from(next(iter(states.values())), grid, str(source), heads)
 
 
-def find_pair(raw: dict[str, Any], source: str | Path) -> tuple[State | None, State | None]:
-    """The weights of a file's tokenizer and generator, None for what it lacks: the first two that are both
-    EMA weights or both live ones. source: names the file in errors.
+def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: str | None = None) -> str:
+    """The quantizer of a tokenizer's state dict, one of `QUANTIZERS`: as asked for, else as the file says
+    (ours do), else by its keys and a config beside it.
+
+    raw: all that the file holds. Raises ValueError where these say nothing, or contradict each other."""
+    answer = quantizer or raw.get("quantizer")
+    if answer:
+        if answer not in QUANTIZERS:
+            raise ValueError(f"unknown quantizer {answer!r}; choose one of {', '.join(QUANTIZERS)}")
+        return str(answer)
+    by_keys, beside = tokenizer_family(state).quantizer_of(state), quantizer_beside(path)
+    if by_keys and beside and by_keys != beside:
+        problem = f"{path} has the keys of quantizer {by_keys}, and the config beside it says {beside}"
+    elif by_keys or beside:
+        return str(by_keys or beside)
+    else:
+        problem = (
+            f"{path} has keys that several quantizers share, and neither its entries nor a config beside it "
+            "(.yaml or .json) say which"
+        )
+    raise ValueError(
+        f"{problem}; read as another it gives wrong codes. Say it: --quantizer {'|'.join(QUANTIZERS)}"
+    )
+
+
+def find_pair(raw: dict[str, Any], source: str | Path) -> tuple[dict | None, dict | None]:
+    """The state dicts of a file's tokenizer and generator, None for what it lacks: the first two that are
+    both EMA weights or both live ones. source: names the file in errors.
 
     Raises ValueError where the file holds both, but no such two."""
     tokenizers, generators = unwrap(raw, holds_tokenizer), unwrap(raw, holds_generator)
     if not tokenizers or not generators:
-        return _first_weights(tokenizers), _first_weights(generators)
+        return next(iter(tokenizers.values()), None), next(iter(generators.values()), None)
     for tokenizer_name, tokenizer in tokenizers.items():
         for generator_name, generator in generators.items():
             if is_averaged(tokenizer_name, tokenizer) == is_averaged(generator_name, generator):
-                return weights_of(tokenizer), weights_of(generator)
+                return tokenizer, generator
     one, other = (" and ".join(name or "no key" for name in states) for states in (tokenizers, generators))
     raise ValueError(
         f"{source} holds a tokenizer under {one} and a generator under {other}: of one there are only EMA "
@@ -104,21 +145,47 @@ def generator_family(state: dict) -> GeneratorFamily:
     return next((family for family in GENERATORS if family.holds(state)), GENERATORS[-1])
 
 
-def tokenizer_from(state: State, image_size: int, where: str) -> Tokenizer:
+def tokenizer_from(state: dict, image_size: int, where: str, quantizer: str) -> Tokenizer:
     """The tokenizer of a released state dict, in eval mode; `where` names it in errors."""
-    family = tokenizer_family(state)
-    tokenizer = Tokenizer(family.config_of(state, image_size, where))
-    _fill(tokenizer, state, family.names_of(tokenizer), where)
+    family, weights = tokenizer_family(state), weights_of(state)
+    tokenizer = Tokenizer(family.config_of(weights, image_size, where, quantizer))
+    _fill(tokenizer, weights, family.names_of(tokenizer), where)
     return tokenizer.eval()
 
 
-def generator_from(state: State, grid: int | None, where: str) -> Generator:
+def generator_from(state: dict, grid: int | None, where: str, heads: int | None = None) -> Generator:
     """The generator of a released state dict, in eval mode; `where` names it in errors."""
-    family = generator_family(state)
-    generator = Generator(family.config_of(state, grid, where))
-    weights = {key: value for key, value in state.items() if key not in family.not_weights}
+    family, weights = generator_family(state), weights_of(state)
+    generator = Generator(family.config_of(weights, grid, where, heads))
+    weights = {key: value for key, value in weights.items() if key not in family.not_weights}
     _fill(generator, weights, family.names_of(generator), where)
     return generator.eval()
+
+
+def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discriminator | None:
+    """The PatchGAN discriminator that a file keeps beside its tokenizer: under `discriminator` (GEAR's
+    warm-ups), or among the entries of the loss (taming's). None where there is none, or one of another kind.
+
+    Its `main.N` are our `blocks.N`."""
+    held = raw.get("discriminator")
+    if not isinstance(held, dict):
+        mark = "loss.discriminator."
+        held = {key.removeprefix(mark): v for key, v in tokenizer_state.items() if str(key).startswith(mark)}
+    weights = {
+        key.replace("main.", "blocks.", 1): value
+        for key, value in plain_keys(held).items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    first = weights.get("blocks.0.weight")
+    layers = sum(key.endswith(".running_mean") for key in weights)
+    if first is None or first.ndim != 4 or not layers:
+        return None
+    discriminator = Discriminator(DiscriminatorConfig(len(first), layers))
+    own = discriminator.state_dict()
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+        return None
+    discriminator.load_state_dict(weights)
+    return discriminator
 
 
 def names_of(model: Tokenizer | Generator) -> Names:
@@ -150,15 +217,15 @@ def to_released(model: Tokenizer | Generator) -> State:
 
 
 def save(model: Tokenizer | Generator, path: str | Path) -> None:
-    """Write a model in the released format, under `vq` or `ema`, atomically. Raises ValueError for a
-    tokenizer that the format has no names for."""
-    key = "vq" if isinstance(model, Tokenizer) else "ema"
+    """Write a model in the released format, under `vq` or `ema`, atomically; a tokenizer's quantizer, which
+    the keys do not always tell, is written beside it. Raises ValueError for a tokenizer that the format has
+    no names for."""
+    if isinstance(model, Tokenizer):
+        held: dict[str, Any] = {"vq": to_released(model), "quantizer": model.config.quantizer}
+    else:
+        held = {"ema": to_released(model)}
     with atomic(Path(path)) as temporary:
-        torch.save({key: to_released(model)}, temporary)
-
-
-def _first_weights(states: dict[str, dict]) -> State | None:
-    return next(map(weights_of, states.values()), None)
+        torch.save(held, temporary)
 
 
 def _fill(model: Tokenizer | Generator, state: State, names: Names, where: str) -> None:

@@ -54,17 +54,27 @@ class TokenizerFamily(ABC):
 
         levels: resolutions. blocks: residual blocks of a level of the encoder."""
 
+    def quantizer_of(self, state: dict) -> str | None:
+        """The quantizer that a state dict was trained with, None where nothing in it says so for sure.
+
+        state: as the file has it, with training's own entries."""
+        return self.quantizer
+
     def has_names_for(self, config: TokenizerConfig) -> bool:
         """Whether a tokenizer of this config can be written in the family's format."""
         mine = config.quantizer == self.quantizer and config.architecture == self.architecture
         return mine and config.patch == 1 and config.mid
 
-    def code_sizes(self, state: State, where: str) -> tuple[int, int]:
-        """Codes, and dimensions of a code."""
+    def code_sizes(self, state: State, where: str, quantizer: str) -> tuple[int, int]:
+        """Codes, and dimensions of a code. LFQ stores no codebook: its codes are the channels' signs."""
+        if quantizer == "lfq":
+            last = "quant_conv.weight" if "quant_conv.weight" in state else "encoder.conv_out.weight"
+            dim = shape_of(state, last, where)[0]
+            return 2**dim, dim
         codes, dim = shape_of(state, "quantize.embedding.weight", where)
         return codes, dim
 
-    def config_of(self, state: State, image_size: int, where: str) -> TokenizerConfig:
+    def config_of(self, state: State, image_size: int, where: str, quantizer: str) -> TokenizerConfig:
         """The config of a state dict, by its keys and shapes. image_size: of the pictures, which nothing in a
         file says. where: names the state dict in errors.
 
@@ -76,7 +86,7 @@ class TokenizerFamily(ABC):
             for i in range(levels)
         ]
         latent = shape_of(state, "encoder.conv_out.weight", where)[0]
-        codes, dim = self.code_sizes(state, where)
+        codes, dim = self.code_sizes(state, where, quantizer)
         if not levels or image_size % 2 ** (levels - 1):
             raise ValueError(
                 f"{where}: {levels} levels do not fit pictures of {image_size} px; give another size"
@@ -91,7 +101,7 @@ class TokenizerFamily(ABC):
             latent=latent,
             codes=codes,
             code_dim=dim,
-            quantizer=self.quantizer,
+            quantizer=quantizer,
             architecture=self.architecture,
         )
 
@@ -156,9 +166,12 @@ class GeneratorFamily(ABC):
         """Whether a state dict is of this family, by its keys."""
 
     @abstractmethod
-    def config_of(self, state: State, grid: int | None, where: str) -> GeneratorConfig:
+    def config_of(
+        self, state: State, grid: int | None, where: str, heads: int | None = None
+    ) -> GeneratorConfig:
         """The config of a state dict, by its keys and shapes. grid: tokens along a side, or None for what the
-        file says. where: names the state dict in errors. Raises ValueError for what fits no generator."""
+        file says. heads: of the attention, which no weight shows; None where the file or the size says it.
+        where: names the state dict in errors. Raises ValueError for what fits no generator."""
 
     @abstractmethod
     def names_of(self, generator: Generator) -> Names:

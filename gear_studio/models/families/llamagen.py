@@ -56,10 +56,14 @@ class LlamaGen(GeneratorFamily):
     def holds(self, state: dict) -> bool:
         return has_key(state, "layers.")
 
-    def config_of(self, state: State, grid: int | None, where: str) -> GeneratorConfig:
+    def config_of(
+        self, state: State, grid: int | None, where: str, heads: int | None = None
+    ) -> GeneratorConfig:
         """A caption has `CAPTION_LENGTH` positions, which no weight shows, unless a rotary table is stored.
+        The tap of a size that `SIZES` does not list is at a third of its blocks, as the paper's are.
 
-        Raises ValueError for a size that `SIZES` does not list, whose number of heads no shape shows."""
+        Raises ValueError for such a size where neither `heads` nor a stored rotary table says how many it
+        has."""
         codes, dim = shape_of(state, "tok_embeddings.weight", where)
         blocks = count_matches(state, r"layers\.(\d+)\.")
         captioned = "cls_embedding.cap_proj.fc1.weight" in state
@@ -69,9 +73,17 @@ class LlamaGen(GeneratorFamily):
             rows = shape_of(state, "cls_embedding.embedding_table.weight", where)[0]
             caption_dim, classes = 0, rows - 1  # the last is the null class
         sizes = [name for name, (b, d, _, _) in SIZES.items() if (b, d) == (blocks, dim)]
-        if not sizes:
+        if "freqs_cis" in state:
+            stored_heads = dim // (2 * state["freqs_cis"].shape[1])  # an angle for two channels of a head
+            if heads not in (None, stored_heads):
+                raise ValueError(f"{where} has {stored_heads} heads by its rotary table, not {heads}")
+            heads = stored_heads
+        if not sizes and heads is None:
             known = ", ".join(f"{name} {b} x {d}" for name, (b, d, _, _) in SIZES.items())
-            raise ValueError(f"{where} has {blocks} blocks of width {dim}; known sizes: {known}")
+            raise ValueError(
+                f"{where} has {blocks} blocks of width {dim}, and weights do not show how many heads: say "
+                f"so with --heads N (sizes that need no saying: {known})"
+            )
         caption_length = CAPTION_LENGTH if captioned else 0
         if "freqs_cis" in state:
             rows = len(state["freqs_cis"])
@@ -86,8 +98,15 @@ class LlamaGen(GeneratorFamily):
                     f"{where} has {rows} rotary positions, too few for {stored} x {stored} tokens"
                 )
             grid = stored
-        config = paper_config(sizes[0], classes, codes, grid or 16)
-        return replace(config, caption_dim=caption_dim, caption_length=caption_length)
+        config = paper_config(sizes[0] if sizes else "B", classes, codes, grid or 16)
+        if not sizes:
+            config = replace(config, dim=dim, blocks=blocks, tap=max(1, round(blocks / 3)))
+        return replace(
+            config,
+            heads=heads or config.heads,
+            caption_dim=caption_dim,
+            caption_length=caption_length,
+        )
 
     def names_of(self, generator: Generator) -> Names:
         names: Names = {}

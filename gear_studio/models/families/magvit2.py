@@ -1,6 +1,6 @@
 """Open-MAGVIT2's released files: the LFQ-16 tokenizer."""
 
-from gear_studio.models.families.base import State, TokenizerFamily, has_key, shape_of
+from gear_studio.models.families.base import TokenizerFamily, has_key
 
 
 class Lfq16(TokenizerFamily):
@@ -9,11 +9,6 @@ class Lfq16(TokenizerFamily):
 
     def holds(self, state: dict) -> bool:
         return has_key(state, "encoder.") and has_key(state, "decoder.adaptive.")
-
-    def code_sizes(self, state: State, where: str) -> tuple[int, int]:
-        """The codes are the signs of the latent's channels; no codebook is stored."""
-        latent = shape_of(state, "encoder.conv_out.weight", where)[0]
-        return 2**latent, latent
 
     def layers(self, levels: int, blocks: int) -> tuple[list[str], list[str]]:
         middle = [f"mid_block.{i}" for i in range(blocks)]

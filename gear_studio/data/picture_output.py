@@ -1,9 +1,12 @@
 """Writing pictures: a grid of images as one PNG, and long series as a folder of PNGs or as one array."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -17,6 +20,23 @@ def write_grid(images: Tensor, path: str | Path, columns: int = 8, padding: int 
     replacing the file atomically."""
     with atomic(Path(path)) as temporary:
         save_image((images.float().cpu() + 1) / 2, temporary, nrow=columns, padding=padding, format="png")
+
+
+def write_above(pairs: Sequence[tuple[Tensor, Tensor]], path: str | Path, padding: int = 2) -> None:
+    """Write pairs of images (3, H, W) in [-1, 1] as one PNG, the first of each above the second, pairs of any
+    sizes side by side, replacing the file atomically."""
+    tall = max(first.shape[1] for first, _ in pairs)
+    columns = []
+    for pair in pairs:
+        gap = tall - pair[0].shape[1]  # black, as between the images of `write_grid`
+        columns += [
+            torch.cat(
+                [F.pad(image.cpu().float(), (padding, 0, padding, gap), value=-1.0) for image in pair], 1
+            )
+        ]
+    whole = F.pad(torch.cat(columns, 2), (0, padding, 0, padding), value=-1.0)
+    with atomic(Path(path)) as temporary:
+        save_image((whole + 1) / 2, temporary, format="png")
 
 
 def write_png(picture: Tensor, path: Path) -> None:

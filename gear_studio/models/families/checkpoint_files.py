@@ -1,11 +1,13 @@
 """Files of weights as their authors left them: read without running anything in them, unwrapped.
 
 Training scripts put a state dict under a key of its own, and next to it other ones and their own state; EMA
-weights are preferred wherever a file has them, also the shadows that Lightning files keep.
+weights are preferred wherever a file has them, also the shadows that Lightning files keep. What wraps a model
+in training (DDP, FSDP, torch.compile, a Lightning module) leaves its name in the keys.
 """
 
 import argparse
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,18 @@ from gear_studio.models.families.base import State
 
 WRAPPINGS = ("vq_ema", "ema", "vq", "ar", "model", "state_dict")  # in order of preference; else bare
 AVERAGED = ("vq_ema", "ema")
+_AROUND = re.compile(r"^(?:(?:module|model)\.)+")  # of a whole model
+_WITHIN = re.compile(
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)  # or a layer
+
+# The class that a config of a training names -> the quantizer it has.
+_TRAINED = {
+    r"taming\.models\.vqgan\.VQ\w*Model": "euclidean",
+    r"ldm\.models\.autoencoder\.VQModel\w*": "euclidean",
+    r"(.+\.)?ibqgan\w*\.\w+": "ibq",
+    r"(.+\.)?lfqgan\w*\.\w+": "lfq",
+}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -46,15 +60,56 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def unwrap(raw: dict[str, Any], is_wanted: Callable[[dict], bool]) -> dict[str, dict]:
-    """The dicts of a file that `is_wanted`, by what they lie under: `WRAPPINGS` in their order, then "" for
-    the file itself."""
-    wrapped = {name: raw.get(name) for name in WRAPPINGS} | {"": raw}
-    return {name: state for name, state in wrapped.items() if isinstance(state, dict) and is_wanted(state)}
+    """The dicts of a file that `is_wanted`, with plain keys, by what they lie under: `WRAPPINGS` in their
+    order, also one in the other (ema.state_dict), then "" for the file itself."""
+    found: dict[str, dict] = {}
+    for name in WRAPPINGS:
+        if isinstance(raw.get(name), dict):
+            for inner, state in unwrap(raw[name], is_wanted).items():
+                found[f"{name}.{inner}" if inner else name] = state
+    state = plain_keys(raw)
+    return found | {"": state} if is_wanted(state) else found
+
+
+def plain_keys(state: dict) -> dict:
+    """A state dict without the names that wrappers of training leave in its keys. Raises ValueError where two
+    keys become one."""
+    plain: dict = {}
+    for key, value in state.items():
+        name = _AROUND.sub("", _WITHIN.sub("", key)) if isinstance(key, str) else key
+        if name in plain:
+            raise ValueError(f"the file holds {name} twice, as itself and within a wrapper ({key})")
+        plain[name] = value
+    return plain
 
 
 def is_averaged(name: str, state: dict) -> bool:
     """Whether a dict that lies under `name` has EMA weights."""
-    return name in AVERAGED or any(str(key).startswith("model_ema.") for key in state)
+    return any(part in AVERAGED for part in name.split(".")) or any(
+        str(key).startswith("model_ema.") for key in state
+    )
+
+
+def quantizer_beside(path: Path) -> str | None:
+    """The quantizer that the config beside a file of weights says it was trained with, or None.
+
+    The config: of the file's own name, else config or model, in YAML or JSON; it names a class, as those of
+    taming-transformers (model: target) and Lightning (model: class_path) do."""
+    import yaml  # here: only this needs it
+
+    for stem in (path.stem, "config", "model"):
+        for suffix in (".yaml", ".yml", ".json"):
+            config = path.with_name(stem + suffix)
+            if config.is_file():
+                try:
+                    model = yaml.safe_load(config.read_text())["model"]
+                    trained = model.get("target") or model.get("class_path")
+                except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+                    continue  # a config of something else
+                for pattern, quantizer in _TRAINED.items():
+                    if re.fullmatch(pattern, str(trained)):
+                        return quantizer
+    return None
 
 
 def weights_of(state: dict[str, Any]) -> State:
