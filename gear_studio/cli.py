@@ -49,7 +49,7 @@ def import_released(
         parent: For a generator alone: the run of its tokenizer, beside it.
         image_size: Pixels along a side of the pictures it is for.
         quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it
-        says which.
+            says which.
         heads: Of the generator's attention, for a size that is not known.
     """
     from gear_studio import official

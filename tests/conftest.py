@@ -15,3 +15,14 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     tiny.teacher().save_pretrained(folder)
     return folder
+
+
+# Files that start a browser, a notebook, other processes or trainings in nearly every test.
+SLOW = {"benchmarks", "cli", "explorer", "loop", "notebooks"}
+SLOW |= {"processes", "prompt_tab", "readme", "studies", "supervised"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)

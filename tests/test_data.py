@@ -781,23 +781,30 @@ def test_what_is_no_picture_says_so(tmp_path):
 def test_load_names_what_there_is():
     assert len(data.load("shapes", "val").classes) == 24
     assert not equal(data.load("shapes", seed=0).read([0]), data.load("shapes", seed=1).read([0]))
-    with pytest.raises(ValueError, match="'cifar'.*shapes, digits, folder"):
+    with pytest.raises(ValueError, match="'cifar'.*shapes, digits, photos, folder"):
         data.load("cifar")
     with pytest.raises(ValueError, match="needs the path"):
         data.load("folder")
 
 
 def test_what_is_special_about_a_source_is_in_the_table():
-    assert list(data.SOURCES) == ["shapes", "digits", "folder", "shards"]  # the order of the command line
+    assert list(data.SOURCES) == [
+        "shapes",
+        "digits",
+        "photos",
+        "folder",
+        "shards",
+    ]  # the order of the command line
     assert all(kind.name == name for name, kind in data.SOURCES.items())
 
     def having(trait: str) -> list[str]:
         return [name for name in data.SOURCES if getattr(data.find_source(name), trait)]
 
     assert having("on_disk") == having("place") == ["folder", "shards"]
-    assert having("has_captions") == ["shapes", "folder", "shards"]
+    assert having("has_captions") == ["shapes", "photos", "folder", "shards"]
+    assert having("trainable") == ["shapes", "digits", "folder", "shards"]
     assert having("has_combinations") == having("has_seeds") == having("embedded") == ["shapes"]
-    with pytest.raises(ValueError, match="'cifar'; choose one of shapes, digits, folder, shards"):
+    with pytest.raises(ValueError, match="'cifar'; choose one of shapes, digits, photos, folder, shards"):
         data.find_source("cifar")
 
 
@@ -813,7 +820,7 @@ def test_a_source_is_a_class_and_a_line_in_the_table(monkeypatch, tmp_path):
     assert data.load("mine", "val", 32, tmp_path, 4).options == expected
     with pytest.raises(ValueError, match="'mine' needs the path of a heap of pictures"):
         data.load("mine")
-    with pytest.raises(ValueError, match="'mine' has no captions; choose shapes, folder or shards"):
+    with pytest.raises(ValueError, match="'mine' has no captions; choose shapes, photos, folder or shards"):
         data.load("mine", folder=tmp_path, captions=True)
     with pytest.raises(ValueError, match="combinations 'seen' are of the source 'shapes'; mine has all"):
         data.load("mine", folder=tmp_path, combinations="seen")

@@ -302,7 +302,7 @@ def test_encoding_ahead_and_sources_without_captions_are_refused(trained, teache
 
 
 def test_a_run_from_before_there_were_captions_is_continued(tmp_path):
-    old = {"source": "shapes", "recipe": tiny.recipe().asdict()}
+    old = {"source": "shapes", "stage": "generator", "recipe": tiny.recipe().asdict()}
     now = json.loads(json.dumps(old))
     for key in ("text_encoder", "held_out_combinations"):
         del old["recipe"][key]

@@ -26,7 +26,9 @@ from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.places import ZOO
 from gear_studio.training import stages
 from gear_studio.training.execution import Execution
+from gear_studio.training.loop import train
 from gear_studio.training.recipes import Recipe
+from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
 TOKENIZER = TokenizerConfig(
@@ -115,7 +117,7 @@ def caption_runs(folder: Path) -> Path:
     runs = folder / "runs"
     shutil.copytree(ZOO / "gear", runs / "shapes-joint-gear-s0")
     out = runs / "shapes-caption-generator-gear-s0"
-    cli.train("shapes", "generator", "gear", condition="caption", budget="smoke", out=out)
+    train(Training("shapes", "generator", condition="caption", budget="smoke", out=out), progress=False)
     return runs
 
 

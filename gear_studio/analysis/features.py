@@ -115,11 +115,17 @@ def extract(
     parts = {part for part, _ in places.values()}
     modules = _Modules()
     if parts & {"tokenizer", "generator"}:
-        modules.tokenizer = _find_module(model, Tokenizer)
+        tokenizer = modules.tokenizer = _find_module(model, Tokenizer)
     if "teacher" in parts:
         modules.teacher = _find_module(model, Teacher)
     if "generator" in parts:
         modules.generator = _find_module(model, Generator)
+        side = modules.generator.config.grid * tokenizer.config.factor
+        if images.shape[2:] != (side, side):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; this generator's tokens are those of (B, 3, {side}, "
+                f"{side})"
+            )
         if condition is not None:
             modules.generator.condition.check(condition, len(images))
         _check_projector(modules.generator, places, projector)

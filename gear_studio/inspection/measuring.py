@@ -47,7 +47,7 @@ from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
 from gear_studio.readout import Assignment
 from gear_studio.runs import Run
-from gear_studio.training.folder import device_name, versions
+from gear_studio.training.run_folder import device_name, versions
 
 SHOWN = 12  # pictures in the page, evenly spread over all
 RESAMPLES = 2000  # of the bootstrap over pictures
