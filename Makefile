@@ -41,11 +41,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A file's tests share what they train, so each file stays with one worker.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: lint
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 hooks: $(READY)
 	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

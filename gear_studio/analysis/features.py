@@ -123,8 +123,7 @@ def extract(
         side = modules.generator.config.grid * tokenizer.config.factor
         if images.shape[2:] != (side, side):
             raise ValueError(
-                f"images have shape {tuple(images.shape)}; this generator's tokens are those of (B, 3, {side}, "
-                f"{side})"
+                f"images have shape {tuple(images.shape)}; this generator's are (B, 3, {side}, {side})"
             )
         if condition is not None:
             modules.generator.condition.check(condition, len(images))
