@@ -276,6 +276,7 @@ def test_umap_layout_is_a_function_of_features_and_seed():
     assert first.shape == (60, 2) and np.isfinite(first).all()
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
+    assert torch.get_num_threads() == 1  # as conftest.py set it: sums of what comes next depend on it
 
 
 # codes
