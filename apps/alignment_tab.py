@@ -48,7 +48,7 @@ def build(page: Page) -> None:
     patch = gr.State(27)  # near the middle: every visitor sees a heat map at once
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=170):
-            run = gr.Dropdown(runs.names, value=default, label="Run", elem_id="alignment-run")
+            run = page.choose_run(runs.names, default, "Run", "alignment-run")
             teacher = gr.Dropdown(
                 TEACHERS, value=OWN_TEACHER, label="Teacher", allow_custom_value=True, elem_id="teacher",
                 info="or type a name of timm's",

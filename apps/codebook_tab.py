@@ -53,7 +53,7 @@ def build(page: Page) -> None:
     editing = gr.State(Editing())
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=170):
-            run = gr.Dropdown(runs.tokenizers, value=default, label="Tokenizer", elem_id="tokenizer-run")
+            run = page.choose_run(runs.tokenizers, default, "Tokenizer", "tokenizer-run")
         controls = page.add_picker("codebook", run)
         with gr.Column(scale=3, min_width=200):
             tau = gr.Slider(

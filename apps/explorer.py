@@ -1,6 +1,6 @@
 """The explorer: look into trained tokenizers and generators in the browser.
 
-    python apps/explorer.py [--runs FOLDER] [--port N] [--host ADDRESS] [--share]
+    python apps/explorer.py [--runs FOLDER] [--pictures FOLDER] [--port N] [--host ADDRESS] [--read-only]
 
 Thin on purpose: tabs lay out components and call gear_studio, which does the computing. Needs no network.
 
@@ -23,6 +23,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 import alignment_tab
 import codebook_tab
 import gradio as gr
+import open_tab
 import prompt_tab
 import sample_tab
 import torch
@@ -32,7 +33,8 @@ from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
-TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab)
+# Open comes last: it refreshes the lists that the tabs before it have laid out.
+TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -53,9 +55,11 @@ class Options:
     """Address to serve on; 0.0.0.0 lets other machines in."""
     share: bool = False
     """Also open a public link through Gradio's servers."""
+    read_only: bool = False
+    """For hosting: leave out the tab Open, which reads and writes files of this machine."""
 
 
-def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
+def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
@@ -64,7 +68,8 @@ def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
         page = Page(runs, background, demo, background.pictures)
         with gr.Tabs():
             for tab in TABS:
-                page.add(tab)
+                if not (read_only and tab is open_tab):
+                    page.add(tab)
         page.connect()
     return demo
 
@@ -77,7 +82,7 @@ def main(options: Options) -> None:
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
     background = Background(runs, pictures)
-    demo = build(runs, background)
+    demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:
         demo.queue(default_concurrency_limit=CONCURRENCY).launch(

@@ -65,7 +65,8 @@ class Looking:
 class Page:
     """One page under construction. choice: which picture one visitor looks at, a Choice, shared by the tabs.
 
-    tab: the tab being built; its `select` is the event of it being opened."""
+    tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
+    the names that it offers, which grow when one is opened."""
 
     runs: RunsOnOffer
     background: Background
@@ -74,12 +75,19 @@ class Page:
     newest: Newest = field(default_factory=Newest)
     choice: gr.State = field(init=False, default_factory=lambda: gr.State(Choice()))
     tab: gr.Tab = field(init=False)
+    lists: list[tuple[gr.Dropdown, list[str]]] = field(init=False, default_factory=list)
     _filled: Trigger = field(init=False)
     _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self._filled = self.demo.load
+
+    def choose_run(self, names: list[str], value: str, label: str, elem_id: str) -> gr.Dropdown:
+        """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
+        choice = gr.Dropdown(names, value=value, label=label, elem_id=elem_id)
+        self.lists.append((choice, names))
+        return choice
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:

@@ -95,7 +95,7 @@ def build(page: Page) -> None:
             with gr.Row():
                 for number, name in enumerate(chosen):
                     with gr.Column(min_width=320):
-                        choices.append(run_choice(runs, names, name, f"prompt-run-{number}"))
+                        choices.append(run_choice(page, names, name, f"prompt-run-{number}"))
                         captions.append(gr.HTML(padding=False, elem_id=f"prompt-caption-{number}"))
                         sheets.append(sheet(f"prompt-sheet-{number}"))
                         titles.append(gr.HTML(padding=False, elem_id=f"prompt-control-title-{number}"))

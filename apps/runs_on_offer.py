@@ -23,35 +23,36 @@ class RunsOnOffer:
 
     names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
     classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
-    by name. device: where all models are. kept: what has been seen of pictures."""
+    by name. folder: where Runs that are opened in the page are put. device: where all models are. kept: what
+    has been seen of pictures."""
 
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
-        self._runs = dict(runs.list_runs())
-        self._runs |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
-        if folder is not None:
-            more = runs.list_runs(folder)
-            if not more:
-                raise ValueError(
-                    f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
-                    "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
-                )
-            self._runs |= {
-                name if name not in self._runs else f"{folder}/{name}": more[name] for name in more
-            }
-        self.tokenizers = [name for name, run in self._runs.items() if run.has("tokenizer")]
+        shipped = dict(runs.list_runs())
+        shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
+        more = {} if folder is None else runs.list_runs(folder)
+        if folder is not None and not more:
+            raise ValueError(
+                f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
+                "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
+            )
+        self.folder = folder or Path("runs")
+        self.names: list[str] = []
+        self.tokenizers: list[str] = []
         self.generators: list[str] = []
         self.captioned: list[str] = []
-        for name, run in self._runs.items():
-            if run.has("generator"):
-                captioned = run.config["recipe"].get("text_encoder")
-                (self.captioned if captioned else self.generators).append(name)
+        self._runs: dict[str, Run] = {}
+        self._adding = Lock()
+        for name, run in shipped.items():
+            self._offer(name, run)
+        for run in more.values():
+            if _lack_of(run) is None:
+                self.add(run)
         if not self.tokenizers or not self.generators:
             raise ValueError(
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
-        self.names = list(self._runs)
         self.lacking = {} if folder is None else _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kept = Kept()
@@ -59,6 +60,28 @@ class RunsOnOffer:
 
     def __getitem__(self, name: str) -> Run:
         return self._runs[name]
+
+    def add(self, run: Run) -> str:
+        """Offer one more Run; returns its name in the lists. Raises ValueError for one without weights, and
+        where its tokenizer is missing."""
+        if not run.has("tokenizer") and not (run.has("generator") and _lack_of(run) is None):
+            raise ValueError(f"{run.folder} cannot be looked at: {_lack_of(run)}")
+        with self._adding:
+            for name, there in self._runs.items():
+                if there.folder.resolve() == run.folder.resolve():
+                    return name
+            name = run.name if run.name not in self._runs else f"{run.folder.parent}/{run.name}"
+            self._offer(name, run)
+        return name
+
+    def _offer(self, name: str, run: Run) -> None:
+        self._runs[name] = run
+        self.names.append(name)
+        if run.has("tokenizer"):
+            self.tokenizers.append(name)
+        if run.has("generator"):
+            captioned = run.config["recipe"].get("text_encoder")
+            (self.captioned if captioned else self.generators).append(name)
 
     def default(self, names: list[str], stage: str, arm: str) -> str:
         """The first of `names` whose Run is of this stage and arm, else the last of them."""
@@ -104,13 +127,24 @@ def _find_lacking(folder: Path) -> dict[str, str]:
             run = Run(path.parent)
         except ValueError:
             continue
-        parent = run.config.get("parent")
-        if run.has("generator") and not run.has("tokenizer"):
-            if parent is None:
-                lacking[run.name] = "its config.json names no run of its tokenizer (parent)"
-            elif not (folder / parent / "tokenizer").is_dir():
-                lacking[run.name] = f"the run of its tokenizer, {parent}, does not lie beside it"
+        lack = _lack_of(run) if run.has("generator") else None
+        if lack:
+            lacking[run.name] = lack
     return lacking
+
+
+def _lack_of(run: Run) -> str | None:
+    """What keeps a Run from being looked at; None where nothing does."""
+    parent = run.config.get("parent")
+    if run.has("tokenizer"):
+        return None
+    if not run.has("generator"):
+        return "it holds no finished tokenizer and no generator"
+    if parent is None:
+        return "its config.json names no run of its tokenizer (parent)"
+    if not (run.folder.parent / parent / "tokenizer").is_dir():
+        return f"the run of its tokenizer, {parent}, does not lie beside it"
+    return None
 
 
 def _study_name(name: str) -> str:

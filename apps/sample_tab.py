@@ -50,7 +50,7 @@ def build(page: Page) -> None:
                 choices, captions, sheets = [], [], []
                 for side, name in (("left", left), ("right", right)):
                     with gr.Column(min_width=320):
-                        choices.append(run_choice(runs, names, name, f"{side}-run"))
+                        choices.append(run_choice(page, names, name, f"{side}-run"))
                         captions.append(gr.HTML(elem_id=f"{side}-caption", padding=False))
                         sheets.append(sheet(f"{side}-sheet"))
             if runs.lacking:

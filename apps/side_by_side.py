@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import gradio as gr
 from components import QUIET, div
+from page import Page
 from runs_on_offer import RunsOnOffer
 
 from gear_studio import plots
@@ -14,13 +15,13 @@ from gear_studio import plots
 Item = TypeVar("Item")
 
 
-def run_choice(runs: RunsOnOffer, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
+def run_choice(page: Page, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
     """A list of generators' Runs, and under it a line about the one chosen."""
 
     def describe(name: str) -> str:
-        return run_note(runs, name)
+        return run_note(page.runs, name)
 
-    choice = gr.Dropdown(names, value=name, label="Run", elem_id=elem_id)
+    choice = page.choose_run(names, name, "Run", elem_id)
     note = gr.HTML(describe(name), padding=False)
     choice.change(describe, choice, note, **QUIET)
     return choice
