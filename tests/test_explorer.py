@@ -598,6 +598,50 @@ def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
         sampled(page)
 
 
+def test_a_file_is_opened_and_at_once_in_the_lists(
+    browser: Browser, imported_runs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("opened")
+    folder = shutil.copytree(imported_runs, temporary / "runs")
+    (temporary / "words.pt").write_text("no weights")
+    with serving(temporary, folder) as address, visiting(browser, address) as page:
+        page.get_by_role("tab", name="Open").click()
+        source, go = page.locator("#open-source textarea"), page.locator("#open-go")
+        for what, message in (
+            (str(temporary / "words.pt"), "words.pt"),
+            ("nobody/nothing", "could not be had from the Hub"),
+            (str(folder / "orphan"), "the run of its tokenizer, gone, does not lie beside it"),
+        ):
+            source.fill(what)
+            go.click()
+            expect(page.locator(".toast-wrap")).to_contain_text(message)
+            expect(page.locator("#open-status")).to_contain_text("cannot be opened")
+        source.fill(str(folder / "generator.pt"))
+        page.locator("#open-name textarea").fill("second generator")
+        page.locator("#open-parent input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        go.click()
+        done = "second generator is in the lists of Sample, Alignment"
+        expect(page.locator("#open-status")).to_contain_text(done)
+        expect(page.locator("#open-runs")).to_contain_text("second generator: Sample, Alignment")
+        page.get_by_role("tab", name="Sample").click()
+        page.locator("#left-run input").click()
+        page.get_by_role("option", name="second generator", exact=True).click()
+        page.get_by_text("imported, on tokenizer vq-16; 12 blocks x 384").first.wait_for()
+        with visiting(browser, address) as other:  # another visitor's lists have it too
+            sampled(other)
+            other.locator("#left-run input").click()
+            other.get_by_role("option", name="second generator", exact=True).wait_for()
+
+
+def test_a_host_leaves_out_what_reads_its_files(explorer):
+    runs = explorer.RunsOnOffer(None)
+    for read_only in (False, True):
+        demo = explorer.build(runs, explorer.Background(runs), read_only)
+        names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
+        assert "sample" in names and ("open" in names) == (not read_only)
+
+
 def test_a_folder_without_pictures_is_named(explorer, tmp_path: Path):
     with pytest.raises(SystemExit, match=f"{tmp_path} holds no picture files"):
         explorer.main(explorer.Options(pictures=tmp_path))
