@@ -1,10 +1,13 @@
 """Which Runs the explorer offers, by what they can do, and their models on one device."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from gear_studio import runs
 from gear_studio.files import read_json
@@ -17,9 +20,13 @@ from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.studies import CAPTIONS, SHIPPED
 
+Model = TypeVar("Model", bound=nn.Module)
+LIMIT = 8 * 2**30  # bytes of models
+
 
 class RunsOnOffer:
-    """The Runs of the page by name, those that ship first. A model is read on first use and kept.
+    """The Runs of the page by name, those that ship first. A model is read on first use and kept; where all
+    take more than LIMIT bytes, those of the Run used longest ago leave.
 
     names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
     classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
@@ -43,6 +50,7 @@ class RunsOnOffer:
         self.captioned: list[str] = []
         self._runs: dict[str, Run] = {}
         self._adding = Lock()
+        self._used: dict[str, None] = {}  # with models in memory, the last used is last
         for name, run in shipped.items():
             self._offer(name, run)
         for run in more.values():
@@ -91,20 +99,31 @@ class RunsOnOffer:
         return names[-1]
 
     def tokenizer(self, name: str) -> Tokenizer:
-        with self._reading[name]:
-            return self[name].tokenizer.to(self.device)
+        return self._use(name, lambda run: run.tokenizer)
 
     def generator(self, name: str) -> Generator:
-        with self._reading[name]:
-            return self[name].generator.to(self.device)
+        return self._use(name, lambda run: run.generator)
 
     def projector(self, name: str) -> Projector:
-        with self._reading[name]:
-            return self[name].projector.to(self.device)
+        return self._use(name, lambda run: run.projector)
 
     def teacher(self, name: str) -> Teacher:
+        return self._use(name, lambda run: run.teacher)
+
+    def _use(self, name: str, read: Callable[[Run], Model]) -> Model:
+        """A model of the Run `name`, on the device."""
         with self._reading[name]:
-            return self[name].teacher.to(self.device)
+            model = read(self[name]).to(self.device)
+        with self._adding:
+            self._used.pop(name, None)
+            self._used[name] = None  # last
+            sizes = {used: _count_bytes(self[used]) for used in self._used}
+            for oldest in list(self._used)[:-1]:
+                if sum(sizes.values()) <= LIMIT:
+                    break
+                del self._used[oldest], sizes[oldest]
+                self._runs[oldest] = Run(self[oldest].folder)  # who still computes with the old one keeps it
+        return model
 
     def view(self, name: str, picture: Picture) -> View:
         """A picture through the Run `name`, whose tokenizer is read first."""
@@ -117,6 +136,12 @@ class RunsOnOffer:
             read_json(self[name].folder / "tokenizer" / "config.json", "a Tokenizer")["image_size"]
             for name in self.tokenizers
         )
+
+
+def _count_bytes(run: Run) -> int:
+    """Bytes of the models that a Run has read."""
+    models = [part for part in vars(run).values() if isinstance(part, nn.Module)]
+    return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())
 
 
 def _find_lacking(folder: Path) -> dict[str, str]:

@@ -634,6 +634,18 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
             other.get_by_role("option", name="second generator", exact=True).wait_for()
 
 
+def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs = explorer.RunsOnOffer(None)
+    monkeypatch.setattr(sys.modules["runs_on_offer"], "LIMIT", 1)
+    picture = Picture(pictures_of_source("shapes"))
+    first = runs.view("gear", picture).indices
+    assert "tokenizer" in vars(runs["gear"])
+    runs.tokenizer("warmup")
+    assert "tokenizer" not in vars(runs["gear"]) and "tokenizer" in vars(runs["warmup"])
+    assert torch.equal(runs.view("gear", picture).indices, first)
+    assert "tokenizer" not in vars(runs["warmup"])
+
+
 def test_a_host_leaves_out_what_reads_its_files(explorer):
     runs = explorer.RunsOnOffer(None)
     for read_only in (False, True):
