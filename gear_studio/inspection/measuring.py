@@ -35,7 +35,7 @@ from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
 from gear_studio.files import atomic, write_json
 from gear_studio.inspection.parts import Part, Parts
-from gear_studio.inspection.pictures import Pictures, open_pictures
+from gear_studio.inspection.pictures import Chosen, choose_pictures
 from gear_studio.inspection.request import Inspectable, Inspection
 from gear_studio.models.feature_maps import LITE0_MEAN, LITE0_STD, load_lite0_classifier
 from gear_studio.models.inception import Inception
@@ -271,7 +271,7 @@ class Measured:
     about."""
 
     asked: Inspection
-    pictures: Pictures
+    pictures: Chosen
     seen: dict[str, Seen]
     differences: dict[str, dict]
     record: dict
@@ -297,7 +297,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a device
         raise ValueError(f"--device {asked.device} is not to be had here ({error}); try cpu") from error
-    pictures = open_pictures(asked.pictures, asked.count, asked.seed)
+    pictures = choose_pictures(asked.pictures, asked.count, asked.seed)
     subjects = [_prepare(name, tokenizer, device) for name, tokenizer in tokenizers.items()]
     judges = _load_judges(asked, asked.teacher == CLASSIFIER and pictures.photographs, device)
     seen = {each.name: _see(each, judges, pictures, asked, device) for each in subjects}
@@ -326,7 +326,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
     return Measured(asked, pictures, seen, differences, record)
 
 
-def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], asked: Inspection) -> str:
+def _protocol(pictures: Chosen, teacher: Teacher, seen: Mapping[str, Seen], asked: Inspection) -> str:
     rows = {name: len(each.groups["patch"]) for name, each in seen.items()}
     drawn = ", ".join(f"{count} rows ({name})" for name, count in rows.items())
     if len(set(rows.values())) == 1:
@@ -341,9 +341,7 @@ def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], as
     )
 
 
-def _see(
-    subject: Subject, judges: Judges, pictures: Pictures, asked: Inspection, device: torch.device
-) -> Seen:
+def _see(subject: Subject, judges: Judges, pictures: Chosen, asked: Inspection, device: torch.device) -> Seen:
     """Look at all pictures with one tokenizer, one by one; what is kept already is not done again."""
     count, size, shown = len(pictures), subject.tokenizer.image_size, shown_of(len(pictures))
     common = {"pictures": pictures.identity, "size": size, "patches": asked.patches, "seed": asked.seed}
