@@ -167,7 +167,7 @@ def build(page: Page) -> None:
         """None where cosines are shown instead, and while there is no teacher."""
         if seen.has_cosines or seen.teacher is None:
             return None
-        return background.likeness(name, chosen.source, seen.asked, seen.teacher)
+        return background.likeness(name, chosen.surveyed, seen.asked, seen.teacher)
 
     def says(what: str) -> dict:
         return {state_line: status(f"computing: {what} …")}

@@ -128,7 +128,7 @@ def build(page: Page) -> None:
     def look(name: str, chosen: Choice) -> Look:
         """What is looked at. Raises what may be said to the visitor."""
         picture = page.pictures.picture(chosen, runs[name])
-        return Look(runs.view(name, picture), name, chosen.source, background)
+        return Look(runs.view(name, picture), name, chosen.surveyed, background)
 
     def draw(name: str, chosen: Choice, tau: float, request: gr.Request) -> Iterator[dict]:
         """The views of another Run or picture, one after the other."""

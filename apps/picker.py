@@ -1,4 +1,4 @@
-"""The choice of a picture, in every tab that looks at one: a number of a collection, or an upload."""
+"""The choice of a picture, in every tab that looks at one: a number of a collection, or of one's own."""
 
 import dataclasses
 import random
@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 from components import QUIET, as_markdown, polite, released
-from pictures import OWN, Choice, PicturesOnOffer
+from pictures import OWN, YOURS, Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.looking.pictures import WORLD_PICTURES, Picture, Upload
@@ -26,10 +26,10 @@ class Picker:
 
     def show(self, picture: Picture, choice: Choice) -> dict[Any, Any]:
         """What the controls say once the picture is known."""
-        if choice.upload is not None:
-            return {self.caption: _caption(picture)}
-        last = len(picture.pictures) - 1
-        index = gr.Slider(maximum=max(last, 1), value=picture.index, interactive=last > 0)
+        yours = choice.source == YOURS
+        last = len(choice.uploads if yours else picture.pictures) - 1
+        number = min(choice.index, last) if yours else picture.index
+        index = gr.Slider(maximum=max(last, 1), value=number, interactive=last > 0)
         return {self.caption: _caption(picture), self.index: index}
 
 
@@ -56,28 +56,27 @@ def connect(
     def chosen(choice: Choice) -> list:
         return [choice, *[choice.source] * len(pickers), *[choice.index] * len(pickers)]
 
-    def choose_source(source: str) -> list:
-        return chosen(Choice(source))
+    def choose_source(source: str, choice: Choice) -> list:
+        return chosen(choice.of_source(source))
 
     def choose_number(index: float, choice: Choice) -> list:
-        return chosen(dataclasses.replace(choice, index=int(index), upload=None))
+        return chosen(dataclasses.replace(choice, index=int(index)))
 
     def choose_another(choice: Choice, name: str) -> list:
         with polite():
-            count = len(pictures.collection(choice.source, runs[name]))
+            count = pictures.count(choice, runs[name])
         others = [index for index in range(min(count, 10**6)) if index != choice.index]
-        return chosen(Choice(choice.source, random.choice(others or [0])))
+        return chosen(dataclasses.replace(choice, index=random.choice(others or [0])))
 
     def choose_upload(path: str, choice: Choice) -> list:
         with polite():
-            upload = Upload(path, runs.largest_picture())
-        return chosen(dataclasses.replace(choice, upload=upload))
+            return chosen(choice.with_upload(Upload(path, runs.largest_picture())))
 
     outputs = [choice, *(each.source for each in pickers), *(each.index for each in pickers)]
     events = []
     for each in pickers:
         events += [
-            each.source.input(choose_source, each.source, outputs, **QUIET),
+            each.source.input(choose_source, [each.source, choice], outputs, **QUIET),
             released(each.index)(choose_number, [each.index, choice], outputs, **QUIET),
             each.another.click(choose_another, [choice, each.run], outputs, **QUIET),
             each.upload.upload(choose_upload, [each.upload, choice], outputs, **QUIET),

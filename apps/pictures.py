@@ -1,11 +1,11 @@
 """Which picture a visitor looks at, and the collections to choose it from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gear_studio.looking.pictures import (
+    NAMES,
     Picture,
-    Pictures,
     SourcePictures,
     Upload,
     pictures_of,
@@ -16,17 +16,30 @@ from gear_studio.looking.view import Kept
 from gear_studio.runs import Run
 
 OWN = "this run's own"
-SOURCES = ("photos", "shapes", "digits")  # offered beside them, and beside the folder of --pictures
+YOURS = "yours"
+UPLOADS = 20  # of a visitor's pictures that are kept, while the page is open
 WORLD = ("shapes",)  # the key of the embedded world's
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a visitor chose: picture number `index` of a collection by its name, or a picture of their own."""
+    """What a visitor chose: picture number `index` of a collection by its name, or of their own `uploads`.
+
+    surveyed: the collection that stands beside the picture, for what is said of many pictures."""
 
     source: str = OWN
     index: int = 0
-    upload: Upload | None = None
+    uploads: tuple[Upload, ...] = ()
+    surveyed: str = OWN
+
+    def of_source(self, source: str, index: int = 0) -> "Choice":
+        return replace(
+            self, source=source, index=index, surveyed=self.surveyed if source == YOURS else source
+        )
+
+    def with_upload(self, upload: Upload) -> "Choice":
+        uploads = (*self.uploads, upload)[-UPLOADS:]
+        return replace(self, uploads=uploads).of_source(YOURS, len(uploads) - 1)
 
 
 class PicturesOnOffer:
@@ -35,26 +48,35 @@ class PicturesOnOffer:
     def __init__(self, folder: Path | None = None):
         self._folder = pictures_of_folder(folder) if folder else None
         self._kept = Kept()  # a collection is made on first use
-        self.names = [OWN, *SOURCES]
+        self.names = [OWN, *NAMES]
         if self._folder:
             self.names.append(f"folder {self._folder.name}")
+        self.names.append(YOURS)
 
     def collection(self, source: str, run: Run) -> SourcePictures:
         """The collection `source`, for looking at a Run. Raises ValueError for an unknown name."""
-        if source not in self.names:
-            raise ValueError(f"There are no pictures {source!r}; choose {', '.join(self.names)}.")
-        if self._folder and source == self.names[-1]:
+        if source not in self.names[:-1]:
+            raise ValueError(f"There are no pictures {source!r}; choose {', '.join(self.names[:-1])}.")
+        if self._folder and source == self.names[-2]:
             return self._folder
         if source == OWN:
             return self._kept.get((OWN, str(run.folder)), lambda: self._same(pictures_of(run)))
         return self._kept.get(source, lambda: pictures_of_source(source))
 
+    def count(self, choice: Choice, run: Run) -> int:
+        """How many pictures there are to choose from where the visitor is."""
+        return len(choice.uploads if choice.source == YOURS else self.collection(choice.source, run))
+
     def picture(self, choice: Choice, run: Run) -> Picture:
-        """The picture chosen. Beyond the last of a collection it is the last."""
-        if choice.upload is not None:
-            return Picture(choice.upload)
-        pictures: Pictures = self.collection(choice.source, run)
-        return Picture(pictures, min(max(choice.index, 0), len(pictures) - 1))
+        """The picture chosen. Beyond the last of a collection it is the last. Raises ValueError where the
+        visitor has given none."""
+        last = self.count(choice, run) - 1
+        index = min(max(choice.index, 0), last)
+        if choice.source != YOURS:
+            return Picture(self.collection(choice.source, run), index)
+        if last < 0:
+            raise ValueError("You have not given a picture yet; press “Your own picture”.")
+        return Picture(choice.uploads[index])
 
     def _same(self, pictures: SourcePictures) -> SourcePictures:
         """Of collections with the same key, one for all Runs."""

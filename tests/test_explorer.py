@@ -322,6 +322,11 @@ def test_photos_are_shown_as_they_are_meant(page: Page, tmp_path: Path):
     np.testing.assert_allclose(shown[64, 256], (220, 0, 0), atol=12)  # its left is the top now
     np.testing.assert_allclose(shown[448, 256], (0, 0, 220), atol=12)
 
+    number = page.locator("#codebook-index input[type=number]")  # both are kept for the session
+    for typed, name in (("0", "clear.png"), ("1", "turned.jpg")):
+        number.fill(typed)
+        number.press("Tab")
+        expect(page.locator("#codebook-caption")).to_contain_text(name)
     open_tab(page, "Alignment", "#alignment-picture")  # the same picture, and it has no class
     expect(page.locator("#alignment-caption")).to_contain_text("turned.jpg")
     expect(page.locator("#protocol")).to_contain_text("null condition")
