@@ -146,9 +146,10 @@ def pixels(page: Page, selector: str) -> np.ndarray:
 def changed(page: Page, selector: str, before: np.ndarray) -> np.ndarray:
     """The image, once it differs from what it was."""
     for _ in range(PATIENCE // 100):
-        now = pixels(page, selector)
-        if now.shape != before.shape or (now != before).any():
-            return now
+        if page.locator(f"{selector} img").count():  # none while it is emptied
+            now = pixels(page, selector)
+            if now.shape != before.shape or (now != before).any():
+                return now
         page.wait_for_timeout(100)
     raise AssertionError(f"{selector} has not changed")
 
@@ -601,6 +602,22 @@ def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
         page.locator("#sample").click()
         expect(page.locator("#left-caption")).to_contain_text("Drawn by llamagen: tabby")
         sampled(page)
+
+
+def test_two_visitors_look_at_two_runs(browser: Browser, address: str, page: Page):
+    with visiting(browser, address) as other:
+        for each in (page, other):
+            open_tab(each, "Codebook", "#reconstruction")
+        before, mine = pixels(other, "#reconstruction"), pixels(page, "#reconstruction")
+        np.testing.assert_array_equal(before, mine)
+        other.locator("#tokenizer-run input").click()
+        other.get_by_role("option", name="warmup", exact=True).click()
+        theirs = changed(other, "#reconstruction", before)
+        click_cell(page, "#indices", row=1, column=1)
+        expect(page.locator("#codebook-token")).to_contain_text("Token 9")
+        np.testing.assert_array_equal(pixels(page, "#reconstruction")[160:], mine[160:])  # below the frame
+        expect(other.locator("#codebook-token")).to_contain_text("Click a token")
+        np.testing.assert_array_equal(pixels(other, "#reconstruction"), theirs)
 
 
 def test_a_file_is_opened_and_at_once_in_the_lists(
