@@ -4,13 +4,19 @@ What comes from a file or a visitor (names of Runs and classes, notes, prompts) 
 `heading` show it as text, and nothing else may put it into HTML.
 """
 
+import hashlib
 import html
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import PIL.Image
+
+from gear_studio.files import atomic
 
 SIDE = 512  # of every square picture and map in the page, in pixels
 # Of an event that answers in place: no progress bar, and no entry in the app's API.
@@ -35,18 +41,38 @@ def as_markdown(text: str) -> str:
     return re.sub(r"[^\w\s]|_", lambda mark: f"&#{ord(mark[0])};", text)
 
 
-def panel(title: str, note: str, elem_id: str) -> gr.Image:
+class Picture(gr.Image):
+    """An image in PNG whose file is written once, whole. Gradio writes equal ones again, also while a browser
+    reads them, which then shows none."""
+
+    is_template = True  # to the page it is Gradio's
+
+    def postprocess(self, value: Any) -> Any:
+        if not isinstance(value, PIL.Image.Image):
+            return super().postprocess(value)
+        encoded = io.BytesIO()
+        value.save(encoded, "png")
+        content = encoded.getvalue()
+        path = Path(self.GRADIO_CACHE) / hashlib.sha256(content).hexdigest() / "image.png"
+        if path.exists():
+            path.touch()  # files are deleted by age
+        else:
+            with atomic(path) as temporary:
+                temporary.write_bytes(content)
+        return super().postprocess(str(path))
+
+
+def panel(title: str, note: str, elem_id: str) -> Picture:
     """A square picture to click tokens in, under a heading."""
     gr.HTML(heading(title, note), padding=False)
     return square(elem_id, title)
 
 
-def square(elem_id: str, alt: str) -> gr.Image:
+def square(elem_id: str, alt: str) -> Picture:
     """A square picture to click tokens in, for a panel whose heading changes."""
-    return gr.Image(
+    return Picture(
         show_label=False,
         interactive=False,
-        format="png",
         buttons=[],
         elem_id=elem_id,
         elem_classes="panel",
@@ -54,12 +80,11 @@ def square(elem_id: str, alt: str) -> gr.Image:
     )
 
 
-def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: bool = True) -> gr.Image:
+def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: bool = True) -> Picture:
     """One image that shows many pictures, of any size."""
-    return gr.Image(
+    return Picture(
         show_label=False,
         interactive=False,
-        format="png",
         buttons=["download", "fullscreen"],
         elem_id=elem_id,
         elem_classes="sheet",
