@@ -6,8 +6,10 @@ makes them.
 """
 
 import os
+import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Lock, Thread
 from typing import Any
@@ -27,6 +29,23 @@ LIKE, LARGE_LIKE = 32, 10  # of a likeness
 OWN_TEACHER = "the run's own"
 
 
+@dataclass(frozen=True)
+class Grown:
+    """A survey under way, of the first of `total` pictures, after some seconds."""
+
+    survey: codes.Survey
+    total: int
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        return len(self.survey.images)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds / self.count * (self.total - self.count)
+
+
 class Background:
     def __init__(self, runs: RunsOnOffer, pictures: PicturesOnOffer | None = None):
         self.runs = runs
@@ -34,6 +53,7 @@ class Background:
         self._work: dict[Hashable, Future] = {}
         self._ordering = Lock()  # held for looking up, never while working
         self._surveys = Kept()  # of the same pictures under two names, one
+        self._grown: dict[tuple[str, str], Grown] = {}
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _start_process)
 
     def survey(self, name: str, source: str) -> Future[codes.Survey]:
@@ -44,9 +64,20 @@ class Background:
             pictures = self.pictures.collection(source, self.runs[name])
             size = tokenizer.config.image_size
             some = pictures.some(size, SURVEY if size <= SMALL else LARGE_SURVEY)
-            return self._surveys.get((name, pictures.key), lambda: codes.survey(tokenizer, some, len(some)))
+
+            def grow() -> codes.Survey:
+                begun = time.monotonic()
+                for survey in codes.grow_survey(tokenizer, some, len(some)):
+                    self._grown[name, source] = Grown(survey, len(some), time.monotonic() - begun)
+                return survey
+
+            return self._surveys.get((name, pictures.key), grow)
 
         return self._begin(("survey", name, source), work)
+
+    def survey_so_far(self, name: str, source: str) -> "Grown | None":
+        """How far a survey under way is; None before its first pictures."""
+        return self._grown.get((name, source))
 
     def known_survey(self, name: str, source: str) -> Future[codes.Survey] | None:
         """The survey if it has been begun, maybe failed."""

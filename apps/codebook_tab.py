@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 
 import gradio as gr
 import torch
@@ -249,9 +249,9 @@ def build(page: Page) -> None:
         survey, current = seen.survey, seen.current_code(state)
         planned = background.layout(seen.name)
         news = seen.news
-        ready = all(news)
-        what = "the layout of the codes" if news[0] else "the survey"
-        line = "done" if ready else f"{what} is still being computed; it appears here by itself"
+        ready = seen.surveyed and seen.laid_out
+        what = "the layout of the codes is still being computed" if seen.surveyed else seen.survey_note
+        line = "done" if ready else f"{what}; it appears here by itself"
         updates = {
             state_line: status(line, done=ready),
             known: news,
@@ -267,6 +267,7 @@ def build(page: Page) -> None:
             f"{used} of {total} codes used; perplexity {statistics['perplexity']:.0f} "
             f"(it would be {total} if all were used alike)"
         )
+        so_far = "" if seen.surveyed else " so far"
         chart, note = None, "still being computed; it appears here by itself"
         if planned.done() and planned.exception():
             note = f"cannot be computed: {planned.exception()}"
@@ -278,7 +279,7 @@ def build(page: Page) -> None:
             | draw_indices(seen, state)
             | {
                 table: _describe_token(seen, tau, state)[1],
-                usage_title: heading("Usage", f"of {seen.pictures_said}"),
+                usage_title: heading("Usage", f"of {seen.pictures_said}{so_far}"),
                 usage: plots.usage_histogram(counts, current),
                 usage_text: div("note", said),
                 layout_text: heading("UMAP", note),
@@ -297,10 +298,6 @@ def build(page: Page) -> None:
     page.add_looking(run, draw, base, outputs, cleared=cleared, others=others)
 
 
-def _ended(future: Future | None) -> bool:
-    return future is not None and future.done()
-
-
 class Look:
     """One picture through one tokenizer, with what the background knows of the collection's others.
 
@@ -310,31 +307,45 @@ class Look:
         self.view, self.name = view, name
         self._background, self._source = background, source
         self._coming = background.known_survey(name, source)
+        self._grown = background.survey_so_far(name, source)  # one for all that this Look shows
         self._collection = background.pictures.collection(source, view.run).name
 
     def wait(self, seconds: float) -> None:
         """Have the survey made, and wait for it, but not for long."""
         self._coming = self._background.survey(self.name, self._source)
         wait([self._coming], timeout=seconds)
+        self._grown = self._background.survey_so_far(self.name, self._source)
 
     @property
-    def news(self) -> tuple[bool, bool]:
-        """Whether the survey and the layout have ended, well or not."""
-        return _ended(self._coming), self._background.layout(self.name).done()
+    def surveyed(self) -> bool:
+        """Whether the survey has ended, well or not."""
+        return self._coming is not None and self._coming.done()
+
+    @property
+    def laid_out(self) -> bool:
+        return self._background.layout(self.name).done()
+
+    @property
+    def news(self) -> tuple:
+        """What changes when there is more to see."""
+        return self.surveyed, self.laid_out, self._grown.count if self._grown else 0
 
     @property
     def survey(self) -> Survey | None:
-        """None while it is being computed, and where it cannot be."""
-        if self._coming is None or not self._coming.done() or self._coming.exception():
-            return None
-        return self._coming.result()
+        """As far as it has grown; None before that, and where it cannot be made."""
+        if self._coming is None or not self.surveyed:
+            return self._grown.survey if self._grown else None
+        return None if self._coming.exception() else self._coming.result()
 
     @property
     def survey_note(self) -> str:
-        """What to say where there is no survey."""
-        if self._coming is None or not self._coming.done():
-            return "still being computed; it appears here by itself"
-        return f"cannot be computed: {self._coming.exception()}"
+        """What to say of a survey that is not there, or not whole."""
+        if self._coming is not None and self.surveyed:
+            return f"the survey cannot be made: {self._coming.exception()}"
+        if self._grown is None:
+            return "the survey is being computed"
+        grown = self._grown
+        return f"surveyed {grown.count} of {grown.total} pictures, about {grown.seconds_left:.0f} s left"
 
     @property
     def pictures_said(self) -> str:
