@@ -93,7 +93,7 @@ def build(page: Page) -> None:
     inputs = [source, name, parent, size, quantizer, heads]
     gr.on(
         [go.click, source.submit],
-        open,
+        open_run,
         inputs,
         [state_line, *outputs],
         show_progress="hidden",
