@@ -21,7 +21,7 @@ from components import (
     square,
     status,
 )
-from page import OVERTAKEN, Page
+from page import OVERTAKEN, Page, emptied
 from pictures import Choice
 from PIL.Image import Image
 from torch import Tensor
@@ -108,8 +108,11 @@ def build(page: Page) -> None:
         name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int, request: gr.Request
     ) -> Iterator[dict]:
         """The views, one after the other; a newer request stops it."""
-        ticket = page.newest.take("alignment", request)
-        yield {state_line: status(f"reading {name} …"), waiting: gr.Timer(active=False)}
+        ticket = page.newest.take("alignment", request, (name, chosen, asked))
+        yield emptied(cleared) | {  # what was still on its way when the page emptied them goes, too
+            state_line: status(f"reading {name} …"),
+            waiting: gr.Timer(active=False),
+        }
         try:
             with polite():
                 for updates in steps(name, chosen, asked, block, stage, patch):
@@ -131,7 +134,7 @@ def build(page: Page) -> None:
         name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int, request: gr.Request
     ) -> Iterator[dict]:
         """All views at once; most of what they show has been computed before."""
-        ticket = page.newest.take("alignment", request)
+        ticket = page.newest.take("alignment", request, (name, chosen, asked))
         with polite():
             seen = look(name, chosen, asked, block, stage, patch)
             updates = controls.show(seen.view.picture, chosen) | draw_picture(seen)
@@ -153,9 +156,18 @@ def build(page: Page) -> None:
         yield from answer(name, chosen, asked, block, stage, patch, request)
 
     def poll(
-        name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int, before: tuple
+        name: str,
+        chosen: Choice,
+        asked: str,
+        block: float,
+        stage: str,
+        patch: int,
+        before: tuple,
+        request: gr.Request,
     ) -> dict:
         """What the background has finished by now."""
+        if not page.newest.is_looking_at((name, chosen, asked), "alignment", request):
+            return {known: before}
         with polite():
             seen = look(name, chosen, asked, block, stage, patch)
             like = likeness(seen, name, chosen)

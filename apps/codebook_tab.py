@@ -21,7 +21,7 @@ from components import (
     square,
     status,
 )
-from page import OVERTAKEN, Page
+from page import OVERTAKEN, Page, emptied
 from pictures import Choice, is_foreign
 from PIL.Image import Image
 from torch import Tensor
@@ -133,8 +133,12 @@ def build(page: Page) -> None:
 
     def draw(name: str, chosen: Choice, tau: float, request: gr.Request) -> Iterator[dict]:
         """The views of another Run or picture, one after the other."""
-        ticket = page.newest.take(place, request)
-        yield {state_line: status(f"reading {name} …"), editing: Editing(), waiting: gr.Timer(active=False)}
+        ticket = page.newest.take(place, request, (name, chosen))
+        yield emptied(cleared) | {  # what was still on its way when the page emptied them goes, too
+            state_line: status(f"reading {name} …"),
+            editing: Editing(),
+            waiting: gr.Timer(active=False),
+        }
         try:
             with polite():
                 for updates in steps(name, chosen, tau, Editing()):
@@ -158,7 +162,7 @@ def build(page: Page) -> None:
 
     def answer(name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request) -> Iterator[dict]:
         """All views at once, after a click or an edit; most of what they show has been computed before."""
-        ticket = page.newest.take(place, request)
+        ticket = page.newest.take(place, request, (name, chosen))
         with polite():
             seen = look(name, chosen)
             updates = {editing: state, **controls.show(seen.view.picture, chosen)}
@@ -191,8 +195,12 @@ def build(page: Page) -> None:
     def undo(name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request) -> Iterator[dict]:
         yield from answer(name, chosen, tau, dataclasses.replace(state, edits={}), request)
 
-    def poll(name: str, chosen: Choice, tau: float, state: Editing, before: tuple) -> dict:
+    def poll(
+        name: str, chosen: Choice, tau: float, state: Editing, before: tuple, request: gr.Request
+    ) -> dict:
         """What the background has finished by now."""
+        if not page.newest.is_looking_at((name, chosen), place, request):
+            return {known: before}
         with polite():
             seen = look(name, chosen)
             return {known: before} if seen.news == before else draw_surveyed(seen, tau, state)

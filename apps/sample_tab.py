@@ -94,7 +94,7 @@ def build(page: Page) -> None:
     }
     unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
     gr.on([go.click, seed.submit], draw, **results, api_name="sample")
-    page.on_open(lambda trigger: trigger(draw, **unlisted))
+    page.demo.load(draw, **unlisted)
     again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
     choices[0].change(offer_classes, [choices[0], label], label, **QUIET)
 

@@ -555,7 +555,8 @@ def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
             window.old = old;
             new MutationObserver(() => window.seen.push(
                 [find('#tokenizer-run input').value, find('#original img')?.src,
-                 find('#reconstruction img')?.src, quality()]
+                 find('#reconstruction img')?.src, quality(),
+                 find('#codebook-status').textContent.includes('reading vq-16')]
             )).observe(document.body, {childList: true, subtree: true, attributes: true,
                                        characterData: true}); }"""
         )
@@ -567,9 +568,10 @@ def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
         expect(page.get_by_text("of 10 pictures of photos")).to_have_count(1)
         seen, old = page.evaluate("window.seen"), page.evaluate("window.old")
         of_new = [row[1:] for row in seen if row[0] == "vq-16"]
-        emptied = next(i for i, row in enumerate(of_new) if row[:2] == [None, None])
-        for row in of_new[emptied:]:  # once emptied, nothing old comes back
-            assert all(now != before for now, before in zip(row, old, strict=True) if now)
+        emptied = next(i for i, row in enumerate(of_new) if row[3])
+        assert of_new[emptied][:3] == [None, None, ""]
+        for row in of_new[emptied:]:  # once the app answers, nothing old comes back
+            assert all(now != before for now, before in zip(row, old, strict=False) if now)
         order = [next(i for i, row in enumerate(of_new) if i > emptied and row[k]) for k in (0, 1)]
         assert order == sorted(order)
 
