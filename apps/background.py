@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Lock, Thread
@@ -54,7 +55,7 @@ class Background:
         self._ordering = Lock()  # held for looking up, never while working
         self._surveys = Kept()  # of the same pictures under two names, one
         self._grown: dict[tuple[str, str], Grown] = {}
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), _start_process)
+        self._process = _start_pool()
 
     def survey(self, name: str, source: str) -> Future[codes.Survey]:
         """What the tokenizer of Run `name` does with pictures of a collection, done or under way."""
@@ -105,11 +106,19 @@ class Background:
         return self._begin(("likeness", name, source, asked), work)
 
     def layout(self, name: str) -> Future[np.ndarray]:
-        """UMAP of the codebook of Run `name`, (K, 2), done or under way."""
+        """UMAP of the codebook of Run `name`, (K, 2), done or under way; tried again where its process has
+        died."""
+        key = "layout", name
+        with self._ordering:
+            future = self._work.get(key)
+            if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
+                return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
         with self._ordering:
-            key = "layout", name
-            if key not in self._work:
+            try:
+                self._work[key] = self._process.submit(codes.code_layout, codebook)
+            except BrokenProcessPool:
+                self._process = _start_pool()
                 self._work[key] = self._process.submit(codes.code_layout, codebook)
             return self._work[key]
 
@@ -141,6 +150,10 @@ class Background:
 
 def _has_failed(future: Future) -> bool:
     return future.done() and future.exception() is not None
+
+
+def _start_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), _start_process)
 
 
 def _start_process() -> None:

@@ -188,8 +188,9 @@ def build(page: Page) -> None:
         with polite():
             if code is None or not 0 <= code < codes_in_all:
                 raise ValueError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
-        if state.token is not None:
-            state = dataclasses.replace(state, edits={**state.edits, state.token: int(code)})
+            if state.token is None:
+                raise ValueError("A token is wanted: click one in any picture.")
+        state = dataclasses.replace(state, edits={**state.edits, state.token: int(code)})
         yield from answer(name, chosen, tau, state, request)
 
     def undo(name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request) -> Iterator[dict]:

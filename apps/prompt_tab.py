@@ -29,6 +29,7 @@ from gear_studio.looking.pictures import WORLD_PICTURES
 from gear_studio.models.text_encoders import TextEncoder
 
 TITLE = "Prompt"
+LONGEST = 2000  # characters of a prompt
 OPEN = "any"  # in the list of an attribute: the caption leaves it out
 FIRST_PROMPT = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}
 NO_RUNS = """
@@ -69,7 +70,7 @@ def build(page: Page) -> None:
     drawn = gr.State(Drawn())
 
     text = gr.Textbox(
-        shapes.describe(FIRST_PROMPT), label="Prompt", elem_id="prompt-text",
+        shapes.describe(FIRST_PROMPT), label="Prompt", elem_id="prompt-text", max_length=LONGEST,
         info="free text; the lists below write a caption into it. Empty asks for nothing (null caption)",
     )  # fmt: skip
     with gr.Row():
@@ -140,6 +141,8 @@ def build(page: Page) -> None:
     ) -> Iterator[tuple]:
         with polite():
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
+            if text and len(text) > LONGEST:
+                raise ValueError(f"The prompt has {len(text):,} characters; at most {LONGEST:,} are read.")
             yield from _draw(runs, names, text or "", control, int(count), *how)
 
     def draw_first(drawn: Drawn, *values: Any) -> Iterator[tuple]:
@@ -239,7 +242,7 @@ def _draw(
 
 
 def _text_encoder(runs: RunsOnOffer, name: str) -> TextEncoder:
-    encoder = runs[name].text_encoder
+    encoder = runs.text_encoder(name)
     assert encoder is not None  # the Runs offered here are asked in words
     return encoder
 

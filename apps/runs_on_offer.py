@@ -16,6 +16,7 @@ from gear_studio.looking.view import Kept, View
 from gear_studio.models.generator import Generator
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher
+from gear_studio.models.text_encoders import TextEncoder
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.studies import CAPTIONS, SHIPPED
@@ -109,6 +110,10 @@ class RunsOnOffer:
 
     def teacher(self, name: str) -> Teacher:
         return self._use(name, lambda run: run.teacher)
+
+    def text_encoder(self, name: str) -> TextEncoder | None:
+        with self._reading[name]:
+            return self[name].text_encoder
 
     def _use(self, name: str, read: Callable[[Run], Model]) -> Model:
         """A model of the Run `name`, on the device."""

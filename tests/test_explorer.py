@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import pytest
 import tiny
 import torch
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -390,6 +392,19 @@ def test_eight_users_at_once_all_get_answers(address: str):
     assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
 
 
+def test_the_api_takes_whole_numbers_and_says_what_it_refuses(address: str):
+    client = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000})
+    sliders = {
+        each["parameter_name"]: each["type"]
+        for each in client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/sample"][
+            "parameters"
+        ]
+    }
+    assert sliders["count"]["type"] == sliders["top_k"]["type"] == "integer"
+    with pytest.raises(AppError, match="2,001 characters; at most 2,000"):
+        client.predict(text="a" * 2001, api_name="/prompt")
+
+
 def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ):
@@ -656,6 +671,16 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
             sampled(other)
             other.locator("#left-run input").click()
             other.get_by_role("option", name="second generator", exact=True).wait_for()
+
+
+def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs = explorer.RunsOnOffer(None)
+    background = explorer.Background(runs)
+    monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.shape)
+    died = background._process.submit(os._exit, 1)
+    assert isinstance(died.exception(60), BrokenProcessPool)
+    background._work["layout", "gear"] = died
+    assert background.layout("gear").result(60) == (1024, 8)
 
 
 def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,116 @@
+"""Pieces of the page that several tabs use: pictures, pieces of HTML, sliders, messages.
+
+What comes from a file or a visitor (names of Runs and classes, notes, prompts) may hold `<`: `div` and
+`heading` show it as text, and nothing else may put it into HTML.
+"""
+
+import hashlib
+import html
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import PIL.Image
+
+from gear_studio.files import atomic
+
+SIDE = 512  # of every square picture and map in the page, in pixels
+# Of an event that answers in place: no progress bar, and no entry in the app's API.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Of clicks and sliders: while an answer is on its way, only the last of further ones counts.
+LAST_COUNTS: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+
+def div(kind: str, text: str, **data: object) -> str:
+    """A `<div>` of CSS class `kind` that shows `text` as it stands. data: its data- attributes."""
+    attributes = "".join(f' data-{name}="{html.escape(str(value))}"' for name, value in data.items())
+    return f'<div class="{kind}"{attributes}>{html.escape(text)}</div>'
+
+def heading(title: str, note: str) -> str:
+    """A title with a line of explanation, as HTML."""
+    return div("title", title) + div("note", note)
+
+def as_markdown(text: str) -> str:
+    """Markdown that shows `text` as it stands, whatever marks it holds."""
+    return re.sub(r"[^\w\s]|_", lambda mark: f"&#{ord(mark[0])};", text)
+
+from gradio.events import Dependency
+
+class Picture(gr.Image):
+    """An image in PNG whose file is written once, whole. Gradio writes equal ones again, also while a browser
+    reads them, which then shows none."""
+
+    is_template = True  # to the page it is Gradio's
+
+    def postprocess(self, value: Any) -> Any:
+        if not isinstance(value, PIL.Image.Image):
+            return super().postprocess(value)
+        encoded = io.BytesIO()
+        value.save(encoded, "png")
+        content = encoded.getvalue()
+        path = Path(self.GRADIO_CACHE) / hashlib.sha256(content).hexdigest() / "image.png"
+        if path.exists():
+            path.touch()  # files are deleted by age
+        else:
+            with atomic(path) as temporary:
+                temporary.write_bytes(content)
+        return super().postprocess(str(path))
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def panel(title: str, note: str, elem_id: str) -> Picture:
+    """A square picture to click tokens in, under a heading."""
+    gr.HTML(heading(title, note), padding=False)
+    return square(elem_id, title)
+
+def square(elem_id: str, alt: str) -> Picture:
+    """A square picture to click tokens in, for a panel whose heading changes."""
+    return Picture(
+        show_label=False,
+        interactive=False,
+        buttons=[],
+        elem_id=elem_id,
+        elem_classes="panel",
+        alt_text=alt,
+    )
+
+def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: bool = True) -> Picture:
+    """One image that shows many pictures, of any size."""
+    return Picture(
+        show_label=False,
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id=elem_id,
+        elem_classes="sheet",
+        alt_text=alt,
+        visible=visible,
+    )
+
+def clicked_token(event: gr.SelectData, grid: int) -> int:
+    """The token under a click on a picture SIDE pixels wide and high, in raster order."""
+    column, row = (min(grid - 1, max(0, int(pixel * grid // SIDE))) for pixel in event.index)
+    return row * grid + column
+
+def released(slider: gr.Slider) -> Callable[..., Any]:
+    """The event of a slider let go or typed in: a step after it, when the page has clamped the number."""
+    return slider.release(None, js="() => {}", **QUIET).then
+
+def status(text: str, done: bool = False) -> str:
+    """A line that says what is being computed, or that all is there, as HTML."""
+    return div("note", text, state="done" if done else "computing")
+
+@contextmanager
+def polite() -> Iterator[None]:
+    """Show an error that the visitor can act on as a message in the page, without a traceback in the log."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        # Gradio shows a message as HTML. Quotes are harmless there, and other clients show it as it is.
+        raise gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False) from error
