@@ -11,7 +11,6 @@ from background import Background
 from components import (
     LAST_COUNTS,
     SIDE,
-    Picture,
     clicked_token,
     div,
     heading,
@@ -94,8 +93,8 @@ def build(page: Page) -> None:
             difference_scale = gr.HTML(padding=False)
         with gr.Column():
             gallery_text = gr.HTML(padding=False)
-            gallery = Picture(
-                show_label=False, interactive=False, buttons=[], elem_id="gallery",
+            gallery = gr.Image(
+                show_label=False, interactive=False, format="png", buttons=[], elem_id="gallery",
                 elem_classes="sheet", alt_text="Patches that use the code",
             )  # fmt: skip
     with gr.Row():

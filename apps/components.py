@@ -6,7 +6,6 @@ What comes from a file or a visitor (names of Runs and classes, notes, prompts) 
 
 import hashlib
 import html
-import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import PIL.Image
+from gradio import processing_utils
+from PIL.Image import Image
 
 from gear_studio.files import atomic
 
@@ -41,38 +41,35 @@ def as_markdown(text: str) -> str:
     return re.sub(r"[^\w\s]|_", lambda mark: f"&#{ord(mark[0])};", text)
 
 
-class Picture(gr.Image):
-    """An image in PNG whose file is written once, whole. Gradio writes equal ones again, also while a browser
-    reads them, which then shows none."""
+def write_pictures_once() -> None:
+    """Have Gradio write the file of a picture once, whole. By itself it writes equal ones again in place,
+    also while a browser reads them, which then shows none."""
 
-    is_template = True  # to the page it is Gradio's
-
-    def postprocess(self, value: Any) -> Any:
-        if not isinstance(value, PIL.Image.Image):
-            return super().postprocess(value)
-        encoded = io.BytesIO()
-        value.save(encoded, "png")
-        content = encoded.getvalue()
-        path = Path(self.GRADIO_CACHE) / hashlib.sha256(content).hexdigest() / "image.png"
+    def save(image: Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
+        content = processing_utils.encode_pil_to_bytes(image, format)
+        path = Path(cache_dir).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.{format}"
         if path.exists():
             path.touch()  # files are deleted by age
         else:
             with atomic(path) as temporary:
                 temporary.write_bytes(content)
-        return super().postprocess(str(path))
+        return str(path)
+
+    processing_utils.save_pil_to_cache = save
 
 
-def panel(title: str, note: str, elem_id: str) -> Picture:
+def panel(title: str, note: str, elem_id: str) -> gr.Image:
     """A square picture to click tokens in, under a heading."""
     gr.HTML(heading(title, note), padding=False)
     return square(elem_id, title)
 
 
-def square(elem_id: str, alt: str) -> Picture:
+def square(elem_id: str, alt: str) -> gr.Image:
     """A square picture to click tokens in, for a panel whose heading changes."""
-    return Picture(
+    return gr.Image(
         show_label=False,
         interactive=False,
+        format="png",
         buttons=[],
         elem_id=elem_id,
         elem_classes="panel",
@@ -80,11 +77,12 @@ def square(elem_id: str, alt: str) -> Picture:
     )
 
 
-def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: bool = True) -> Picture:
+def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: bool = True) -> gr.Image:
     """One image that shows many pictures, of any size."""
-    return Picture(
+    return gr.Image(
         show_label=False,
         interactive=False,
+        format="png",
         buttons=["download", "fullscreen"],
         elem_id=elem_id,
         elem_classes="sheet",

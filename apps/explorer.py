@@ -29,6 +29,7 @@ import sample_tab
 import torch
 import tyro
 from background import Background
+from components import write_pictures_once
 from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -60,6 +61,7 @@ class Options:
 
 
 def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
+    write_pictures_once()
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
