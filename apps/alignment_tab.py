@@ -186,11 +186,11 @@ def build(page: Page) -> None:
 
     def draw_picture(seen: "Look") -> dict:
         view, has = seen.view, seen.view.run.has("generator")
-        blocks = view.run.generator.config.blocks if has else 1
+        blocks = {"maximum": max(view.run.generator.config.blocks, 2), "value": seen.block} if has else {}
         return {
             original: seen.framed(plots.enlarge(plots.to_rgb(view.image[0]), SIDE)),
             patch: seen.patch,
-            block: gr.Slider(maximum=max(blocks, 2), value=seen.block, interactive=has),
+            block: gr.Slider(interactive=has, **blocks),
             stage: gr.Radio(interactive=has),
         }
 
