@@ -186,11 +186,14 @@ def build(page: Page) -> None:
 
     def draw_picture(seen: "Look") -> dict:
         view, has = seen.view, seen.view.run.has("generator")
-        blocks = {"maximum": max(view.run.generator.config.blocks, 2), "value": seen.block} if has else {}
+        choice = gr.Slider(interactive=False)
+        if has:
+            blocks = view.run.generator.config.blocks
+            choice = gr.Slider(maximum=max(blocks, 2), value=seen.block, interactive=True)
         return {
             original: seen.framed(plots.enlarge(plots.to_rgb(view.image[0]), SIDE)),
             patch: seen.patch,
-            block: gr.Slider(interactive=has, **blocks),
+            block: choice,
             stage: gr.Radio(interactive=has),
         }
 
