@@ -5,6 +5,7 @@ The page shows what it has until a piece is done. A layout takes many seconds: o
 makes them.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Hashable
@@ -27,6 +28,7 @@ from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
+AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
 
 
@@ -52,6 +54,7 @@ class Background:
         self.runs = runs
         self.pictures = pictures or PicturesOnOffer()
         self._work: dict[Hashable, Future] = {}
+        self._failed: dict[Hashable, float] = {}  # when; the page asks every second while it waits
         self._ordering = Lock()  # held for looking up, never while working
         self._surveys = Kept()  # of the same pictures under two names, one
         self._grown: dict[tuple[str, str], Grown] = {}
@@ -132,24 +135,22 @@ class Background:
         Thread(target=begin, daemon=True).start()
 
     def _begin(self, key: Hashable, work: Callable[[], Any]) -> Future:
-        """`work` in a thread of its own, done or under way; tried again where it has failed before."""
+        """`work` in a thread of its own, done or under way; tried again where it failed some time ago."""
         with self._ordering:
-            if key in self._work and not _has_failed(self._work[key]):
+            if key in self._work and time.monotonic() < self._failed.get(key, math.inf) + AGAIN:
                 return self._work[key]
+            self._failed.pop(key, None)
             future = self._work[key] = Future()
 
         def run() -> None:
             try:
                 future.set_result(work())
             except Exception as error:  # it reaches the page, which says what is missing
+                self._failed[key] = time.monotonic()
                 future.set_exception(error)
 
         Thread(target=run, daemon=True).start()
         return future
-
-
-def _has_failed(future: Future) -> bool:
-    return future.done() and future.exception() is not None
 
 
 def _start_pool() -> ProcessPoolExecutor:
