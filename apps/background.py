@@ -1,56 +1,160 @@
-"""Work beside the app: surveys and layouts of codebooks, each made once and kept for all visitors.
+"""Work beside the app, each piece made once and kept for all visitors: surveys and layouts of codebooks,
+teachers, likenesses.
 
-A layout takes many seconds: one process of low priority makes them, and the page shows what it has until
-then.
+The page shows what it has until a piece is done. A layout takes many seconds: one process of low priority
+makes them.
 """
 
+import math
 import os
+import time
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Lock, Thread
+from typing import Any
 
 import numpy as np
+from pictures import OWN, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
-from gear_studio import data
 from gear_studio.analysis import codes
+from gear_studio.looking.likeness import Likeness, compare
+from gear_studio.looking.pictures import SMALL
+from gear_studio.looking.view import Kept
+from gear_studio.models.teachers import Teacher
+
+SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
+LIKE, LARGE_LIKE = 32, 10  # of a likeness
+AGAIN = 30.0  # seconds after which what has failed is tried again
+OWN_TEACHER = "the run's own"
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A survey under way, of the first of `total` pictures, after some seconds."""
+
+    survey: codes.Survey
+    total: int
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        return len(self.survey.images)
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds / self.count * (self.total - self.count)
 
 
 class Background:
-    def __init__(self, runs: RunsOnOffer):
+    def __init__(self, runs: RunsOnOffer, pictures: PicturesOnOffer | None = None):
         self.runs = runs
-        self._surveys: dict[str, codes.Survey] = {}
-        self._surveying = Lock()
-        self._layouts: dict[str, Future[np.ndarray]] = {}
-        self._ordering = Lock()
-        self._process = ProcessPoolExecutor(1, get_context("spawn"), _start_process)
+        self.pictures = pictures or PicturesOnOffer()
+        self._work: dict[Hashable, Future] = {}
+        self._failed: dict[Hashable, float] = {}  # when; the page asks every second while it waits
+        self._ordering = Lock()  # held for looking up, never while working
+        self._surveys = Kept()  # of the same pictures under two names, one
+        self._grown: dict[tuple[str, str], Grown] = {}
+        self._process = _start_pool()
 
-    def survey(self, name: str) -> codes.Survey:
-        """What the tokenizer of Run `name` does with 512 held-out pictures of the world. The first to ask
-        computes it, others wait."""
-        with self._surveying:
-            if name not in self._surveys:
-                tokenizer = self.runs.tokenizer(name)
-                world = data.load("shapes", "val", tokenizer.config.image_size)
-                self._surveys[name] = codes.survey(tokenizer, world)
-            return self._surveys[name]
+    def survey(self, name: str, source: str) -> Future[codes.Survey]:
+        """What the tokenizer of Run `name` does with pictures of a collection, done or under way."""
+
+        def work() -> codes.Survey:
+            tokenizer = self.runs.tokenizer(name)
+            pictures = self.pictures.collection(source, self.runs[name])
+            size = tokenizer.config.image_size
+            some = pictures.some(size, SURVEY if size <= SMALL else LARGE_SURVEY)
+
+            def grow() -> codes.Survey:
+                begun = time.monotonic()
+                for survey in codes.grow_survey(tokenizer, some, len(some)):
+                    self._grown[name, source] = Grown(survey, len(some), time.monotonic() - begun)
+                return survey
+
+            return self._surveys.get((name, pictures.key), grow)
+
+        return self._begin(("survey", name, source), work)
+
+    def survey_so_far(self, name: str, source: str) -> "Grown | None":
+        """How far a survey under way is; None before its first pictures."""
+        return self._grown.get((name, source))
+
+    def known_survey(self, name: str, source: str) -> Future[codes.Survey] | None:
+        """The survey if it has been begun, maybe failed."""
+        return self._work.get(("survey", name, source))
+
+    def teacher(self, name: str, asked: str) -> Future[Teacher]:
+        """A teacher with a vector for each token of Run `name`, being read or there. asked: OWN_TEACHER, or
+        as in `Teacher.from_pretrained`."""
+        if asked == OWN_TEACHER:
+            return self._begin(("teacher", name), lambda: self.runs.teacher(name))
+        grid = self.runs.tokenizer(name).grid
+        return self._begin(
+            ("teacher", asked, grid), lambda: Teacher.from_pretrained(asked, grid).to(self.runs.device)
+        )
+
+    def likeness(self, name: str, source: str, asked: str, teacher: Teacher) -> Future[Likeness]:
+        """How alike z and c_q of Run `name` are to a teacher, over pictures of a collection."""
+
+        def work() -> Likeness:
+            tokenizer = self.runs.tokenizer(name)
+            pictures, size = self.pictures.collection(source, self.runs[name]), tokenizer.config.image_size
+            some = pictures.some(size, LIKE if size <= SMALL else LARGE_LIKE)
+            return compare(tokenizer, teacher, some, pictures.name)
+
+        return self._begin(("likeness", name, source, asked), work)
 
     def layout(self, name: str) -> Future[np.ndarray]:
-        """UMAP of the codebook of Run `name`, (K, 2), done or under way."""
+        """UMAP of the codebook of Run `name`, (K, 2), done or under way; tried again where its process has
+        died."""
+        key = "layout", name
+        with self._ordering:
+            future = self._work.get(key)
+            if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
+                return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
         with self._ordering:
-            if name not in self._layouts:
-                self._layouts[name] = self._process.submit(codes.code_layout, codebook)
-            return self._layouts[name]
+            try:
+                self._work[key] = self._process.submit(codes.code_layout, codebook)
+            except BrokenProcessPool:
+                self._process = _start_pool()
+                self._work[key] = self._process.submit(codes.code_layout, codebook)
+            return self._work[key]
 
     def warm_up(self, name: str) -> None:
         """Begin what the first visitor will ask for, in a thread."""
 
         def begin() -> None:
-            self.survey(name)
+            self.survey(name, OWN).exception()
             self.layout(name)
 
         Thread(target=begin, daemon=True).start()
+
+    def _begin(self, key: Hashable, work: Callable[[], Any]) -> Future:
+        """`work` in a thread of its own, done or under way; tried again where it failed some time ago."""
+        with self._ordering:
+            if key in self._work and time.monotonic() < self._failed.get(key, math.inf) + AGAIN:
+                return self._work[key]
+            self._failed.pop(key, None)
+            future = self._work[key] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:  # it reaches the page, which says what is missing
+                self._failed[key] = time.monotonic()
+                future.set_exception(error)
+
+        Thread(target=run, daemon=True).start()
+        return future
+
+
+def _start_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"), _start_process)
 
 
 def _start_process() -> None:

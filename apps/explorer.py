@@ -1,12 +1,13 @@
 """The explorer: look into trained tokenizers and generators in the browser.
 
-    python apps/explorer.py [--runs FOLDER] [--port N] [--host ADDRESS] [--share]
+    python apps/explorer.py [--runs FOLDER] [--pictures FOLDER] [--port N] [--host ADDRESS] [--read-only]
 
 Thin on purpose: tabs lay out components and call gear_studio, which does the computing. Needs no network.
 
     *_tab.py          one tab each; `page.py` says what a tab is and what tabs share
     runs_on_offer.py  which Runs there are, their models
-    pictures.py       the picture looked at; `picker.py` chooses it
+    pictures.py       the pictures to look at; `picker.py` chooses one
+    newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the two tabs that sample share
     components.py     small pieces of the page
@@ -22,15 +23,19 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 import alignment_tab
 import codebook_tab
 import gradio as gr
+import open_tab
 import prompt_tab
 import sample_tab
 import torch
 import tyro
 from background import Background
+from components import write_pictures_once
 from page import Page, Tab
+from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
-TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab)
+# Open comes last: it refreshes the lists that the tabs before it have laid out.
+TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -43,37 +48,43 @@ class Options:
 
     runs: Path | None = None
     """Folder of more runs, shown beside the shipped ones."""
+    pictures: Path | None = None
+    """Folder of picture files to look at, with or without sub-folders."""
     port: int | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
     share: bool = False
     """Also open a public link through Gradio's servers."""
+    read_only: bool = False
+    """For hosting: leave out the tab Open, which reads and writes files of this machine."""
 
 
-def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
+def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
+    write_pictures_once()
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
             "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
-        page = Page(runs, background, demo)
+        page = Page(runs, background, demo, background.pictures)
         with gr.Tabs():
             for tab in TABS:
-                page.add(tab)
+                if not (read_only and tab is open_tab):
+                    page.add(tab)
         page.connect()
     return demo
 
 
 def main(options: Options) -> None:
     try:
-        runs = RunsOnOffer(options.runs)
+        runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
-    background = Background(runs)
-    demo = build(runs, background)
+    background = Background(runs, pictures)
+    demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:
         demo.queue(default_concurrency_limit=CONCURRENCY).launch(

@@ -3,18 +3,21 @@
 A tab is a module with a TITLE and `build(page)`. A new one is a file here and a line in `explorer.TABS`.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gradio as gr
 import picker
 from background import Background
-from pictures import Picture
+from components import QUIET
+from newest import Newest
+from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
-Trigger = Callable[..., Any]  # an event of Gradio's, such as `button.click`, taking what answers it
-Render = Callable[[Trigger], Any]  # makes something be drawn at the event
+# Of what draws a picture's views: the page takes what the newest request says, and drops the others.
+OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
 
 class Tab(Protocol):
@@ -28,46 +31,81 @@ class Tab(Protocol):
 
 
 @dataclass
-class Page:
-    """One page under construction. picture: the Picture looked at, of one visitor, shared by the tabs.
+class Looking:
+    """What one tab shows of a Run and a picture, both of which may be chosen anew at any time.
 
-    tab: the tab being built; its `select` is the event of it being opened."""
+    Drawn when the tab is first opened: before that it is not in the page. At the choice of another, the page
+    itself empties `cleared` and drops answers under way; then `draw` fills the views again. draw: a generator
+    of updates by component. run: the choice of the Run. others: further events that draw here, such as
+    clicks. ticket: a number in the page that changes with every choice; 0 until the tab is opened."""
+
+    tab: gr.Tab
+    run: gr.Dropdown
+    draw: Callable
+    inputs: list
+    outputs: list
+    cleared: Sequence[gr.components.Component]
+    others: list
+    ticket: gr.Number
+
+    def connect(self, chosen: list[Any]) -> None:
+        """Draw on emptied views at another Run and after each event of `chosen`."""
+        drawing = self.ticket.change(self.draw, self.inputs, self.outputs, **OVERTAKEN)
+        self.tab.select(None, self.ticket, self.ticket, js="(ticket) => ticket || 1", **QUIET)
+        nothing = json.dumps(list(emptied(self.cleared).values()))
+        clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
+        for choose in (self.run.change, *(event.success for event in chosen)):
+            choose(None, cancels=[drawing, *self.others])  # first: what comes later is not dropped
+            choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
+
+
+@dataclass
+class Page:
+    """One page under construction. choice: which picture one visitor looks at, a Choice, shared by the tabs.
+
+    tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
+    the names that it offers, which grow when one is opened."""
 
     runs: RunsOnOffer
     background: Background
     demo: gr.Blocks
-    picture: gr.State = field(init=False, default_factory=lambda: gr.State(Picture()))
+    pictures: PicturesOnOffer = field(default_factory=PicturesOnOffer)
+    newest: Newest = field(default_factory=Newest)
+    choice: gr.State = field(init=False, default_factory=lambda: gr.State(Choice()))
     tab: gr.Tab = field(init=False)
-    _filled: Trigger = field(init=False)
-    _on_picture: list[Render] = field(init=False, default_factory=list)
+    lists: list[tuple[gr.Dropdown, list[str]]] = field(init=False, default_factory=list)
+    _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._filled = self.demo.load
+    def choose_run(self, names: list[str], value: str, label: str, elem_id: str) -> gr.Dropdown:
+        """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
+        choice = gr.Dropdown(names, value=value, label=label, elem_id=elem_id)
+        self.lists.append((choice, names))
+        return choice
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:
             tab.build(self)
 
-    def on_open(self, render: Render) -> None:
-        """Draw as soon as a visitor opens the page: for the tab that is seen first.
+    def add_looking(self, run: gr.Dropdown, draw: Callable, inputs: list, outputs: list, **more: Any) -> None:
+        """Draw when the tab is opened, and again whenever another Run or picture is chosen: see `Looking`."""
+        ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
+        self._looking.append(Looking(self.tab, run, draw, inputs, outputs, ticket=ticket, **more))
 
-        render: returns what the trigger returns, as the hidden tabs are drawn after it."""
-        self._filled = render(self.demo.load).then
-
-    def on_picture(self, render: Render) -> None:
-        """Draw when the page is open, and again whenever another picture is chosen in any tab."""
-        self._on_picture.append(render)
-
-    def add_picker(self, prefix: str) -> picker.Picker:
+    def add_picker(self, prefix: str, run: gr.Dropdown) -> picker.Picker:
         """Lay out the choice of the picture, the same in all tabs that have one. prefix: of its ids."""
-        self._pickers.append(picker.build(prefix))
+        self._pickers.append(picker.build(prefix, run, self.pictures))
         return self._pickers[-1]
 
     def connect(self) -> None:
-        """Once all tabs are there: let the renders of `on_picture` draw."""
-        # Hidden tabs fill after the visible one: at the same time, all would be late.
-        chosen = picker.connect(self.runs, self._pickers, self.picture)
-        for trigger in (self._filled, *(event.success for event in chosen)):
-            for render in self._on_picture:
-                render(trigger)
+        """Once all tabs are there: let what is looked at be drawn."""
+        chosen = picker.connect(self.runs, self.pictures, self._pickers, self.choice)
+        for looking in self._looking:
+            # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
+            looking.ticket.render()
+            looking.connect(chosen)
+
+
+def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:
+    """Each component with what it holds when it shows nothing."""
+    return {each: "" if isinstance(each, gr.HTML | gr.Markdown) else None for each in components}

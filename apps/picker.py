@@ -1,68 +1,89 @@
-"""The choice of a picture, in every tab that looks at one: a number of the world, or an upload."""
+"""The choice of a picture, in every tab that looks at one: a number of a collection, or of one's own."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from components import QUIET, polite, released
-from pictures import WORLD_PICTURES, Picture, read_photo
+from components import QUIET, as_markdown, polite, released
+from pictures import OWN, YOURS, Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
+
+from gear_studio.looking.pictures import WORLD_PICTURES, Picture, Upload
 
 
 @dataclass
 class Picker:
-    """The controls in one tab; the tab renders the caption where it likes."""
+    """The controls in one tab, whose Run is chosen in `run`; the tab renders the caption where it likes."""
 
+    run: gr.Dropdown
+    source: gr.Dropdown
     index: gr.Slider
     another: gr.Button
     upload: gr.UploadButton
     caption: gr.Markdown
 
+    def show(self, picture: Picture, choice: Choice) -> dict[Any, Any]:
+        """What the controls say once the picture is known."""
+        yours = choice.source == YOURS
+        last = len(choice.uploads if yours else picture.pictures) - 1
+        number = min(choice.index, last) if yours else picture.index
+        index = gr.Slider(maximum=max(last, 1), value=number, interactive=last > 0)
+        return {self.caption: _caption(picture), self.index: index}
 
-def build(prefix: str) -> Picker:
+
+def build(prefix: str, run: gr.Dropdown, pictures: PicturesOnOffer) -> Picker:
     """Lay the controls out. prefix: of their ids in the page."""
     with gr.Column(scale=4, min_width=260):
+        source = gr.Dropdown(pictures.names, value=OWN, label="Pictures", elem_id=f"{prefix}-source")
         index = gr.Slider(
-            0,
-            WORLD_PICTURES - 1,
-            0,
-            step=1,
-            label="Picture",
-            info="number in the world, held out from training",
-            elem_id=f"{prefix}-index",
+            0, WORLD_PICTURES - 1, 0, step=1, label="Picture", info="its number", elem_id=f"{prefix}-index"
         )
     with gr.Column(scale=3, min_width=170):
         another = gr.Button("Another picture", elem_id=f"{prefix}-another")
         # All types are let through: the reader says in words what it cannot read.
         upload = gr.UploadButton("Your own picture", elem_id=f"{prefix}-upload")
-    caption = gr.Markdown(Picture().caption(), render=False, elem_id=f"{prefix}-caption")
-    return Picker(index, another, upload, caption)
+    caption = gr.Markdown("", render=False, elem_id=f"{prefix}-caption")
+    return Picker(run, source, index, another, upload, caption)
 
 
-def connect(runs: RunsOnOffer, pickers: list[Picker], picture: gr.State) -> list[Any]:
-    """Keep the pickers alike and `picture` what they say. Returns the events after which it may differ."""
+def connect(
+    runs: RunsOnOffer, pictures: PicturesOnOffer, pickers: list[Picker], choice: gr.State
+) -> list[Any]:
+    """Keep the pickers alike and `choice` what they say. Returns the events after which it may differ."""
 
-    def chosen(picture: Picture) -> list:
-        return [picture] + [picture.caption()] * len(pickers) + [picture.index] * len(pickers)
+    def chosen(choice: Choice) -> list:
+        return [choice, *[choice.source] * len(pickers), *[choice.index] * len(pickers)]
 
-    def choose_number(index: float) -> list:
-        return chosen(Picture(index=int(index)))
+    def choose_source(source: str, choice: Choice) -> list:
+        return chosen(choice.of_source(source))
 
-    def choose_another() -> list:
-        return chosen(Picture(index=random.randrange(WORLD_PICTURES)))
+    def choose_number(index: float, choice: Choice) -> list:
+        return chosen(dataclasses.replace(choice, index=int(index)))
 
-    def choose_photo(path: str) -> list:
+    def choose_another(choice: Choice, name: str) -> list:
         with polite():
-            photo = read_photo(path, runs.largest_picture())
-        return [photo] + [photo.caption()] * len(pickers) + [gr.skip()] * len(pickers)
+            count = pictures.count(choice, runs[name])
+        others = [index for index in range(min(count, 10**6)) if index != choice.index]
+        return chosen(dataclasses.replace(choice, index=random.choice(others or [0])))
 
-    outputs = [picture, *(each.caption for each in pickers), *(each.index for each in pickers)]
+    def choose_upload(path: str, choice: Choice) -> list:
+        with polite():
+            return chosen(choice.with_upload(Upload(path, runs.largest_picture())))
+
+    outputs = [choice, *(each.source for each in pickers), *(each.index for each in pickers)]
     events = []
     for each in pickers:
         events += [
-            released(each.index)(choose_number, each.index, outputs, **QUIET),
-            each.another.click(choose_another, None, outputs, **QUIET),
-            each.upload.upload(choose_photo, each.upload, outputs, **QUIET),
+            each.source.input(choose_source, [each.source, choice], outputs, **QUIET),
+            released(each.index)(choose_number, [each.index, choice], outputs, **QUIET),
+            each.another.click(choose_another, [choice, each.run], outputs, **QUIET),
+            each.upload.upload(choose_upload, [each.upload, choice], outputs, **QUIET),
         ]
     return events
+
+
+def _caption(picture: Picture) -> str:
+    """A picture's caption in Markdown; what comes from files and folders stands as it is."""
+    return as_markdown(picture.caption)

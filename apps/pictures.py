@@ -1,58 +1,88 @@
-"""The picture that a visitor looks at: one of the world, or an upload."""
+"""Which picture a visitor looks at, and the collections to choose it from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from components import as_markdown
-from torch import Tensor
-
-from gear_studio import data
-from gear_studio.data.shapes import Shapes
-from gear_studio.data.upload import read_upload
-from gear_studio.models.teachers import to_size
+from gear_studio.looking.pictures import (
+    NAMES,
+    Picture,
+    SourcePictures,
+    Upload,
+    pictures_of,
+    pictures_of_folder,
+    pictures_of_source,
+)
+from gear_studio.looking.view import Kept
 from gear_studio.runs import Run
 
-WORLD_PICTURES = 1000  # how many pictures of the world the slider offers
+OWN = "this run's own"
+YOURS = "yours"
+UPLOADS = 20  # of a visitor's pictures that are kept, while the page is open
+WORLD = ("shapes",)  # the key of the embedded world's
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Picture number `index` of the held-out world, or the visitor's `photo`, uint8 (3, H, W), and its file's
-    `name`."""
+class Choice:
+    """What a visitor chose: picture number `index` of a collection by its name, or of their own `uploads`.
 
+    surveyed: the collection that stands beside the picture, for what is said of many pictures."""
+
+    source: str = OWN
     index: int = 0
-    photo: Tensor | None = None
-    name: str = ""
+    uploads: tuple[Upload, ...] = ()
+    surveyed: str = OWN
 
-    def to_tensor(self, size: int) -> Tensor:
-        """The picture as a model takes it: float (1, 3, size, size) in [-1, 1], on the CPU."""
-        if self.photo is None:
-            return data.to_float(Shapes("val", size).read([self.index])["image"])
-        return to_size(data.to_float(self.photo[None]), size).clamp(-1, 1)
+    def of_source(self, source: str, index: int = 0) -> "Choice":
+        return replace(
+            self, source=source, index=index, surveyed=self.surveyed if source == YOURS else source
+        )
 
-    def class_number(self, classes: list[str]) -> int | None:
-        """Which of `classes` the picture is of. None for a photo, and where they are not the world's."""
-        world = Shapes("val")
-        if self.photo is not None or classes != world.classes:
-            return None
-        return int(world.read([self.index])["label"][0])
-
-    def is_foreign_to(self, run: Run) -> bool:
-        """Whether the Run was trained on the world alone and the picture is not of it."""
-        return self.photo is not None and run.config["source"] == "shapes"
-
-    def caption(self) -> str:
-        """A sentence about the picture, in Markdown."""
-        if self.photo is not None:
-            return f"Your picture **{as_markdown(self.name)}**, its middle square."
-        return f"Picture {self.index} of the held-out world: {world_caption(self.index)}."
+    def with_upload(self, upload: Upload) -> "Choice":
+        uploads = (*self.uploads, upload)[-UPLOADS:]
+        return replace(self, uploads=uploads).of_source(YOURS, len(uploads) - 1)
 
 
-def world_caption(index: int) -> str:
-    """What picture number `index` of the held-out world shows."""
-    return Shapes("val").caption(index)
+class PicturesOnOffer:
+    """The collections by name. folder: of more pictures; raises ValueError where it holds none."""
+
+    def __init__(self, folder: Path | None = None):
+        self._folder = pictures_of_folder(folder) if folder else None
+        self._kept = Kept()  # a collection is made on first use
+        self.names = [OWN, *NAMES]
+        if self._folder:
+            self.names.append(f"folder {self._folder.name}")
+        self.names.append(YOURS)
+
+    def collection(self, source: str, run: Run) -> SourcePictures:
+        """The collection `source`, for looking at a Run. Raises ValueError for an unknown name."""
+        if source not in self.names[:-1]:
+            raise ValueError(f"There are no pictures {source!r}; choose {', '.join(self.names[:-1])}.")
+        if self._folder and source == self.names[-2]:
+            return self._folder
+        if source == OWN:
+            return self._kept.get((OWN, str(run.folder)), lambda: self._same(pictures_of(run)))
+        return self._kept.get(source, lambda: pictures_of_source(source))
+
+    def count(self, choice: Choice, run: Run) -> int:
+        """How many pictures there are to choose from where the visitor is."""
+        return len(choice.uploads if choice.source == YOURS else self.collection(choice.source, run))
+
+    def picture(self, choice: Choice, run: Run) -> Picture:
+        """The picture chosen. Beyond the last of a collection it is the last. Raises ValueError where the
+        visitor has given none."""
+        last = self.count(choice, run) - 1
+        index = min(max(choice.index, 0), last)
+        if choice.source != YOURS:
+            return Picture(self.collection(choice.source, run), index)
+        if last < 0:
+            raise ValueError("You have not given a picture yet; press “Your own picture”.")
+        return Picture(choice.uploads[index])
+
+    def _same(self, pictures: SourcePictures) -> SourcePictures:
+        """Of collections with the same key, one for all Runs."""
+        return self._kept.get(("key", *pictures.key), lambda: pictures)
 
 
-def read_photo(path: str, size: int) -> Picture:
-    """An uploaded file, `size` pixels a side. Raises UploadError, whose message may be shown."""
-    return Picture(photo=read_upload(path, size), name=Path(path).name)
+def is_foreign(picture: Picture, run: Run) -> bool:
+    """Whether the Run was trained on the embedded world alone and the picture is not of it."""
+    return run.config["source"] == "shapes" and picture.pictures.key != WORLD

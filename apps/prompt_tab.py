@@ -8,7 +8,6 @@ import gradio as gr
 import torch
 from components import LAST_COUNTS, QUIET, div, polite, released, sheet
 from page import Page
-from pictures import WORLD_PICTURES, world_caption
 from PIL.Image import Image
 from runs_on_offer import RunsOnOffer
 from side_by_side import (
@@ -26,9 +25,11 @@ from torch import Tensor
 from gear_studio import data, plots, sampling
 from gear_studio.analysis.attention import attention_to_words
 from gear_studio.data import prompts, shapes
+from gear_studio.looking.pictures import WORLD_PICTURES
 from gear_studio.models.text_encoders import TextEncoder
 
 TITLE = "Prompt"
+LONGEST = 2000  # characters of a prompt
 OPEN = "any"  # in the list of an attribute: the caption leaves it out
 FIRST_PROMPT = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}
 NO_RUNS = """
@@ -69,7 +70,7 @@ def build(page: Page) -> None:
     drawn = gr.State(Drawn())
 
     text = gr.Textbox(
-        shapes.describe(FIRST_PROMPT), label="Prompt", elem_id="prompt-text",
+        shapes.describe(FIRST_PROMPT), label="Prompt", elem_id="prompt-text", max_length=LONGEST,
         info="free text; the lists below write a caption into it. Empty asks for nothing (null caption)",
     )  # fmt: skip
     with gr.Row():
@@ -95,7 +96,7 @@ def build(page: Page) -> None:
             with gr.Row():
                 for number, name in enumerate(chosen):
                     with gr.Column(min_width=320):
-                        choices.append(run_choice(runs, names, name, f"prompt-run-{number}"))
+                        choices.append(run_choice(page, names, name, f"prompt-run-{number}"))
                         captions.append(gr.HTML(padding=False, elem_id=f"prompt-caption-{number}"))
                         sheets.append(sheet(f"prompt-sheet-{number}"))
                         titles.append(gr.HTML(padding=False, elem_id=f"prompt-control-title-{number}"))
@@ -140,6 +141,8 @@ def build(page: Page) -> None:
     ) -> Iterator[tuple]:
         with polite():
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
+            if text and len(text) > LONGEST:
+                raise ValueError(f"The prompt has {len(text):,} characters; at most {LONGEST:,} are read.")
             yield from _draw(runs, names, text or "", control, int(count), *how)
 
     def draw_first(drawn: Drawn, *values: Any) -> Iterator[tuple]:
@@ -204,7 +207,7 @@ def _draw(
     seed: int,
 ) -> Iterator[tuple]:
     """Yields, in the order of `views`, after every row of tokens; words can be clicked after the last."""
-    other = world_caption(seed % WORLD_PICTURES) if control else ""
+    other = shapes.Shapes("val").caption(seed % WORLD_PICTURES) if control else ""
     words = _text_encoder(runs, names[0]).words(text)
     captions, numbers = [text] * count, list(range(count))
     if control:  # in one batch, which costs less than two
@@ -218,7 +221,7 @@ def _draw(
     notes, blank = _notes_on(runs, names, text), (None,) * len(names)
     title = f"Control: the same random numbers, asked for “{other}”" if control else ""
     for items in advance_side_by_side(sides):
-        *_, (*_, step) = items
+        step = min((step for *_, step in items), key=lambda step: step.done / step.indices.shape[1])
         tokens, drawn, choices = step.indices.shape[1], Drawn(), []
         if step.done == tokens:
             indices = (step.indices[:count] for *_, step in items)
@@ -239,7 +242,7 @@ def _draw(
 
 
 def _text_encoder(runs: RunsOnOffer, name: str) -> TextEncoder:
-    encoder = runs[name].text_encoder
+    encoder = runs.text_encoder(name)
     assert encoder is not None  # the Runs offered here are asked in words
     return encoder
 

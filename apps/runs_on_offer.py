@@ -1,56 +1,96 @@
 """Which Runs the explorer offers, by what they can do, and their models on one device."""
 
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from gear_studio import runs
+from gear_studio.files import read_json
+from gear_studio.looking.pictures import Picture
+from gear_studio.looking.view import Kept, View
 from gear_studio.models.generator import Generator
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher
+from gear_studio.models.text_encoders import TextEncoder
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.studies import CAPTIONS, SHIPPED
 
+Model = TypeVar("Model", bound=nn.Module)
+LIMIT = 8 * 2**30  # bytes of models
+
 
 class RunsOnOffer:
-    """The Runs of the page by name, those that ship first. A model is read on first use and kept.
+    """The Runs of the page by name, those that ship first. A model is read on first use and kept; where all
+    take more than LIMIT bytes, those of the Run used longest ago leave.
 
-    tokenizers: names of the Runs that hold a tokenizer. generators: of those with a generator of classes.
-    captioned: of those with a generator of captions. device: where all models are."""
+    names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
+    classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
+    by name. folder: where Runs that are opened in the page are put. device: where all models are. kept: what
+    has been seen of pictures."""
 
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
-        self._runs = dict(runs.list_runs())
-        self._runs |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
-        if folder is not None:
-            more = runs.list_runs(folder)
-            if not more:
-                raise ValueError(
-                    f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
-                    "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
-                )
-            self._runs |= {
-                name if name not in self._runs else f"{folder}/{name}": more[name] for name in more
-            }
-        self.tokenizers = [name for name, run in self._runs.items() if run.has("tokenizer")]
+        shipped = dict(runs.list_runs())
+        shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
+        more = {} if folder is None else runs.list_runs(folder)
+        if folder is not None and not more:
+            raise ValueError(
+                f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
+                "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
+            )
+        self.folder = folder or Path("runs")
+        self.names: list[str] = []
+        self.tokenizers: list[str] = []
         self.generators: list[str] = []
         self.captioned: list[str] = []
-        for name, run in self._runs.items():
-            if run.has("projector"):
-                captioned = run.config["recipe"].get("text_encoder")
-                (self.captioned if captioned else self.generators).append(name)
+        self._runs: dict[str, Run] = {}
+        self._adding = Lock()
+        self._used: dict[str, None] = {}  # with models in memory, the last used is last
+        for name, run in shipped.items():
+            self._offer(name, run)
+        for run in more.values():
+            if _lack_of(run) is None:
+                self.add(run)
         if not self.tokenizers or not self.generators:
             raise ValueError(
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
+        self.lacking = {} if folder is None else _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._reading = Lock()  # two visitors who come at once read a model once
+        self.kept = Kept()
+        self._reading: dict[str, Lock] = defaultdict(Lock)  # two visitors who come at once read a model once
 
     def __getitem__(self, name: str) -> Run:
         return self._runs[name]
+
+    def add(self, run: Run) -> str:
+        """Offer one more Run; returns its name in the lists. Raises ValueError for one without weights, and
+        where its tokenizer is missing."""
+        if not run.has("tokenizer") and not (run.has("generator") and _lack_of(run) is None):
+            raise ValueError(f"{run.folder} cannot be looked at: {_lack_of(run)}")
+        with self._adding:
+            for name, there in self._runs.items():
+                if there.folder.resolve() == run.folder.resolve():
+                    return name
+            name = run.name if run.name not in self._runs else f"{run.folder.parent}/{run.name}"
+            self._offer(name, run)
+        return name
+
+    def _offer(self, name: str, run: Run) -> None:
+        self._runs[name] = run
+        self.names.append(name)
+        if run.has("tokenizer"):
+            self.tokenizers.append(name)
+        if run.has("generator"):
+            captioned = run.config["recipe"].get("text_encoder")
+            (self.captioned if captioned else self.generators).append(name)
 
     def default(self, names: list[str], stage: str, arm: str) -> str:
         """The first of `names` whose Run is of this stage and arm, else the last of them."""
@@ -60,24 +100,81 @@ class RunsOnOffer:
         return names[-1]
 
     def tokenizer(self, name: str) -> Tokenizer:
-        with self._reading:
-            return self[name].tokenizer.to(self.device)
+        return self._use(name, lambda run: run.tokenizer)
 
     def generator(self, name: str) -> Generator:
-        with self._reading:
-            return self[name].generator.to(self.device)
+        return self._use(name, lambda run: run.generator)
 
     def projector(self, name: str) -> Projector:
-        with self._reading:
-            return self[name].projector.to(self.device)
+        return self._use(name, lambda run: run.projector)
 
     def teacher(self, name: str) -> Teacher:
-        with self._reading:
-            return self[name].teacher.to(self.device)
+        return self._use(name, lambda run: run.teacher)
+
+    def text_encoder(self, name: str) -> TextEncoder | None:
+        with self._reading[name]:
+            return self[name].text_encoder
+
+    def _use(self, name: str, read: Callable[[Run], Model]) -> Model:
+        """A model of the Run `name`, on the device."""
+        with self._reading[name]:
+            model = read(self[name]).to(self.device)
+        with self._adding:
+            self._used.pop(name, None)
+            self._used[name] = None  # last
+            sizes = {used: _count_bytes(self[used]) for used in self._used}
+            for oldest in list(self._used)[:-1]:
+                if sum(sizes.values()) <= LIMIT:
+                    break
+                del self._used[oldest], sizes[oldest]
+                self._runs[oldest] = Run(self[oldest].folder)  # who still computes with the old one keeps it
+        return model
+
+    def view(self, name: str, picture: Picture) -> View:
+        """A picture through the Run `name`, whose tokenizer is read first."""
+        self.tokenizer(name)
+        return View(self.kept, self[name], picture)
 
     def largest_picture(self) -> int:
         """Pixels a side of the largest picture that a tokenizer here takes."""
-        return max(self.tokenizer(name).config.image_size for name in self.tokenizers)
+        return max(
+            read_json(self[name].folder / "tokenizer" / "config.json", "a Tokenizer")["image_size"]
+            for name in self.tokenizers
+        )
+
+
+def _count_bytes(run: Run) -> int:
+    """Bytes of the models that a Run has read."""
+    models = [part for part in vars(run).values() if isinstance(part, nn.Module)]
+    return sum(tensor.nbytes for model in models for tensor in model.state_dict().values())
+
+
+def _find_lacking(folder: Path) -> dict[str, str]:
+    """What the generators' Runs in a folder lack whose tokenizer is not there, by name."""
+    lacking = {}
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            run = Run(path.parent)
+        except ValueError:
+            continue
+        lack = _lack_of(run) if run.has("generator") else None
+        if lack:
+            lacking[run.name] = lack
+    return lacking
+
+
+def _lack_of(run: Run) -> str | None:
+    """What keeps a Run from being looked at; None where nothing does."""
+    parent = run.config.get("parent")
+    if run.has("tokenizer"):
+        return None
+    if not run.has("generator"):
+        return "it holds no finished tokenizer and no generator"
+    if parent is None:
+        return "its config.json names no run of its tokenizer (parent)"
+    if not (run.folder.parent / parent / "tokenizer").is_dir():
+        return f"the run of its tokenizer, {parent}, does not lie beside it"
+    return None
 
 
 def _study_name(name: str) -> str:

@@ -1,11 +1,12 @@
 """Sample: two generators draw the same class from the same random numbers, row by row."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 import torch
-from components import QUIET, polite, sheet
+from components import QUIET, div, polite, sheet
 from page import Page
 from PIL.Image import Image
 from runs_on_offer import RunsOnOffer
@@ -38,8 +39,9 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
             label = gr.Dropdown(
-                [ANY, *classes], value=classes[min(13, len(classes) - 1)], label="Class", elem_id="class"
-            )
+                [ANY, *classes], value=classes[min(13, len(classes) - 1)], label="Class", elem_id="class",
+                info="of the left run; type to search",
+            )  # fmt: skip
             sliders, seed = sampling_controls(codes)
             go = gr.Button("Sample", variant="primary", elem_id="sample")
             again = gr.Button("Next seed", elem_id="next-seed")
@@ -48,9 +50,12 @@ def build(page: Page) -> None:
                 choices, captions, sheets = [], [], []
                 for side, name in (("left", left), ("right", right)):
                     with gr.Column(min_width=320):
-                        choices.append(run_choice(runs, names, name, f"{side}-run"))
+                        choices.append(run_choice(page, names, name, f"{side}-run"))
                         captions.append(gr.HTML(elem_id=f"{side}-caption", padding=False))
                         sheets.append(sheet(f"{side}-sheet"))
+            if runs.lacking:
+                lacks = "; ".join(f"{name}: {why}" for name, why in runs.lacking.items())
+                gr.HTML(div("note", f"Not offered: {lacks}."), elem_id="lacking", padding=False)
             status = gr.HTML(elem_id="sample-status", padding=False)
             map_scales(codes)
             gr.Markdown(
@@ -77,8 +82,9 @@ def build(page: Page) -> None:
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
             yield from _draw(runs, (left, right), label, int(count), *how)
 
-    def offer_classes(name: str) -> gr.Dropdown:
-        return gr.Dropdown(choices=[ANY, *runs[name].config["classes"]])
+    def offer_classes(name: str, label: str) -> gr.Dropdown:
+        classes = runs[name].config["classes"]
+        return gr.Dropdown(choices=[ANY, *classes], value=label if label in classes else ANY)
 
     results: dict[str, Any] = {
         "inputs": [*choices, label, *sliders, seed],
@@ -88,9 +94,9 @@ def build(page: Page) -> None:
     }
     unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
     gr.on([go.click, seed.submit], draw, **results, api_name="sample")
-    page.on_open(lambda trigger: trigger(draw, **unlisted))
+    page.demo.load(draw, **unlisted)
     again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
-    choices[0].change(offer_classes, choices[0], label, **QUIET)
+    choices[0].change(offer_classes, [choices[0], label], label, **QUIET)
 
 
 def _draw(
@@ -111,7 +117,8 @@ def _draw(
     for name in names:
         classes, generator = runs[name].config["classes"], runs.generator(name)
         if label != ANY and label not in classes:
-            raise ValueError(f"Run {name} does not know the class {label!r}; it knows {', '.join(classes)}.")
+            known = ", ".join(classes[:24]) + (f" and {len(classes) - 24} more" if len(classes) > 24 else "")
+            raise ValueError(f"Run {name} does not know the class {label!r}; it knows {known}.")
         if label == ANY:
             condition = generator.condition.nulls(count)
         else:
@@ -120,7 +127,7 @@ def _draw(
         sides.append(_draw_sheets(runs, name, stream))
     captions = [drawn_by(name, label, scale, seed) for name in names]
     for items in advance_side_by_side(sides):
-        *_, (done, tokens) = (place for _, place in items)
+        done, tokens = min((place for _, place in items), key=lambda place: place[0] / place[1])
         yield (*(sheet for sheet, _ in items), *captions, progress(done, tokens))
 
 
@@ -129,8 +136,12 @@ def _draw_sheets(
     runs: RunsOnOffer, name: str, stream: Iterator[sampling.Progress]
 ) -> Iterator[tuple[Image, tuple[int, int]]]:
     """Yields (sheet, (tokens decoded, tokens in all)) of one Run after every row of tokens."""
-    tokenizer = runs.tokenizer(name)
+    tokenizer, cost, ended = runs.tokenizer(name), 0.0, 0.0
     for step in stream:
-        images = tokenizer.decode(step.indices)
+        begun, last = time.monotonic(), step.done == step.indices.shape[1]
+        if last or begun - ended >= cost:  # a large decoder takes longer than a row: then not every row
+            images = tokenizer.decode(step.indices)
+            ended = time.monotonic()
+            cost = ended - begun
         sheet = plots.sample_sheet(images, step.log_probs, step.entropy, step.done, tokenizer.config.codes)
         yield sheet, (step.done, step.indices.shape[1])

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import gradio as gr
 from components import QUIET, div
+from page import Page
 from runs_on_offer import RunsOnOffer
 
 from gear_studio import plots
@@ -14,13 +15,13 @@ from gear_studio import plots
 Item = TypeVar("Item")
 
 
-def run_choice(runs: RunsOnOffer, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
+def run_choice(page: Page, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
     """A list of generators' Runs, and under it a line about the one chosen."""
 
     def describe(name: str) -> str:
-        return run_note(runs, name)
+        return run_note(page.runs, name)
 
-    choice = gr.Dropdown(names, value=name, label="Run", elem_id=elem_id)
+    choice = page.choose_run(names, name, "Run", elem_id)
     note = gr.HTML(describe(name), padding=False)
     choice.change(describe, choice, note, **QUIET)
     return choice
@@ -30,6 +31,8 @@ def run_note(runs: RunsOnOffer, name: str) -> str:
     """A line about a generator's Run, as HTML."""
     run, config = runs[name], runs.generator(name).config
     tokenizer = run.name if run.has("tokenizer") else run.config["parent"]
+    if run.config["stage"] == "imported":
+        return div("note", f"imported, on tokenizer {tokenizer}; {config.blocks} blocks x {config.dim}")
     return div(
         "note",
         f"arm {run.config['arm']}, on tokenizer {tokenizer}; {config.blocks} blocks x {config.dim}, "
@@ -42,10 +45,10 @@ def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr
 
     prefix: of their ids."""
     sliders = [
-        gr.Slider(1, 16, 4, step=1, label="Pictures", elem_id=f"{prefix}count"),
+        gr.Slider(1, 16, 4, step=1, precision=0, label="Pictures", elem_id=f"{prefix}count"),
         gr.Slider(1, 5, 1.5, step=0.1, label="Guidance s", info="u + s (c − u); 1 is none"),
         gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="0 takes the likeliest code"),
-        gr.Slider(0, codes, 0, step=1, label="Top-k", info="codes kept; 0 keeps all"),
+        gr.Slider(0, codes, 0, step=1, precision=0, label="Top-k", info="codes kept; 0 keeps all"),
         gr.Slider(0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept"),
     ]
     return sliders, gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
@@ -63,13 +66,16 @@ def next_seed(seed: int | None) -> int:
 
 
 def advance_side_by_side(sides: Sequence[Iterator[Item]]) -> Iterator[list[Item]]:
-    """Advance all iterators at once, each on a core of its own; yield their items until one ends."""
+    """Advance all iterators at once, each on a core of its own; yield their items until all have ended. One
+    that ends before the others stays at its last item."""
     with ThreadPoolExecutor(len(sides)) as pool:
+        items: list[Item | None] = [None] * len(sides)
         while True:
-            items = [item for item in pool.map(lambda side: next(side, None), sides) if item is not None]
-            if len(items) < len(sides):
+            new = list(pool.map(lambda side: next(side, None), sides))
+            if all(item is None for item in new):
                 return
-            yield items
+            items = [old if item is None else item for item, old in zip(new, items, strict=True)]
+            yield [item for item in items if item is not None]
 
 
 def progress(done: int, tokens: int) -> str:

@@ -5,6 +5,9 @@ environment variable CHROMIUM). What counts is the page: the clock stops when th
 visit is the very first after the start, while the app still prepares what visitors will ask for; everything
 else is the median of `--repeats`.
 
+The last rows are of a tokenizer of VQ-16's size on photographs at 256 px, with random weights, opened as a
+released file is.
+
 With `--pictures FOLDER` it takes the README's pictures of the tabs instead of times.
 """
 
@@ -24,6 +27,9 @@ from pathlib import Path
 import gradio
 import torch
 from playwright.sync_api import Page, sync_playwright
+
+from gear_studio.models import families
+from gear_studio.models.tokenizer import PRESETS, Tokenizer
 
 ROOT = Path(__file__).parents[1]
 PORT = 7899
@@ -102,6 +108,64 @@ def photograph(page: Page, folder: Path) -> None:
     take("alignment")
 
 
+def write_vq16(folder: Path) -> Path:
+    """A file of VQ-16's size in the released format, with random weights."""
+    torch.manual_seed(0)
+    path = folder / "vq-16.pt"
+    torch.save({"model": families.to_released(Tokenizer(PRESETS["vq-16"]).eval())}, path)
+    return path
+
+
+def settled(page: Page) -> None:
+    """Wait until all views of the tab Codebook are there, apart from charts of surveys."""
+    page.wait_for_function(
+        """() => /^(done|.*appears here by itself)$/.test(
+            document.querySelector('#codebook-status [data-state]')?.textContent ?? '')"""
+    )
+
+
+def look_at_released(page: Page, file: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds from opening a released file to its views, and from what one does there to the answer."""
+    times: dict[str, list[float]] = {}
+    page.get_by_role("tab", name="Open").click()
+    page.locator("#open-source textarea").fill(str(file))
+    begin = time.perf_counter()
+    page.locator("#open-go").click()
+    page.locator("#open-status [data-state=done]").wait_for()
+    times["VQ-16 opened"] = [time.perf_counter() - begin]
+    page.get_by_role("tab", name="Codebook").click()
+    page.locator("#tokenizer-run input").click()
+    begin = time.perf_counter()
+    page.get_by_role("option", name="vq-16", exact=True).click()
+    page.locator("#original img").wait_for()
+    times["VQ-16, 256 px: its first picture is there"] = [time.perf_counter() - begin]
+    settled(page)
+    times["  and all views of it"] = [time.perf_counter() - begin]
+    page.locator("#usage img").wait_for(timeout=600_000)
+    times["  and the survey of ten photographs"] = [time.perf_counter() - begin]
+    page.locator("#layout img").wait_for(timeout=600_000)
+    pictures = times["another picture, all views"] = []
+    for number in range(1, 1 + repeats):
+        page.locator("#codebook-index input[type=number]").fill(str(number))
+        begin = time.perf_counter()
+        page.locator("#codebook-index input[type=number]").press("Tab")
+        page.locator("#codebook-caption", has_text=f"Photo {number}").wait_for()
+        settled(page)
+        pictures.append(time.perf_counter() - begin)
+    click_cell(page, "#indices", 0, 0)
+    page.locator("#gallery img").wait_for()
+    times["a token clicked"] = clicks(page, "#indices", "#gallery", repeats)
+    swaps = times["its code replaced"] = []
+    for code in range(repeats):
+        page.locator("#new-code input").fill(str(code))
+        wait = renewed(page, "#edited")
+        begin = time.perf_counter()
+        page.locator("#replace").click()
+        wait()
+        swaps.append(time.perf_counter() - begin)
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
@@ -113,11 +177,18 @@ def main() -> None:
     browsers = ("chromium", "chromium-browser", "google-chrome")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, browsers)), None)
     url = f"http://127.0.0.1:{PORT}"
-    with tempfile.TemporaryFile() as log, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryFile() as log,
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as playwright,
+    ):
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         begin = time.perf_counter()
         app = subprocess.Popen(
-            [sys.executable, str(ROOT / "apps" / "explorer.py"), "--port", str(PORT)], stdout=log, stderr=log
+            [sys.executable, str(ROOT / "apps" / "explorer.py"), "--port", str(PORT)],
+            stdout=log,
+            stderr=log,
+            cwd=folder,  # what is opened is put into runs/ there
         )
         try:
             while True:
@@ -201,6 +272,8 @@ def main() -> None:
             row_of("its code replaced", swaps)
             page.get_by_role("tab", name="Alignment").click()
             row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
+            for name, times in look_at_released(page, write_vq16(Path(folder)), repeats).items():
+                row_of(name, times)
         finally:
             app.terminate()
             app.wait()

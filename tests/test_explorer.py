@@ -3,6 +3,7 @@
 GEAR_EXPLORER_RUNS=FOLDER tries it on the runs in that folder instead, say in the middle of a training.
 """
 
+import dataclasses
 import html
 import io
 import json
@@ -16,10 +17,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -28,11 +29,15 @@ import pytest
 import tiny
 import torch
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from gear_studio import studies
-from gear_studio.analysis.codes import Survey
+from gear_studio import official, studies
+from gear_studio.looking.pictures import Picture, pictures_of_source
+from gear_studio.models import families
+from gear_studio.models.generator import Generator, paper_config
+from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
 
 ROOT = Path(__file__).parents[1]
@@ -143,9 +148,10 @@ def pixels(page: Page, selector: str) -> np.ndarray:
 def changed(page: Page, selector: str, before: np.ndarray) -> np.ndarray:
     """The image, once it differs from what it was."""
     for _ in range(PATIENCE // 100):
-        now = pixels(page, selector)
-        if now.shape != before.shape or (now != before).any():
-            return now
+        if page.locator(f"{selector} img").count():  # none while it is emptied
+            now = pixels(page, selector)
+            if now.shape != before.shape or (now != before).any():
+                return now
         page.wait_for_timeout(100)
     raise AssertionError(f"{selector} has not changed")
 
@@ -153,6 +159,10 @@ def changed(page: Page, selector: str, before: np.ndarray) -> np.ndarray:
 def open_tab(page: Page, name: str, image: str) -> None:
     page.get_by_role("tab", name=name).click()
     page.locator(f"{image} img").wait_for()
+    if name in ("Codebook", "Alignment"):  # these fill view by view
+        expect(page.locator(f"#{name.lower()}-status")).to_have_text(
+            re.compile("done|appears here by itself")
+        )
 
 
 def click_cell(page: Page, selector: str, row: int, column: int, grid: int = 8) -> None:
@@ -315,6 +325,11 @@ def test_photos_are_shown_as_they_are_meant(page: Page, tmp_path: Path):
     np.testing.assert_allclose(shown[64, 256], (220, 0, 0), atol=12)  # its left is the top now
     np.testing.assert_allclose(shown[448, 256], (0, 0, 220), atol=12)
 
+    number = page.locator("#codebook-index input[type=number]")  # both are kept for the session
+    for typed, name in (("0", "clear.png"), ("1", "turned.jpg")):
+        number.fill(typed)
+        number.press("Tab")
+        expect(page.locator("#codebook-caption")).to_contain_text(name)
     open_tab(page, "Alignment", "#alignment-picture")  # the same picture, and it has no class
     expect(page.locator("#alignment-caption")).to_contain_text("turned.jpg")
     expect(page.locator("#protocol")).to_contain_text("null condition")
@@ -375,6 +390,19 @@ def test_eight_users_at_once_all_get_answers(address: str):
         pictures = list(pool.map(user, range(8)))
     assert len({picture.tobytes() for picture in pictures}) == 8
     assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
+
+
+def test_the_api_takes_whole_numbers_and_says_what_it_refuses(address: str):
+    client = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000})
+    sliders = {
+        each["parameter_name"]: each["type"]
+        for each in client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/sample"][
+            "parameters"
+        ]
+    }
+    assert sliders["count"]["type"] == sliders["top_k"]["type"] == "integer"
+    with pytest.raises(AppError, match="2,001 characters; at most 2,000"):
+        client.predict(text="a" * 2001, api_name="/prompt")
 
 
 def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
@@ -498,11 +526,186 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
-    name = f"generator {HOSTILE}"
-    monkeypatch.setattr(tab.Picture, "class_number", lambda *_: 0)
+    name, coming = f"generator {HOSTILE}", Future()
+    monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
-    protocol = tab._show(runs, name, tab.Picture(), 3, "z", 27)[-1]
+    coming.set_result(runs.teacher(name))
+    view = runs.view(name, Picture(pictures_of_source("shapes")))
+    protocol = tab.Look(view, tab.OWN_TEACHER, coming, 3, "z", 27).protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
+
+
+@pytest.fixture(scope="session")
+def imported_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of VQ-16's family for 64 px and a small LlamaGen on it, imported, with random weights; and
+    a generator whose tokenizer is missing."""
+    folder = tmp_path_factory.mktemp("imported")
+    torch.manual_seed(0)
+    small = {"image_size": 64, "channels": 32, "multipliers": (1, 1, 2, 2), "codes": 1024, "res_blocks": 1}
+    tokenizer = Tokenizer(dataclasses.replace(PRESETS["vq-16"], **small)).eval()
+    torch.save({"model": families.to_released(tokenizer)}, folder / "vq.pt")
+    official.import_run(folder / "vq.pt", folder / "vq-16", image_size=64)
+    generator = Generator(paper_config("S", classes=1000, codes=1024, grid=8)).eval()
+    torch.save({"model": families.to_released(generator)}, folder / "generator.pt")
+    official.import_run(folder / "generator.pt", folder / "llamagen", parent=folder / "vq-16")
+    shutil.copytree(folder / "llamagen", folder / "orphan")
+    config = json.loads((folder / "orphan" / "config.json").read_text())
+    (folder / "orphan" / "config.json").write_text(json.dumps(config | {"parent": "gone"}))
+    return folder
+
+
+def test_imported_runs_are_looked_at_and_nothing_of_the_last_run_stays(
+    browser: Browser, imported_runs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("imported-app")
+    with serving(temporary, imported_runs) as address, visiting(browser, address) as page:
+        sampled(page)
+        expect(page.locator("#lacking")).to_contain_text("orphan: the run of its tokenizer, gone, does not")
+        open_tab(page, "Codebook", "#usage")
+        page.evaluate(
+            """() => { window.seen = [];
+            const find = (selector) => document.querySelector(selector);
+            const quality = () => find('#quality .note')?.textContent ?? '';
+            const old = [find('#original img').src, find('#reconstruction img').src, quality()];
+            window.old = old;
+            new MutationObserver(() => window.seen.push(
+                [find('#tokenizer-run input').value, find('#original img')?.src,
+                 find('#reconstruction img')?.src, quality(),
+                 find('#codebook-status').textContent.includes('reading vq-16')]
+            )).observe(document.body, {childList: true, subtree: true, attributes: true,
+                                       characterData: true}); }"""
+        )
+        page.locator("#tokenizer-run input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        expect(page.locator("#codebook-caption")).to_contain_text("Photo 0: the face of a tabby cat")
+        page.locator("#entropy img").wait_for()
+        page.locator("#usage img").wait_for()
+        expect(page.get_by_text("of 10 pictures of photos")).to_have_count(1)
+        seen, old = page.evaluate("window.seen"), page.evaluate("window.old")
+        of_new = [row[1:] for row in seen if row[0] == "vq-16"]
+        emptied = next(i for i, row in enumerate(of_new) if row[3])
+        assert of_new[emptied][:3] == [None, None, ""]
+        for row in of_new[emptied:]:  # once the app answers, nothing old comes back
+            assert all(now != before for now, before in zip(row, old, strict=False) if now)
+        order = [next(i for i, row in enumerate(of_new) if i > emptied and row[k]) for k in (0, 1)]
+        assert order == sorted(order)
+
+        before = pixels(page, "#original")
+        page.locator("#codebook-source input").click()
+        page.get_by_role("option", name="digits").click()
+        expect(page.locator("#codebook-caption")).to_contain_text("Picture 0 of digits: class")
+        changed(page, "#original", before)
+
+        open_tab(page, "Alignment", "#generator-similarity")
+        page.locator("#alignment-source input").click()
+        page.get_by_role("option", name="photos").click()
+        page.locator("#alignment-run input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        page.locator("[data-likeness]").wait_for(timeout=3 * PATIENCE)
+        expect(page.locator("#generator-title")).to_contain_text("Tokenizer: c_q")
+        expect(page.locator("#protocol")).to_contain_text("10 images (photos)")
+        expect(page.locator("#protocol")).to_contain_text("efficientnet-lite0")
+        page.locator("#teacher input").fill("no-such-teacher")
+        page.locator("#teacher input").press("Enter")
+        expect(page.locator("#alignment-facts")).to_contain_text("no-such-teacher cannot be had")
+        page.locator("#tokenizer-pca img").wait_for()
+
+        page.get_by_role("tab", name="Sample").click()
+        for side in ("left", "right"):
+            page.locator(f"#{side}-run input").click()
+            page.get_by_role("option", name="llamagen", exact=True).click()
+        page.locator("#class input").fill("tabby")
+        page.get_by_role("option", name="tabby", exact=True).click()
+        page.locator("#sample").click()
+        expect(page.locator("#left-caption")).to_contain_text("Drawn by llamagen: tabby")
+        sampled(page)
+
+
+def test_two_visitors_look_at_two_runs(browser: Browser, address: str, page: Page):
+    with visiting(browser, address) as other:
+        for each in (page, other):
+            open_tab(each, "Codebook", "#reconstruction")
+        before, mine = pixels(other, "#reconstruction"), pixels(page, "#reconstruction")
+        np.testing.assert_array_equal(before, mine)
+        other.locator("#tokenizer-run input").click()
+        other.get_by_role("option", name="warmup", exact=True).click()
+        theirs = changed(other, "#reconstruction", before)
+        click_cell(page, "#indices", row=1, column=1)
+        expect(page.locator("#codebook-token")).to_contain_text("Token 9")
+        np.testing.assert_array_equal(pixels(page, "#reconstruction")[160:], mine[160:])  # below the frame
+        expect(other.locator("#codebook-token")).to_contain_text("Click a token")
+        np.testing.assert_array_equal(pixels(other, "#reconstruction"), theirs)
+
+
+def test_a_file_is_opened_and_at_once_in_the_lists(
+    browser: Browser, imported_runs: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("opened")
+    folder = shutil.copytree(imported_runs, temporary / "runs")
+    (temporary / "words.pt").write_text("no weights")
+    with serving(temporary, folder) as address, visiting(browser, address) as page:
+        page.get_by_role("tab", name="Open").click()
+        source, go = page.locator("#open-source textarea"), page.locator("#open-go")
+        for what, message in (
+            (str(temporary / "words.pt"), "words.pt"),
+            ("nobody/nothing", "could not be had from the Hub"),
+            (str(folder / "orphan"), "the run of its tokenizer, gone, does not lie beside it"),
+        ):
+            source.fill(what)
+            go.click()
+            expect(page.locator(".toast-wrap")).to_contain_text(message)
+            expect(page.locator("#open-status")).to_contain_text("cannot be opened")
+        source.fill(str(folder / "generator.pt"))
+        page.locator("#open-name textarea").fill("second generator")
+        page.locator("#open-parent input").click()
+        page.get_by_role("option", name="vq-16", exact=True).click()
+        go.click()
+        done = "second generator is in the lists of Sample, Alignment"
+        expect(page.locator("#open-status")).to_contain_text(done)
+        expect(page.locator("#open-runs")).to_contain_text("second generator: Sample, Alignment")
+        page.get_by_role("tab", name="Sample").click()
+        page.locator("#left-run input").click()
+        page.get_by_role("option", name="second generator", exact=True).click()
+        page.get_by_text("imported, on tokenizer vq-16; 12 blocks x 384").first.wait_for()
+        with visiting(browser, address) as other:  # another visitor's lists have it too
+            sampled(other)
+            other.locator("#left-run input").click()
+            other.get_by_role("option", name="second generator", exact=True).wait_for()
+
+
+def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs = explorer.RunsOnOffer(None)
+    background = explorer.Background(runs)
+    monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.shape)
+    died = background._process.submit(os._exit, 1)
+    assert isinstance(died.exception(60), BrokenProcessPool)
+    background._work["layout", "gear"] = died
+    assert background.layout("gear").result(60) == (1024, 8)
+
+
+def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs = explorer.RunsOnOffer(None)
+    monkeypatch.setattr(sys.modules["runs_on_offer"], "LIMIT", 1)
+    picture = Picture(pictures_of_source("shapes"))
+    first = runs.view("gear", picture).indices
+    assert "tokenizer" in vars(runs["gear"])
+    runs.tokenizer("warmup")
+    assert "tokenizer" not in vars(runs["gear"]) and "tokenizer" in vars(runs["warmup"])
+    assert torch.equal(runs.view("gear", picture).indices, first)
+    assert "tokenizer" not in vars(runs["warmup"])
+
+
+def test_a_host_leaves_out_what_reads_its_files(explorer):
+    runs = explorer.RunsOnOffer(None)
+    for read_only in (False, True):
+        demo = explorer.build(runs, explorer.Background(runs), read_only)
+        names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
+        assert "sample" in names and ("open" in names) == (not read_only)
+
+
+def test_a_folder_without_pictures_is_named(explorer, tmp_path: Path):
+    with pytest.raises(SystemExit, match=f"{tmp_path} holds no picture files"):
+        explorer.main(explorer.Options(pictures=tmp_path))
 
 
 def test_the_layout_of_the_codes_arrives(page: Page):
@@ -513,19 +716,6 @@ def test_the_layout_of_the_codes_arrives(page: Page):
 
 def test_every_tab_is_in_the_page(explorer):
     assert {tab.__name__ for tab in explorer.TABS} == {path.stem for path in APPS.glob("*_tab.py")}
-
-
-def test_an_exact_reconstruction_has_a_psnr(explorer):
-    tab, image = explorer.codebook_tab, torch.rand(1, 3, 4, 4) * 2 - 1
-    tokenizer = SimpleNamespace(
-        grid=2,
-        config=SimpleNamespace(codes=8),
-        assign=lambda _: SimpleNamespace(scores=torch.rand(1, 4, 8), indices=torch.zeros(1, 4).long()),
-        decode=lambda indices: image.expand(len(indices), -1, -1, -1),
-    )
-    survey = Survey(torch.zeros(1), torch.zeros(1, 4), torch.zeros(8), torch.zeros(8, 3))
-    shown = tab._show(tokenizer, survey, image, "", 0.1, tab.Editing())
-    assert "PSNR 126.0 dB" in shown[2]
 
 
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):

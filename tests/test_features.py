@@ -314,6 +314,16 @@ def test_survey_counts_every_token_and_averages_its_colors(tokenizer, found):
     assert (found.colors.numpy()[~used] == 0.5).all() and (~used).any()
 
 
+def test_a_survey_grows(tokenizer, monkeypatch):
+    monkeypatch.setattr(Pictures, "__len__", lambda self: 70)
+    grown = list(codes.grow_survey(tokenizer, Pictures()))
+    assert [len(each.images) for each in grown] == [32, 64, 70]
+    for part in grown:
+        indices = grown[-1].indices[: len(part.images)]
+        assert torch.equal(part.indices, indices)
+        assert torch.equal(part.counts, indices.flatten().bincount(minlength=64))
+
+
 def test_gallery_shows_the_patches_of_the_code(found):
     code = int(found.counts.argmax())
     crops, total = codes.gallery(found, code, count=5)

@@ -15,6 +15,7 @@ from gear_studio import Run, data, readout
 from gear_studio.analysis import codes, features
 from gear_studio.analysis.reconstruction import EXACT, psnr
 from gear_studio.data.upload import UploadError
+from gear_studio.looking.likeness import compare
 from gear_studio.looking.pictures import (
     Picture,
     Upload,
@@ -248,3 +249,14 @@ def test_what_was_used_longest_ago_leaves():
 def test_bytes_are_counted_inside_of_what_is_kept():
     assignment = readout.Assignment(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64))
     assert count_bytes((assignment, torch.zeros(5).numpy())) == 24 + 16 + 20
+
+
+def test_a_measure_that_cannot_be_taken_says_why_beside_the_others():
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(tiny.TOKENIZER).eval()
+    tokenizer.quantizer.codebook.data[1:] = tokenizer.quantizer.codebook.data[0]  # c_q is constant
+    pictures = pictures_of_source("digits").some(tokenizer.config.image_size, 12)
+    found = compare(tokenizer, tiny.teacher(), pictures, "digits")
+    assert found.protocol.startswith("12 images (digits)")
+    assert found.values["z"]["CKA"].low <= found.values["z"]["CKA"].value
+    assert "rows that are equal" in found.values["c_q"]["CKNNA"]

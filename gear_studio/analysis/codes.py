@@ -3,7 +3,7 @@
 `survey` runs a tokenizer once over some hundred pictures; usage, mean colours and galleries are read off it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,21 +31,32 @@ class Survey:
     colors: Tensor
 
 
-@torch.no_grad()
 def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
     """Tokenize the first `pictures` pictures of `source`, evaluation view. They have the tokenizer's size."""
+    *_, whole = grow_survey(tokenizer, source, pictures)
+    return whole
+
+
+@torch.no_grad()
+def grow_survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Iterator[Survey]:
+    """Yields the survey of the first few pictures, then of more and more; the last is that of all."""
     device = tokenizer.quantizer.codebook.device
-    codes, patch = tokenizer.config.codes, tokenizer.config.image_size // tokenizer.grid
-    images = source.read(range(min(pictures, len(source))))["image"]
-    at_once = min(32, max(1, 32 * 64**2 // tokenizer.config.image_size**2))
-    indices = torch.cat(
-        [tokenizer.assign(to_float(batch.to(device))).indices.cpu() for batch in images.split(at_once)]
-    )
-    counts = torch.bincount(indices.flatten(), minlength=codes)
-    patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)
-    sums = torch.zeros(codes, 3).index_add_(0, indices.flatten(), patches)
-    colors = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), 0.5)
-    return Survey(images, indices, counts, colors)
+    codes, size = tokenizer.config.codes, tokenizer.config.image_size
+    patch = size // tokenizer.grid
+    counts, sums = torch.zeros(codes, dtype=torch.long), torch.zeros(codes, 3)
+    all_images: list[Tensor] = []
+    all_indices: list[Tensor] = []
+    at_once = min(32, max(1, 32 * 64**2 // size**2))
+    for numbers in torch.arange(min(pictures, len(source))).split(at_once):
+        images = source.read(numbers.tolist())["image"]
+        indices = tokenizer.assign(to_float(images.to(device))).indices.cpu()
+        patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)
+        counts = counts + torch.bincount(indices.flatten(), minlength=codes)
+        sums = sums.index_add(0, indices.flatten(), patches)
+        all_images.append(images)
+        all_indices.append(indices)
+        colors = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), 0.5)
+        yield Survey(torch.cat(all_images), torch.cat(all_indices), counts, colors)
 
 
 def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tuple[Tensor, int]:

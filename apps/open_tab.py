@@ -1,0 +1,137 @@
+"""Open: a released checkpoint, from the Hub or a file, or the folder of a Run becomes one of the lists."""
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+from threading import Thread
+
+import gradio as gr
+from components import QUIET, div, heading, polite, status
+from page import Page
+from runs_on_offer import RunsOnOffer
+
+from gear_studio import official
+from gear_studio.models.quantizers import QUANTIZERS
+from gear_studio.runs import Run
+
+TITLE = "Open"
+BY_FILE = "as the file says"
+ALONE = "none: the file holds a tokenizer"
+
+
+def build(page: Page) -> None:
+    """Lay the tab out. It reads files of the machine that serves the page: hosts leave it out."""
+    runs = page.runs
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            source = gr.Textbox(
+                label="What to open", placeholder="BinLin203/GEAR-VQ", elem_id="open-source", max_length=1000,
+                info="owner/repository[/file] on the Hugging Face Hub, a file of weights (.pt, .ckpt, "
+                ".safetensors), or the folder of a run; paths are of the machine that serves this page",
+            )  # fmt: skip
+            name = gr.Textbox(
+                label="Name in the lists", placeholder="from the file", elem_id="open-name", max_length=80,
+                info=f"and of its folder in {runs.folder}/",
+            )  # fmt: skip
+            parent = gr.Dropdown(
+                [ALONE, *runs.tokenizers], value=ALONE, label="Its tokenizer", elem_id="open-parent",
+                info=f"of a generator alone: the run, in {runs.folder}/ too, whose tokens it predicts",
+            )  # fmt: skip
+            with gr.Accordion("Where a file does not say", open=False):
+                size = gr.Number(256, label="Pixels a side", precision=0, minimum=8, elem_id="open-size")
+                quantizer = gr.Dropdown(
+                    [BY_FILE, *QUANTIZERS], value=BY_FILE, label="Quantizer", elem_id="open-quantizer"
+                )
+                heads = gr.Number(None, label="Heads of a generator's attention", precision=0, minimum=1)
+            go = gr.Button("Open", variant="primary", elem_id="open-go")
+            state_line = gr.HTML(elem_id="open-status", padding=False)
+        with gr.Column(scale=2, min_width=320):
+            offered = gr.HTML(list_runs(runs), elem_id="open-runs", padding=False)
+
+    def refresh() -> list:
+        """Every list of Runs as it is now."""
+        lists = [gr.Dropdown(choices=list(names)) for _, names in page.lists]
+        return [gr.Dropdown(choices=[ALONE, *runs.tokenizers]), list_runs(runs), *lists]
+
+    # The names of the parameters are the app's API.
+    def open_run(
+        source: str, name: str, parent: str, size: int | None, quantizer: str, heads: int | None
+    ) -> Iterator[dict]:
+        begun = time.monotonic()
+        work: Future[str] = Future()
+        with polite():
+            source, folder = source.strip(), folder_of(runs, source.strip(), name.strip())
+            beside = None if parent == ALONE else runs[parent].folder
+            kind = None if quantizer == BY_FILE else quantizer
+
+        def import_run() -> None:
+            try:
+                if is_run(source):
+                    run = Run(Path(source))
+                else:
+                    run = official.import_run(source, folder, beside, size or 256, kind, heads)
+                work.set_result(runs.add(run))
+            except Exception as error:  # it is raised below
+                work.set_exception(error)
+
+        Thread(target=import_run, daemon=True).start()
+        while not wait([work], timeout=1).done:
+            seconds = time.monotonic() - begun
+            yield {state_line: status(f"fetching and reading {source} … {seconds:.0f} s")}
+        try:
+            with polite():
+                opened = work.result()
+        except gr.Error:
+            yield {state_line: status("This cannot be opened; the message says why.", done=True)}
+            raise
+        said = f"{opened} is in the lists of {', '.join(places_of(runs, opened))}"
+        yield dict(zip(outputs, refresh(), strict=True)) | {state_line: status(said, done=True)}
+
+    outputs = [parent, offered, *(choice for choice, _ in page.lists)]
+    inputs = [source, name, parent, size, quantizer, heads]
+    gr.on(
+        [go.click, source.submit],
+        open_run,
+        inputs,
+        [state_line, *outputs],
+        show_progress="hidden",
+        api_name="open",
+    )
+    page.demo.load(refresh, None, outputs, **QUIET)  # what others have opened since the page was built
+
+
+def is_run(source: str) -> bool:
+    return (Path(source) / "config.json").is_file()
+
+
+def folder_of(runs: RunsOnOffer, source: str, name: str) -> Path:
+    """Where what is opened is put. Raises ValueError for a name that is none of a single folder."""
+    if not source:
+        raise ValueError("Nothing is named to open; give owner/repository of the Hub, a file, or a folder.")
+    path = Path(source)
+    name = name or (path.stem if path.suffix else path.name)
+    if not re.fullmatch(r"[\w+][\w+ .-]*", name):
+        raise ValueError(f"The name {name!r} cannot be a folder's; use letters, digits, - and _.")
+    return runs.folder / name
+
+
+def places_of(runs: RunsOnOffer, name: str) -> list[str]:
+    """The tabs whose lists hold a Run."""
+    places = ["Sample"] if name in runs.generators else []
+    places += ["Prompt"] if name in runs.captioned else []
+    return places + (["Codebook"] if name in runs.tokenizers else []) + ["Alignment"]
+
+
+def list_runs(runs: RunsOnOffer) -> str:
+    """What is there, as HTML."""
+    lines = [
+        div("note", f"{name}: {', '.join(places_of(runs, name))}")
+        for name in runs.names
+        if not name.endswith("(studies)")
+    ]
+    studies = len(runs.names) - len(lines)
+    lines += [div("note", f"and {studies} runs of the studies")] if studies else []
+    lines += [div("note", f"Not offered: {name}: {why}.") for name, why in runs.lacking.items()]
+    return heading("Runs", "and the tabs that list them") + "".join(lines)
