@@ -30,6 +30,8 @@ from background import Background
 from page import Page, Tab
 from runs_on_offer import RunsOnOffer
 
+from gear_studio.ranges import Port, check
+
 TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
@@ -43,7 +45,7 @@ class Options:
 
     runs: Path | None = None
     """Folder of more runs, shown beside the shipped ones."""
-    port: int | None = None
+    port: Port | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
@@ -67,6 +69,7 @@ def build(runs: RunsOnOffer, background: Background) -> gr.Blocks:
 
 def main(options: Options) -> None:
     try:
+        check(options)
         runs = RunsOnOffer(options.runs)
     except ValueError as error:
         sys.exit(f"explorer: {error}")

@@ -14,19 +14,21 @@ from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.ranges import Extent, Pixels, checked
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
 
 __all__ = ["class_names", "import_run", "load_generator", "load_tokenizer", "save"]
 
 
+@checked
 def import_run(
     source: str | Path,
     folder: str | Path,
     parent: str | Path | None = None,
-    image_size: int = 256,
+    image_size: Pixels = 256,
     quantizer: str | None = None,
-    heads: int | None = None,
+    heads: Extent | None = None,
 ) -> Run:
     """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both, which are
     then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
@@ -63,7 +65,7 @@ def import_run(
     if not tokenizer and not generator:
         raise ValueError(families.describe_lack(raw, "tokenizer and no generator", source))
 
-    recipe: dict[str, Any] = {"steps": 0, "batch_size": 0}
+    recipe: dict[str, Any] = {"steps": 1, "batch_size": 1}
     if tokenizer:
         tokenizer.save_pretrained(folder / "tokenizer")
         recipe["tokenizer"] = tokenizer.config
@@ -83,7 +85,7 @@ def import_run(
         "seed": 0,
         "parent": Path(parent).name if parent and not tokenizer else None,
         "classes": class_names(generator.config.classes) if generator else [],
-        "recipe": Recipe(**recipe).asdict(),
+        "recipe": Recipe(**recipe).asdict() | {"steps": 0, "batch_size": 0},  # nothing was trained here
     }
     write_json(folder / "config.json", config)  # last: it makes the folder a Run
     return Run(folder)

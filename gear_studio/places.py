@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).resolve().parent / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+
+
+def results_folder(folder: Path) -> Path:
+    """Where results about the Run in a folder are written: into it, or into runs/shipped/NAME of one that
+    ships, for nothing writes inside the installed package."""
+    return Path("runs") / "shipped" / folder.name if ZOO in folder.resolve().parents else folder
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

@@ -14,6 +14,23 @@ import torch
 from torch import Tensor
 
 from gear_studio.models.generator import Generator
+from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen."""
+
+    cfg_scale: Number = 1.5
+    """Guidance; 1 is none."""
+    temperature: NonNegative = 1.0
+    """0 is greedy."""
+    top_k: Natural = 0
+    """Keep the k likeliest codes; 0 keeps all."""
+    top_p: Mass = 1.0
+    """Keep the likeliest codes of this mass; 1 keeps all."""
+    seed: Seed | None = None
+    """The same seed gives the same pictures."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +86,7 @@ def sample_by_row(
     Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
     say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
     mode, and is left in the mode it was in."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected a probability mass in (0, 1]")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}; expected a count of codes, or 0 for all")
+    check(SamplingSettings(cfg_scale, temperature, top_k, top_p, seed))
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
     was_training = gen.training
     gen.eval()

@@ -16,7 +16,7 @@ import tiny
 import torch
 from PIL import Image
 
-from gear_studio import Run, cli
+from gear_studio import Run, cli, commands
 from gear_studio.studies import reproduce
 from gear_studio.training import jobs
 
@@ -61,23 +61,23 @@ def shapes(tmp_path_factory) -> Path:
 def test_the_three_stages_on_shapes(shapes):
     runs = {path.name: Run.from_pretrained(path) for path in shapes.iterdir()}
     assert {name: run.config["parent"] for name, run in runs.items()} == {
-        "shapes-warmup-s0": None,
-        "shapes-joint-gear-s0": "shapes-warmup-s0",
-        "shapes-generator-gear-s0": "shapes-joint-gear-s0",
-        "shapes-generator-baseline-s0": "shapes-warmup-s0",
+        "shapes-warmup-smoke-s0": None,
+        "shapes-joint-gear-smoke-s0": "shapes-warmup-smoke-s0",
+        "shapes-generator-gear-smoke-s0": "shapes-joint-gear-smoke-s0",
+        "shapes-generator-baseline-smoke-s0": "shapes-warmup-smoke-s0",
     }
     assert all(run.finished and run.metrics[-1]["step"] == 4 for run in runs.values())
-    generator = runs["shapes-generator-gear-s0"]
+    generator = runs["shapes-generator-gear-smoke-s0"]
     assert generator.record["command"] == "gear-studio train shapes --budget smoke --stage generator"
     assert len(generator.config["classes"]) == 24
 
 
 def test_a_finished_training_started_again_says_so(shapes, command, monkeypatch):
     monkeypatch.chdir(shapes.parent)
-    record = (shapes / "shapes-warmup-s0" / "record.json").read_bytes()
+    record = (shapes / "shapes-warmup-smoke-s0" / "record.json").read_bytes()
     code, out, _ = command("train", "shapes", "--budget", "smoke")
-    assert code == 0 and "finished: runs/shapes-warmup-s0" in out.replace(os.sep, "/")
-    assert (shapes / "shapes-warmup-s0" / "record.json").read_bytes() == record
+    assert code == 0 and "finished: runs/shapes-warmup-smoke-s0" in out.replace(os.sep, "/")
+    assert (shapes / "shapes-warmup-smoke-s0" / "record.json").read_bytes() == record
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def complains(result: tuple[int, str, str], *parts: str) -> None:
 
 def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
     monkeypatch.chdir(shapes.parent)
-    generator, nothing = shapes / "shapes-generator-gear-s0", tmp_path / "empty"
+    generator, nothing = shapes / "shapes-generator-gear-smoke-s0", tmp_path / "empty"
     out, picture = ("--out", tmp_path / "run"), ("--out", tmp_path / "x.png")
     (tmp_path / "no.png").write_bytes(b"no picture")
     nothing.mkdir()
@@ -201,7 +201,7 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("train", "shapes", "--stage", "joint", "--arm", "baseline"), "has no arm 'baseline'"),
         (("train", "shapes", "--arm", "gear", *out), "has no arm 'gear'"),
         (("sample", tmp_path / "nowhere", *picture), "nowhere", "no shipped run"),
-        (("sample", shapes / "shapes-warmup-s0", *picture), "holds no generator"),
+        (("sample", shapes / "shapes-warmup-smoke-s0", *picture), "holds no generator"),
         (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
         (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
         (("sample", generator, *picture, "--device", "moon"), "device 'moon' is not to be had here"),
@@ -219,8 +219,16 @@ def test_words_it_does_not_know_are_refused_with_usage(words, command):
 
 def test_help_names_every_command(command):
     code, out, _ = command("--help")
-    assert code == 0
+    assert code == 0 and cli.COMMANDS.keys() == commands.COMMANDS.keys()
     assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+
+
+def test_help_waits_for_no_library_that_takes_long_to_import():
+    script = "import sys; from gear_studio import cli\ntry: cli.run(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    slow = {"torch", "torchvision", "timm", "numpy", "scipy", "matplotlib", "pydantic", "accelerate", "PIL"}
+    assert "tyro" in loaded and not loaded & slow
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -236,7 +244,7 @@ def test_every_option_is_explained_under_its_own_name(name, command):
 
 
 def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):
-    generator = shapes / "shapes-generator-gear-s0"
+    generator = shapes / "shapes-generator-gear-smoke-s0"
 
     def draw(name: str, *words: object) -> np.ndarray:
         options = ("--count", 3, "--out", tmp_path / name)
@@ -255,7 +263,8 @@ def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp
 def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, pictures, command, tmp_path):
     files = sorted((pictures / "val" / "light").glob("*.png"))[:2]
     out = tmp_path / "both.png"
-    code, _, complaint = command("reconstruct", shapes / "shapes-generator-gear-s0", *files, "--out", out)
+    generator = shapes / "shapes-generator-gear-smoke-s0"
+    code, _, complaint = command("reconstruct", generator, *files, "--out", out)
     assert code == 0, complaint
     picture = np.asarray(Image.open(out)).astype(float)
     assert picture.shape[0] >= 128 and picture.shape[1] >= 128
@@ -269,7 +278,7 @@ def test_reconstructing_keeps_the_aspect_of_a_photo(size, shapes, command, tmp_p
     ramp = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "photo.png")
     Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "square.png")
-    words = [shapes / "shapes-generator-gear-s0", tmp_path / "photo.png", tmp_path / "square.png"]
+    words = [shapes / "shapes-generator-gear-smoke-s0", tmp_path / "photo.png", tmp_path / "square.png"]
     code, said, complaint = command("reconstruct", *words, "--out", tmp_path / "both.png", "--device", "cpu")
     assert code == 0, complaint
     scale = 64 / min(size)
@@ -337,8 +346,8 @@ def test_another_quantizer_goes_through_all_stages_by_its_name(tmp_path, command
         words = ["--stage", stage, "--tokenizer", "small-lfq", "--budget", "smoke", "--steps", 2]
         code, _, complaint = command("train", "shapes", *words, "--batch-size", 2)
         assert code == 0, complaint
-    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-s0")
-    assert run.parent.name == "shapes-small-lfq-joint-gear-s0"
+    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-smoke-s0")
+    assert run.parent.name == "shapes-small-lfq-joint-gear-smoke-s0"
     assert run.tokenizer.config.quantizer == "lfq" and run.config["recipe"]["tokenizer"]["code_dim"] == 10
     code, out, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
     assert code == 2 and "'small-lfq'" in out + complaint and "small-fsq" in out + complaint

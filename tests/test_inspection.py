@@ -205,8 +205,8 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
         open_pictures("elsewhere", 3)
     with pytest.raises(ValueError, match="no readable picture"):
         open_pictures(str(tmp_path), 3)
-    with pytest.raises(ValueError, match="tau is 0; it takes"):
-        replace(asked, tau=0)
+    with pytest.raises(ValueError, match="tau is 0; it has to be greater than 0"):
+        inspection.inspect(["gear"], replace(asked, tau=0))
 
 
 def test_of_many_pictures_a_seed_draws(tmp_path):

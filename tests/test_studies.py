@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 from test_cli import command, complains  # noqa: F401
 
-from gear_studio import cli, places, plots, runs, studies
+from gear_studio import cli, commands, places, plots, runs, studies
 from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import write_json
@@ -352,7 +352,7 @@ def do_study(out: Path, log: Path) -> None:
     """The command `study plumbing`, in a process of its own."""
     hurry()
     with log.open("w") as file, contextlib.redirect_stdout(file):
-        cli.study("plumbing", World(budget="smoke"), seeds=(0,), at_once=2, out=out, set=SMALL)
+        commands.study("plumbing", World(budget="smoke"), seeds=(0,), at_once=2, out=out, set=SMALL)
 
 
 def times(folder: Path) -> dict[Path, int]:

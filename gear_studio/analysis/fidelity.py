@@ -408,6 +408,7 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     Raises ValueError for a reference that lacks what a metric needs and for prompts or clipscore of a Run
     that takes no captions, FileNotFoundError for weights that are neither here nor to be downloaded."""
     options = options or EvaluationOptions()
+    options.check()
     evaluation = Evaluation(run, options)
     count = evaluation.real[0].count if evaluation.real else options.samples
     result: dict = {"samples": count}

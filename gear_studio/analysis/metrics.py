@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
+from gear_studio.ranges import Count, Number, Several, check
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ else:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to measure of a Run, and against what. Raises ValueError for an unknown metric."""
+    """What to measure of a Run, and against what."""
 
-    samples: int = 5000
+    samples: Several = 5000
     """Images behind every figure, the same for every run that is compared."""
-    seeds: int = 3
+    seeds: Count = 3
     """Sampling seeds, for the spread."""
-    cfg_scale: float = 1.5
+    cfg_scale: Number = 1.5
     """Guidance scale of the guided figures."""
     metrics: Annotated[
         tuple[MetricName, ...],
@@ -95,9 +96,11 @@ class EvaluationOptions:
     added to the name."""
     cache: Path | None = None
     """Folder of reference statistics. Default: gear-studio/references in the user's cache folder."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images at a time on a device. Default: 250 up to 64 px, else 32."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise ValueError for values out of range, and for an unknown metric."""
+        check(self)
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise ValueError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")

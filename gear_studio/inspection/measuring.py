@@ -45,6 +45,7 @@ from gear_studio.models.published import SUFFIXES
 from gear_studio.models.teachers import Teacher, to_size
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
+from gear_studio.ranges import check
 from gear_studio.readout import Assignment
 from gear_studio.runs import Run
 from gear_studio.training.run_folder import device_name, versions
@@ -289,6 +290,7 @@ def shown_of(count: int) -> list[int]:
 def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measured:
     """Look at every picture with every tokenizer. Raises ValueError where a tokenizer or the teacher does not
     fit, FileNotFoundError or ImportError where weights cannot be had."""
+    check(asked)
     if not tokenizers:
         raise ValueError("no tokenizer was named; give a run, a shipped run's name or a released file")
     started = time.perf_counter()

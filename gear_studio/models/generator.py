@@ -22,24 +22,41 @@ from torch import Tensor, nn
 
 from gear_studio.models.conditions import CaptionCondition, ClassCondition, Condition
 from gear_studio.models.pretrained import Pretrained, check_shapes
+from gear_studio.ranges import Amount, Codes, Decay, Extent, Flag, Probability, Width, check
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Small preset by default. tap: the block (1-based) whose output is aligned with the teacher."""
+    """Small preset by default. tap: the block (1-based) whose output is aligned with the teacher.
 
-    classes: int = 24
-    codes: int = 1024
-    grid: int = 8
-    dim: int = 128
-    blocks: int = 6
-    heads: int = 4
-    tap: int = 3
-    dropout: float = 0.1
-    label_drop: float = 0.1
-    zero_condition_key: bool = False  # see `rotary_table`
-    caption_dim: int = 0  # features a word, of the text encoder; 0: conditioned on class labels
-    caption_length: int = 0  # positions of a caption
+    Raises ValueError for values out of range, and for sizes that do not fit each other."""
+
+    classes: Amount = 24
+    codes: Codes = 1024
+    grid: Extent = 8
+    dim: Width = 128
+    blocks: Extent = 6
+    heads: Extent = 4
+    tap: Extent = 3
+    dropout: Decay = 0.1
+    label_drop: Probability = 0.1
+    zero_condition_key: Flag = False  # see `rotary_table`
+    caption_dim: Amount = 0  # features a word, of the text encoder; 0: conditioned on class labels
+    caption_length: Amount = 0  # positions of a caption
+
+    def __post_init__(self):
+        check(self)
+        if self.dim % (4 * self.heads):
+            raise ValueError(
+                f"dim {self.dim} with {self.heads} heads: 2-D rotary needs a head width divisible by 4"
+            )
+        if self.tap > self.blocks:
+            raise ValueError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
+        if bool(self.caption_dim) != bool(self.caption_length):
+            raise ValueError(
+                f"caption_dim {self.caption_dim} with caption_length {self.caption_length}: captions need "
+                "both, class labels neither"
+            )
 
     @property
     def text_blocks(self) -> int:
@@ -231,17 +248,6 @@ class Generator(Pretrained):
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
-        if config.dim % (4 * config.heads):
-            raise ValueError(
-                f"dim {config.dim} with {config.heads} heads: 2-D rotary needs a head width divisible by 4"
-            )
-        if not 1 <= config.tap <= config.blocks:
-            raise ValueError(f"tap {config.tap} is not one of the blocks 1..{config.blocks}")
-        if bool(config.caption_dim) != bool(config.caption_length):
-            raise ValueError(
-                f"caption_dim {config.caption_dim} with caption_length {config.caption_length}: captions "
-                "need both, class labels neither"
-            )
         self.config = config
         if config.caption_dim:
             sizes = config.caption_dim, config.caption_length, config.dim

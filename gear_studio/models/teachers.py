@@ -32,6 +32,7 @@ from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encode
 from gear_studio.models.pretrained import fingerprint, load_weights
 from gear_studio.models.published import explain_download
 from gear_studio.places import ZOO
+from gear_studio.ranges import Extent, Number, Pixels, Positive, Width, check
 
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
 SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
@@ -126,14 +127,17 @@ class TeacherConfig:
     record them; "pixels" has no network, and patch_size decides everything."""
 
     arch: str = "vit"
-    image_size: int = 64
-    patch_size: int = 8
-    dim: int = 128
-    depth: int = 5
-    heads: int = 4
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_size: Pixels = 64
+    patch_size: Pixels = 8
+    dim: Width = 128
+    depth: Extent = 5
+    heads: Extent = 4
+    mean: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     note: str = "A tiny ViT with random weights: an untrained control."
+
+    def __post_init__(self):
+        check(self)
 
 
 def build_encoder(config: TeacherConfig) -> nn.Module:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from gear_studio.models.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
+from gear_studio.models.autoencoders import GROUPS, Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.quantizers import QUANTIZERS, Quantized, Quantizer
+from gear_studio.ranges import Codes, Extent, Extents, Flag, Pixels, Width, check
 from gear_studio.readout import Assignment
 
 
@@ -20,19 +21,31 @@ class TokenizerConfig:
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
     latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim), ibq or
-    euclidean."""
+    euclidean. Raises ValueError for values out of range, and for a size that f does not divide."""
 
-    image_size: int = 64
-    channels: int = 32
-    multipliers: tuple[int, ...] = (2, 3)
-    res_blocks: int = 1
-    mid: bool = False
-    patch: int = 4
-    latent: int = 128
-    codes: int = 1024
-    code_dim: int = 8
+    image_size: Pixels = 64
+    channels: Width = 32
+    multipliers: Extents = (2, 3)
+    res_blocks: Extent = 1
+    mid: Flag = False
+    patch: Pixels = 4
+    latent: Width = 128
+    codes: Codes = 1024
+    code_dim: Width = 8
     quantizer: str = "vq"
     architecture: str = "vqgan"
+
+    def __post_init__(self):
+        check(self)
+        if self.channels % GROUPS:
+            raise ValueError(
+                f"channels is {self.channels}; it has to be a multiple of {GROUPS}, the groups of its norms"
+            )
+        if self.image_size % self.factor:
+            raise ValueError(
+                f"image_size is {self.image_size}, and a token covers f = {self.factor} px (patch x "
+                f"2^(multipliers - 1)); it has to be a multiple, such as {self.factor * 8}"
+            )
 
     @property
     def factor(self) -> int:

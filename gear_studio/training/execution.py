@@ -24,6 +24,7 @@ from gear_studio.models.autoencoders import ResBlock
 from gear_studio.models.generator import Block
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.ranges import Flag, Natural
 from gear_studio.training.aligned import AlignedGenerator
 
 
@@ -31,14 +32,14 @@ from gear_studio.training.aligned import AlignedGenerator
 class Execution:
     """Defaults suit models and batches that fit; each field gives up something for memory or speed."""
 
-    micro_batch: int = 0
+    micro_batch: Natural = 0
     """Images a process works on at a time; their gradients add up to the batch's. Default: its share of the
     batch."""
-    recompute: bool = False
+    recompute: Flag = False
     """Do not keep activations inside blocks: less memory, a third more work."""
-    compile: bool = False
+    compile: Flag = False
     """With torch.compile: faster, after some minutes at the start."""
-    shard: bool = False
+    shard: Flag = False
     """Spread the generator over the processes (FSDP2)."""
 
     def pieces_of(self, images: int) -> int:

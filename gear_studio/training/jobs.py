@@ -37,6 +37,8 @@ def share_cores(at_once: int | None = None) -> tuple[int, int]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once is {at_once}; it takes at least 1 job at a time")
     at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
     return at_once, max(1, cores // at_once)
 

@@ -16,7 +16,6 @@ Three promises, and how they are kept:
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
+from gear_studio.training.recipes import Rhythm
 from gear_studio.training.request import Training
 
 T = TypeVar("T")
@@ -82,17 +82,6 @@ class Trainee(Protocol):
 
     def save(self) -> Mapping[str, Any]:
         """Write the trained weights. Returns what the record says of the end."""
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """How many steps of how many images, and what happens how often. checkpoint_every is a multiple of
-    log_every."""
-
-    steps: int
-    batch_size: int
-    log_every: int
-    checkpoint_every: int
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -265,9 +254,7 @@ def train(training: Training, progress: bool = True) -> Run:
     if not finished:
         trainee = build.StageTrainee(parts, accelerator, progress)
         agree(accelerator, lambda: run_folder.claim_folder(out, config))
-        recipe = parts.recipe
-        rhythm = Rhythm(recipe.steps, recipe.batch_size, recipe.log_every, recipe.checkpoint_every)
-        loop = Loop(trainee, rhythm, training.seed, out, accelerator, progress)
+        loop = Loop(trainee, parts.recipe.rhythm, training.seed, out, accelerator, progress)
         loop.restore()
         loop.run()
     return Run(out)
