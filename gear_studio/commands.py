@@ -69,7 +69,7 @@ def import_released(
     """
     from gear_studio import official
 
-    out = name if len(name.parts) > 1 else Path("runs") / name
+    out = Path("runs") / name if len(name.parts) == 1 and name.name not in ("", "..") else name
     run = official.import_run(file, out, parent, image_size, quantizer, heads)
     print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
     if run.has("generator"):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LARGEST = 2**28  # bytes of a text that is read whole
 
 
 @contextmanager
@@ -35,14 +38,32 @@ def read_json(path: Path, what: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
+            f"{path} is not valid JSON ({one_line(error)}); the file is damaged, restore or delete it"
         ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; the file is damaged, restore or delete it")
+    return value
 
 
-def one_line(error: Exception) -> str:
+def read_text(path: Path) -> str:
+    """The text of a small file. Raises ValueError naming it where it is not UTF-8, cannot be read or is
+    larger than any that is written here."""
+    try:
+        if path.stat().st_size <= LARGEST:
+            return path.read_text(encoding="utf-8")
+        problem = f"has {path.stat().st_size:,} bytes, more than is ever written there"
+    except (UnicodeDecodeError, OSError) as error:
+        problem = f"is not UTF-8 or cannot be read ({one_line(error)})"
+    raise ValueError(f"{path} {problem}; the file is damaged, restore or delete it")
+
+
+def one_line(error: object) -> str:
     """An error's text as one line of at most 300 characters, or the name of its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" in text:  # torch advises to read the file without this protection
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        text = f"it asks for {named[1]}" if named else "it is no file of plain weights"
     return text if len(text) <= 300 else text[:300] + "..."

@@ -14,6 +14,7 @@ from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.places import check_own_folder
 from gear_studio.ranges import Extent, Pixels, checked
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
@@ -39,6 +40,7 @@ def import_run(
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
     or the two do not belong together."""
     folder = Path(folder)
+    check_own_folder(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
     path = fetch(source)

@@ -12,6 +12,18 @@ def results_folder(folder: Path) -> Path:
     return Path("runs") / "shipped" / folder.name if ZOO in folder.resolve().parents else folder
 
 
+def check_own_folder(folder: Path) -> None:
+    """Raise ValueError for what cannot be a run's own folder: a file, and a place without a name, such as .
+    and .. are."""
+    if folder.name in ("", ".."):
+        raise ValueError(
+            f"{str(folder)!r} is not a run's own folder; give it a name, such as {folder / 'NAME'}"
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{part} is a file, and a run is a folder; choose another place")
+
+
 def find_folder(name_or_folder: str | Path) -> Path:
     """Find a folder by its path, or the folder of a shipped Run by its name.
 

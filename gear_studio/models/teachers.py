@@ -29,7 +29,7 @@ from torch import nn
 
 from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encoder
-from gear_studio.models.pretrained import fingerprint, load_weights
+from gear_studio.models.pretrained import build_checked, fingerprint, load_weights, read_shapes
 from gear_studio.models.published import explain_download
 from gear_studio.places import ZOO
 from gear_studio.ranges import Extent, Number, Pixels, Positive, Width, check
@@ -331,8 +331,9 @@ class Teacher(nn.Module):
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )
-        encoder = build_encoder(config)
-        load_weights(encoder, folder / "model.safetensors")
+        path = folder / "model.safetensors"
+        encoder = build_checked(lambda: build_encoder(config), read_shapes(path), path)
+        load_weights(encoder, path)
         return cls(config, encoder, grid, name if known else folder.name)
 
     @classmethod

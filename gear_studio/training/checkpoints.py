@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from gear_studio.files import atomic, one_line
+from gear_studio.run_files import read_metrics
 
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -126,13 +127,9 @@ class Checkpoints:
 
 
 def drop_metrics_after(step: int, path: Path) -> None:
-    """Drop what was logged after `step`, and a last line torn by a kill: those steps are taken again."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
+    """Drop what was logged after `step`, and a last line torn by a kill: those steps are taken again.
+
+    Raises ValueError naming another line that is damaged."""
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.data import SOURCES
 from gear_studio.models.tokenizer import PRESETS, preset
+from gear_studio.places import check_own_folder
 from gear_studio.ranges import Count, Natural, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
@@ -119,6 +120,7 @@ class Training:
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
         captions = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
         out = Path(self.out or Path("runs") / run_name(label + captions, self.stage))
+        check_own_folder(out)
         parent = self.parent
         if parent is None and self.stage != "warmup":
             guided = self.stage == "generator" and arm != "baseline"  # the tokenizer that it is trained on

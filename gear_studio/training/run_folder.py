@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.tokenizer import TokenizerConfig
+from gear_studio.run_files import read_config
 from gear_studio.runs import Run
 from gear_studio.training.checkpoints import Checkpoints
 from gear_studio.training.recipes import Recipe
@@ -111,12 +113,15 @@ def check_reopening(folder: Path) -> None:
             f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "
             "have been measured at other steps. Train it anew with another --out"
         )
-    neighbours = folder.resolve().parent.glob("*/config.json")
-    configs = {path.parent.name: read_json(path, "a run") for path in neighbours}
-    if children := [name for name, config in configs.items() if config.get("parent") == folder.name]:
+    children = []
+    for path in sorted(folder.resolve().parent.glob("*/config.json")):
+        with suppress(ValueError, OSError):  # what is damaged, or no run, starts from nothing
+            if read_config(path.parent)["parent"] == folder.name:
+                children.append(path.parent.name)
+    if children:
         raise ValueError(
-            f"{folder} cannot go on: {', '.join(sorted(children))} started from what it is now. Train it "
-            "anew with another --out"
+            f"{folder} cannot go on: {', '.join(children)} started from what it is now. Train it anew with "
+            "another --out"
         )
     if Run(folder).finished and not Checkpoints(folder / "checkpoints").paths():
         raise ValueError(

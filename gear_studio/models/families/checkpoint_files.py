@@ -8,6 +8,7 @@ in training (DDP, FSDP, torch.compile, a Lightning module) leaves its name in th
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,8 @@ def read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         # Training scripts put their parsed command line beside the weights; it is plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are older or newer than torch's own
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -54,6 +56,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a complete file of weights ({one_line(error)}); copy it again"
         ) from error
+    except Exception as error:  # what unpickling raises on bytes that are no pickle is an open list
+        raise ValueError(f"{path} is no file of weights; give a .pt, .ckpt or .safetensors file") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict of weights")
     return raw
