@@ -39,7 +39,7 @@ from gear_studio.models.published import fetch
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.tokenizer import Tokenizer
 
-M = TypeVar("M", Tokenizer, Generator)
+M = TypeVar("M", bound=Tokenizer | Generator)
 
 # Asked in this order; the last reads, or refuses with reasons, what none holds.
 TOKENIZERS: tuple[TokenizerFamily, ...] = (Vq16(), Lfq16(), Taming())
@@ -254,19 +254,19 @@ def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names]
     own: State = sketch.state_dict()
     names: Names = names_of(sketch)
     expected = {
-        name: (own[key].shape[0] // len(parts), *own[key].shape[1:])
-        for key, parts in names.items()
-        for name in parts
+        theirs: (own[ours].shape[0] // len(parts), *own[ours].shape[1:])
+        for ours, parts in names.items()
+        for theirs in parts
     }
     check_shapes(where, type(sketch).__name__, shapes_of(state), expected)
     for name, value in state.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{where} holds weights that are not numbers (NaN or infinite), first in {name}; its training "
-                "diverged or the file is damaged, take an earlier one"
+                f"{where} holds weights that are not numbers (NaN or infinite), first in {name}; its "
+                "training diverged or the file is damaged, take an earlier one"
             )
     model = build()
     weights: State = model.state_dict()
-    for key, parts in names.items():
-        weights[key].copy_(torch.cat([state[name] for name in parts]))
+    for ours, parts in names.items():
+        weights[ours].copy_(torch.cat([state[theirs] for theirs in parts]))
     return model.eval()
