@@ -269,4 +269,5 @@ def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names]
     weights: State = model.state_dict()
     for ours, parts in names.items():
         weights[ours].copy_(torch.cat([state[theirs] for theirs in parts]))
-    return model.eval()
+    model.eval()
+    return model
