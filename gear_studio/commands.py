@@ -19,7 +19,7 @@ from gear_studio.inspection.request import Inspection
 from gear_studio.ranges import Count, Extent, Pixels, Seed, checked
 from gear_studio.sampling import SamplingSettings
 from gear_studio.studies import STUDIES, World
-from gear_studio.training.recipes import BUDGETS, recipe_lines, recipe_of
+from gear_studio.training.recipes import BUDGET_NOTES, BUDGETS, recipe_lines, recipe_of
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
 
 
@@ -215,8 +215,9 @@ def sample(
     import torch
 
     from gear_studio import sampling
+    from gear_studio.data import find_source
     from gear_studio.data.picture_output import write_grid
-    from gear_studio.data.prompts import read_prompts, write_samples
+    from gear_studio.data.prompts import read_prompts, unknown_words, write_samples
     from gear_studio.devices import choose_device
     from gear_studio.runs import Run
 
@@ -241,6 +242,9 @@ def sample(
             if not prompt:
                 raise ValueError(f"run {loaded.name} is asked in words; say what to show with --prompt")
             conditions = loaded.encode(prompt)
+            if find_source(loaded.config["source"]).embedded:
+                for unknown in unknown_words(" ".join(prompt)):
+                    print(f"{unknown!r} is in no caption that the run was trained on")
         elif labels:
             conditions = torch.tensor(loaded.class_numbers(labels))
         else:
@@ -316,7 +320,9 @@ def reproduce(
     from gear_studio.training import jobs
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
-    jobs.run(zoo.zoo_jobs(out, budget, seed), *jobs.share_cores(at_once), out / "logs")
+    todo = zoo.zoo_jobs(out, budget, seed)
+    print(f"reproduce, {len(todo)} jobs into {out}. Budget {budget}: {BUDGET_NOTES[budget]}.", flush=True)
+    jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
     if ship:
         zoo.ship_zoo(out)
     report(out)
@@ -376,6 +382,7 @@ def study(
         if commands:
             print("\n".join(shlex.join(["gear-studio", *job.command]) for job in todo))
             return
+        print(f"study {name}, {len(todo)} jobs into {out}. {studies.describe_sizes(world)}", flush=True)
         at_once = at_once or (None if world.recipe == "small" else 1)
         jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
         runs = studies.find_runs(fitted, seeds, out, set)
@@ -384,6 +391,8 @@ def study(
     if ship:
         studies.ship_study(fitted, seeds, out)
         print(f"shipped: {studies.SHIPPED / name}")
+    if not from_zoo:
+        say_next("python", "apps/explorer.py", "--runs", out / "runs")
 
 
 study.__doc__ = str(study.__doc__).replace(
@@ -404,6 +413,10 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
     print(report.tables(runs or ZOO))
     for path in report.figures(runs or ZOO, figures) if figures else []:
         print(f"wrote {path}")
+    if runs:
+        say_next("python", "apps/explorer.py", "--runs", runs)
+    else:
+        say_next("gear-studio", "reproduce", "--budget", "quick")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

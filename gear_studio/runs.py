@@ -119,6 +119,21 @@ class Run:
         name = self.config.get("parent")
         return Run.from_pretrained(self.folder.parent / name) if name else None
 
+    def pictures_folder(self) -> Path | None:
+        """Where the pictures lay that a Run on files was trained on; None of other Runs.
+
+        Raises FileNotFoundError where they are there no longer."""
+        pictures = self.config.get("pictures")
+        if not pictures:
+            return None
+        folder = Path(pictures["folder"])
+        if not folder.exists() and not folder.parent.is_dir():
+            raise FileNotFoundError(
+                f"run {self.name} was trained on the pictures in {folder}, which is not there; say where "
+                "they are now with --folder"
+            )
+        return folder
+
     def has(self, part: str) -> bool:
         return (self.folder / part).is_dir()
 

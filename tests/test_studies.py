@@ -719,3 +719,9 @@ def test_what_a_seed_takes_counts_each_training_once_and_guesses_by_stage(tmp_pa
     # Its own runs' median where they ship, else that of all of the stage.
     assert studies.core_seconds(study, "quick") == 20 + 3 * 100 + 2000 + 2 * 3000
     assert studies.core_seconds(study, "smoke") is None
+
+
+def test_a_study_says_first_what_its_numbers_are_worth():
+    smoke = studies.describe_sizes(World(budget="smoke"))
+    assert smoke.startswith("Budget smoke: ") and "say nothing" in smoke
+    assert studies.describe_sizes(World("digits", recipe="imagenet-b-vq")) == "Recipe imagenet-b-vq."

@@ -91,13 +91,14 @@ class Evaluation:
         self.real: list[Reference] = []
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
         kind = data.find_source(run.config["source"])
-        if not kind.on_disk or options.folder or not options.reference:
+        folder = options.folder or (None if options.reference else run.pictures_folder())
+        if not kind.on_disk or folder or not options.reference:
             held_out = run.config["recipe"].get("held_out_combinations", False)
             self.source = data.load(
                 run.config["source"],
                 "val",
                 size,
-                options.folder,
+                folder,
                 captions=encoder is not None,
                 combinations="seen" if held_out else "all",
             )

@@ -79,7 +79,8 @@ class EvaluationOptions:
     """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
     evaluator publishes them. Default: the run's own held-out images."""
     folder: Path | None = None
-    """Where the pictures of a run on source `folder` or `shards` lie."""
+    """Where the pictures of a run on source `folder` or `shards` lie. Default: where they lay in training;
+    with a --reference none."""
     teacher: str | None = None
     """Whose features fd is taken in. Default: the run's own teacher."""
     clip: str | None = None

@@ -33,6 +33,8 @@ from gear_studio.training.request import Training
 
 T = TypeVar("T")
 
+FIRST_CHECKPOINT = 30.0  # seconds after which a training does not wait longer for its first checkpoint
+
 
 class DivergedError(RuntimeError):
     """A loss became NaN or infinite."""
@@ -131,6 +133,7 @@ class Loop:
         self.progress = progress and self.main
         self.checkpoints, self.metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
         self.start, self.seconds_before, self.began = 0, 0.0, time.monotonic()
+        self.has_checkpoint = False
 
     @property
     def seconds(self) -> float:
@@ -141,6 +144,7 @@ class Loop:
         """Go on from the newest checkpoint, if there is one."""
         if state := self.checkpoints.load():
             self.trainee.load_state_dict(state)
+            self.has_checkpoint = True
             self.start, self.seconds_before = state["step"], state["seconds"]
         if self.main:
             self.checkpoints.sweep()
@@ -184,6 +188,8 @@ class Loop:
                 self._log(step, row, bar)
             if checkpoint:
                 self._save_checkpoint(step)
+            elif self._first_is_due():
+                self._save_state(step)
             window = time.monotonic()
         bar.close()
         more = {**self.trainee.record, **self.trainee.save()}
@@ -213,10 +219,21 @@ class Loop:
                 place, self.accelerator, self.seconds, finished=True, more=self.trainee.record
             )
 
-        state = self.trainee.state_dict()
         self.trainee.save_progress(step, write_record)
+        self._save_state(step)
+
+    def _save_state(self, step: int) -> None:
+        state = self.trainee.state_dict()
+        self.has_checkpoint = True
         if self.main:
             self.checkpoints.save(step, {**state, "seconds": self.seconds})
+
+    def _first_is_due(self) -> bool:
+        """Whether a training that has no checkpoint yet has gone on for so long that it should have one, at
+        the end of a window of metrics."""
+        return not self.has_checkpoint and agree(
+            self.accelerator, lambda: time.monotonic() - self.began > FIRST_CHECKPOINT
+        )
 
 
 def agree(accelerator: Accelerator, ask: Callable[[], T]) -> T:

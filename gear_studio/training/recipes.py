@@ -180,6 +180,11 @@ BUDGETS = {  # steps of each stage, and of the models that are trained on the wo
         "attribute-judge": 2,
     },
 }
+BUDGET_NOTES = {  # what the numbers of a budget are worth
+    "shipped": "as what ships",
+    "quick": "smaller models of 32 px pictures",
+    "smoke": "a few steps, to see that everything works; its numbers say nothing about the question",
+}
 EVALUATION = {  # samples behind every figure, sampling seeds
     "shipped": (5000, 3),
     "quick": (2000, 1),

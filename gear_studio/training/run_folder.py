@@ -25,7 +25,7 @@ from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.tokenizer import TokenizerConfig
-from gear_studio.run_files import read_config
+from gear_studio.run_files import read_config, read_record
 from gear_studio.runs import Run
 from gear_studio.training.checkpoints import Checkpoints
 from gear_studio.training.recipes import Recipe
@@ -63,11 +63,21 @@ def check_folder(folder: Path, config: dict, extend: bool = False) -> bool:
             f"{name} is {held!r}, asked for {asked!r}"
             for name, (held, asked) in sorted(differences.items())[:3]
         )
+        made = _command_of(folder)
         raise ValueError(
-            f"{folder} already holds another run ({shown}); "
-            f"{'go on with it by --extend, ' if longer else ''}choose another --out or delete the folder"
+            f"{folder} already holds another run ({shown}){made and f', made by `{made}`'}; "
+            f"{'go on with it by --extend, ' if longer else ''}choose another --out, such as "
+            f"--out {folder}-2, or delete the folder"
         )
     return not differences and Run(folder).finished
+
+
+def _command_of(folder: Path) -> str:
+    """The command that a run was made by; "" where its record says none, or there is none."""
+    with suppress(ValueError, OSError):
+        command = str(read_record(folder)["command"])
+        return command if command.startswith("gear-studio train") else ""
+    return ""
 
 
 def claim_folder(folder: Path, config: dict) -> None:
