@@ -51,9 +51,6 @@ def describe(error: BaseException) -> str | None:
         return str(error.args[0] if isinstance(error, KeyError) else error)
     if isinstance(error, OSError) and error.errno in _WAYS_OUT:
         file = error.filename2 or error.filename or "a file"
-        way_out = _WAYS_OUT[error.errno]
-        return (
-            f"{file}: {error.strerror}. What was written before is whole; {way_out}, then give the same command "
-            "again"
-        )
+        then = f"{_WAYS_OUT[error.errno]}, then give the same command again"
+        return f"{file}: {error.strerror}. What was written before is whole; {then}"
     return None

@@ -276,6 +276,7 @@ def test_umap_layout_is_a_function_of_features_and_seed():
     assert first.shape == (60, 2) and np.isfinite(first).all()
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
+    assert torch.get_num_threads() == 1  # as conftest.py set it: sums of what comes next depend on it
 
 
 # codes
@@ -534,6 +535,16 @@ def test_interval_bars_stand_by_task_and_model():
     bars = [bar.get_center()[0] for c in axes.containers if hasattr(c, "patches") for bar in c.patches]
     assert bars == pytest.approx([-0.2, 0.8, 1.2])
     assert "chance" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert rendered(figure).std() > 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_interval_bars_without_an_interval_are_bare():
+    values = {"gear": {"ours": (0.8, 0.7, 0.85), "paper": (0.9, math.nan, math.nan)}}
+    figure = plots.interval_bars(values, "CKA")
+    (lines,) = figure.axes[0].collections
+    ends = [segment[:, 1].tolist() for segment in lines.get_segments() if len(segment)]
+    assert ends == [pytest.approx([0.7, 0.85])]
     assert rendered(figure).std() > 5
 
 

@@ -19,7 +19,7 @@ from gear_studio.analysis.codebook import assignment_statistics, usage_statistic
 from gear_studio.analysis.reconstruction import psnr, ssim
 from gear_studio.analysis.similarity import cka
 from gear_studio.inspection import Inspection, measuring
-from gear_studio.inspection.pictures import open_pictures
+from gear_studio.inspection.pictures import choose_pictures
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 
@@ -202,17 +202,24 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
     with pytest.raises(ValueError, match="gear, gear: name each one once"):
         inspection.inspect(["gear", "gear"], asked)
     with pytest.raises(FileNotFoundError, match="neither photos, shapes, digits nor a folder"):
-        open_pictures("elsewhere", 3)
-    with pytest.raises(ValueError, match="no readable picture"):
-        open_pictures(str(tmp_path), 3)
+        choose_pictures("elsewhere", 3)
+    with pytest.raises(ValueError, match="holds no picture files"):
+        choose_pictures(str(tmp_path), 3)
     with pytest.raises(ValueError, match="tau is 0; it has to be greater than 0"):
         inspection.inspect(["gear"], replace(asked, tau=0))
+
+
+def test_bars_are_drawn_where_they_are_wanted(tmp_path, capsys):
+    asked = Inspection(tmp_path, "shapes", "tiny", count=1)
+    for progress in (False, True):
+        measuring.measure({"mine": Tokenizer(tiny.TOKENIZER).eval()}, asked, progress)
+        assert ("looking with mine" in capsys.readouterr().err) == progress
 
 
 def test_of_many_pictures_a_seed_draws(tmp_path):
     for number in range(9):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    one, same, other = (open_pictures(str(tmp_path), 4, seed) for seed in (0, 0, 1))
+    one, same, other = (choose_pictures(str(tmp_path), 4, seed) for seed in (0, 0, 1))
     assert one.names == same.names == sorted(one.names) != other.names and len(one) == 4
     assert one.identity == same.identity != other.identity
     assert [int(one.read(i, 4)[0, 0, 0]) for i in range(4)] == [int(name[0]) for name in one.names]

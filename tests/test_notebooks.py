@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import test_studies
 import tiny
+import torch
 from matplotlib.figure import Figure
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -29,10 +30,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 import gear_studio
-from gear_studio import notebook, studies
+from gear_studio import data, notebook, official, studies
+from gear_studio.analysis.reconstruction import psnr
 from gear_studio.files import write_json
+from gear_studio.inspection.pictures import choose_pictures
 from gear_studio.models.projector import Projector, ProjectorConfig
-from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.notebook import Interactive, Retrain
 from gear_studio.runs import Run
 from gear_studio.training import jobs
@@ -45,7 +48,10 @@ SLOWEST = 180  # seconds of one core
 
 
 @pytest.fixture
-def execute(monkeypatch: pytest.MonkeyPatch):
+def execute(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """notebooks/execute.py, in whose kernels the Hub cannot be reached and nothing of it is kept."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
     monkeypatch.syspath_prepend(str(FOLDER))
     import execute
 
@@ -298,6 +304,75 @@ def test_one_cell_decides_which_study_is_looked_at(tmp_path: Path, execute):
     assert said.count("over one training seed") == 3
     assert said.count("Passed over") == 2 and "The larger runs" not in said
     assert "asked class, guidance" not in said
+
+
+RELEASED = {  # as small as their families take them
+    "VQ": {"latent": 32, "codes": 64},
+    "IBQ": {"latent": 32, "code_dim": 32, "codes": 64},
+}
+
+
+def test_one_cell_decides_which_released_files_are_measured(tmp_path: Path, execute):
+    """Files of one's own, of two quantizers, on a folder of pictures, with a teacher that is there."""
+    pictures = tmp_path / "pictures"
+    tiny.pngs(pictures, {"val": 8}, classes=2)
+    files, kept = {}, tmp_path / "kept"
+    for quantizer, sizes in RELEASED.items():
+        small = {"image_size": 32, "channels": 32, "multipliers": (1, 1, 1)} | sizes
+        pair = [str(tmp_path / f"{quantizer}-{number}.pt") for number in range(2)]
+        for number, file in enumerate(pair):
+            torch.manual_seed(number)
+            config = replace(PRESETS[f"{quantizer.lower()}-16"], **small)
+            official.save(Tokenizer(config).eval(), file)
+        files[quantizer] = tuple(pair)
+    settings = {"PICTURES": str(pictures), "COUNT": 50, "IMAGE_SIZE": 32}
+    settings |= {"TOKENIZERS": files, "TEACHER": "tiny", "OUT": str(kept)}
+    shown = committed(FOLDER / "09_released_tokenizers.ipynb")
+    first = next(cell for cell in shown.cells if cell.cell_type == "code")
+    assert all(f"\n{name} = " in first.source for name in settings)
+    first.source = "%matplotlib inline\n" + "\n".join(
+        f"{name} = {value!r}" for name, value in settings.items()
+    )
+    execute.execute(shown, tmp_path)
+
+    drawn = figures(shown)
+    assert len(drawn) == 3 and not any(map(empty, drawn))
+    said = {
+        cell.id: "".join(output.get("data", {}).get("text/markdown", "") for output in cell.outputs)
+        for cell in shown.cells
+        if cell.cell_type == "code"
+    }
+    assert "random" not in "".join(said.values()) and "be had" not in said["load"]
+    assert "`IBQ-1.pt`" in said["load"] and "LFQ" not in "".join(said.values())
+    assert "8 pictures" in said["found"]
+    for name in ("reconstruction-table", "assignments-table", "likeness-table"):
+        assert said[name].startswith("After GEAR, ") and " | paper, " in said[name]
+    images = data.to_float(torch.stack([choose_pictures(str(pictures), 50).read(i, 32) for i in range(8)]))
+    for quantizer, published in (("VQ", "21.06 → 20.78"), ("IBQ", "21.18 → 20.92")):
+        values = []
+        for file in files[quantizer]:
+            with torch.no_grad():
+                again = official.load_tokenizer(file, 32).reconstruct(images)
+            values.append(psnr(data.to_float(data.to_uint8(again)), images).mean().item())
+        (row,) = re.findall(rf"^\| {quantizer} \| PSNR.*$", said["reconstruction-table"], re.MULTILINE)
+        assert f"| {values[0]:.2f} | {values[1]:.2f} | {values[1] - values[0]:+.2f} [" in row
+        assert published in row
+    assert "0.1727 → 0.1070" in said["likeness-table"] and list((kept / "parts").iterdir())
+
+
+def test_random_weights_are_said_with_all_that_is_shown():
+    """In the committed file, which was made without a connection."""
+    shown = 0
+    for cell in committed(FOLDER / "09_released_tokenizers.ipynb").cells:
+        for given in [output.get("data", {}) for output in cell.get("outputs", [])]:
+            text = given.get("text/markdown", "")
+            if "| --- |" in text:
+                assert "(random weights: shows the form, not the finding)" in text
+                shown += 1
+            if "image/png" in given:
+                assert "caption(" in cell.source  # the text is part of the picture
+                shown += 1
+    assert shown == 7
 
 
 @pytest.mark.parametrize(

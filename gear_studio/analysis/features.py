@@ -318,6 +318,9 @@ def umap_layout(
     if features.ndim != 2 or len(features) < 4:
         raise ValueError(f"features have shape {features.shape}; a layout takes (n, d), at least 4 rows")
     neighbours = min(neighbours, len(features) - 1)
-    return umap.UMAP(n_neighbors=neighbours, metric=metric, random_state=seed, n_jobs=1).fit_transform(
-        features
-    )
+    layout = umap.UMAP(n_neighbors=neighbours, metric=metric, random_state=seed, n_jobs=1)
+    threads = torch.get_num_threads()
+    try:
+        return layout.fit_transform(features)
+    finally:
+        torch.set_num_threads(threads)  # numba takes all cores, for torch too where both use one OpenMP

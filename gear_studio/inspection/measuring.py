@@ -35,7 +35,7 @@ from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
 from gear_studio.files import atomic, write_json
 from gear_studio.inspection.parts import Part, Parts
-from gear_studio.inspection.pictures import Pictures, open_pictures
+from gear_studio.inspection.pictures import Chosen, choose_pictures
 from gear_studio.inspection.request import Inspectable, Inspection
 from gear_studio.models.feature_maps import LITE0_MEAN, LITE0_STD, load_lite0_classifier
 from gear_studio.models.inception import Inception
@@ -272,7 +272,7 @@ class Measured:
     about."""
 
     asked: Inspection
-    pictures: Pictures
+    pictures: Chosen
     seen: dict[str, Seen]
     differences: dict[str, dict]
     record: dict
@@ -287,9 +287,10 @@ def shown_of(count: int) -> list[int]:
     return sorted({round(at) for at in np.linspace(0, count - 1, min(SHOWN, count))})
 
 
-def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measured:
-    """Look at every picture with every tokenizer. Raises ValueError where a tokenizer or the teacher does not
-    fit, FileNotFoundError or ImportError where weights cannot be had."""
+def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection, progress: bool = True) -> Measured:
+    """Look at every picture with every tokenizer. progress: whether bars are drawn meanwhile. Raises
+    ValueError where a tokenizer or the teacher does not fit, FileNotFoundError or ImportError where weights
+    cannot be had."""
     check(asked)
     if not tokenizers:
         raise ValueError("no tokenizer was named; give a run, a shipped run's name or a released file")
@@ -299,10 +300,10 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a device
         raise ValueError(f"--device {asked.device} is not to be had here ({error}); try cpu") from error
-    pictures = open_pictures(asked.pictures, asked.count, asked.seed)
+    pictures = choose_pictures(asked.pictures, asked.count, asked.seed)
     subjects = [_prepare(name, tokenizer, device) for name, tokenizer in tokenizers.items()]
     judges = _load_judges(asked, asked.teacher == CLASSIFIER and pictures.photographs, device)
-    seen = {each.name: _see(each, judges, pictures, asked, device) for each in subjects}
+    seen = {each.name: _see(each, judges, pictures, asked, device, progress) for each in subjects}
     first, *others = seen.values()
     differences = {other.subject.name: _compare(first, other, asked) for other in others}
     teacher = Teacher.from_pretrained(asked.teacher, None, asked.teacher_weights)
@@ -328,7 +329,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection) -> Measure
     return Measured(asked, pictures, seen, differences, record)
 
 
-def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], asked: Inspection) -> str:
+def _protocol(pictures: Chosen, teacher: Teacher, seen: Mapping[str, Seen], asked: Inspection) -> str:
     rows = {name: len(each.groups["patch"]) for name, each in seen.items()}
     drawn = ", ".join(f"{count} rows ({name})" for name, count in rows.items())
     if len(set(rows.values())) == 1:
@@ -344,7 +345,12 @@ def _protocol(pictures: Pictures, teacher: Teacher, seen: Mapping[str, Seen], as
 
 
 def _see(
-    subject: Subject, judges: Judges, pictures: Pictures, asked: Inspection, device: torch.device
+    subject: Subject,
+    judges: Judges,
+    pictures: Chosen,
+    asked: Inspection,
+    device: torch.device,
+    progress: bool,
 ) -> Seen:
     """Look at all pictures with one tokenizer, one by one; what is kept already is not done again."""
     count, size, shown = len(pictures), subject.tokenizer.image_size, shown_of(len(pictures))
@@ -368,7 +374,8 @@ def _see(
     each: dict[str, list[np.ndarray]] = {}
     maps: dict[int, Part] = {}
     inception: dict[str, Moments] = {}
-    for number in tqdm(range(count), desc=f"looking with {subject.name}", unit="picture"):
+    bar = {"desc": f"looking with {subject.name}", "unit": "picture", "disable": not progress}
+    for number in tqdm(range(count), **bar):
         part = parts.get(number, functools.partial(look, number))
         of_teacher = teacher_parts.get(number, functools.partial(look_as_teacher, number))
         for kind in ("real", "made") if judges.inception else ():

@@ -5,7 +5,7 @@ knows: a caption always, a class where there are classes.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from gear_studio import data
-from gear_studio.data.images import is_picture, to_float
+from gear_studio.data.images import UnreadableImage, is_picture, open_rgb, to_float
 from gear_studio.data.photos import PHOTOS
 from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.shapes import Shapes
@@ -24,6 +24,7 @@ from gear_studio.data.upload import read_upload
 from gear_studio.models.teachers import to_size
 from gear_studio.runs import Run
 
+NAMES = ("photos", "shapes", "digits")  # of the collections that need no place
 WORLD_PICTURES = 1000  # how many pictures are offered of a source without end
 SMALL = 64  # pixels a side up to which pictures are looked at by the hundred
 
@@ -97,6 +98,15 @@ class SourcePictures:
     def label(self, index: int) -> int | None:
         return int(self.source(SMALL).read([index])["label"][0]) if self.class_names else None
 
+    def short_name(self, index: int) -> str:
+        """A picture's name in a table."""
+        source = self.source(SMALL)
+        if isinstance(source, AnyFolder):
+            return source.file_name(index)
+        if self.key == ("photos",):
+            return f"{PHOTOS[index].name}: {PHOTOS[index].caption}"
+        return f"{self.name} {index}"
+
     @property
     def passed_over(self) -> int:
         """How many files have been found unreadable so far; another stands in for each."""
@@ -164,11 +174,7 @@ class AnyFolder(PictureFiles):
         self.classes, self.skipped = [], set()
         if not self.folder.is_dir():
             raise ValueError(f"{folder} is not a folder; name one that holds picture files")
-        self._paths: list[Path] = []
-        for here, folders, names in os.walk(self.folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            self._paths += [Path(here) / name for name in names if is_picture(name)]
-        self._paths.sort()
+        self._paths = sorted(_find_pictures(self.folder))
         if not self._paths:
             raise ValueError(f"{folder} holds no picture files; name a folder of PNG, JPEG or WebP files")
         self._decode(0)  # a folder without one readable picture is known now
@@ -181,11 +187,26 @@ class AnyFolder(PictureFiles):
 
     def file_name(self, index: int) -> str:
         """Of the file that is shown as picture `index`: its path inside the folder."""
-        for step in range(len(self)):
-            path = self._paths[(index + step) % len(self)]
-            if str(path) not in self.skipped:
-                break
-        return path.relative_to(self.folder).as_posix()
+        after = ((index + step) % len(self) for step in range(len(self)))
+        return self.path_name(next(each for each in after if self._name(each) not in self.skipped))
+
+    def path_name(self, index: int) -> str:
+        """The path of file `index` inside the folder; bytes that are not UTF-8 are marked."""
+        path = self._paths[index].relative_to(self.folder).as_posix()
+        return os.fsencode(path).decode(errors="replace")
+
+    def is_readable(self, index: int) -> bool:
+        """Whether file `index` decodes; else it is in `skipped` from now on."""
+        try:
+            open_rgb(self._paths[index], self.image_size)
+        except (UnreadableImage, OSError):
+            self.skipped.add(self._name(index))
+        return self._name(index) not in self.skipped
+
+    def stats_of(self, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Size and time of change, in nanoseconds, of files."""
+        stats = [self._paths[index].stat() for index in indices]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -204,6 +225,20 @@ class AnyFolder(PictureFiles):
 
     def _label(self, index: int) -> int:
         return 0
+
+
+def _find_pictures(folder: Path) -> Iterator[Path]:
+    """Every picture file in a folder, at any depth. Links to folders are followed, each folder once."""
+    seen = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # A pipe or a device would hang whoever reads it.
+        yield from (Path(here, name) for name in names if is_picture(name) and Path(here, name).is_file())
 
 
 @dataclass(frozen=True)

@@ -359,7 +359,8 @@ def interval_bars(
     chance: Mapping[str, float] | None = None,
     protocol: str = "",
 ) -> Figure:
-    """Bars with their intervals, such as accuracies of probes. values: model -> task -> (value, low, high).
+    """Bars with their intervals, such as accuracies of probes. values: model -> task -> (value, low, high),
+    with NaN for low and high where there is no interval.
 
     Tasks stand side by side, in the first model's order; a model without a task has no bar there. chance:
     task -> the value of guessing, drawn as a dashed line. protocol: how the values were taken, below the

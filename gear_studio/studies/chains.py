@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.data import find_source
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
 from gear_studio.training.jobs import Job
 from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR
-from gear_studio.training.request import Training
+from gear_studio.training.request import Training, options_of
 
 SEEDS = (0, 1, 2)
 FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
@@ -169,10 +170,10 @@ def _is_finished(training: Training, out: Path) -> bool:
 
 def _evaluation_job(folder: Path, world: World) -> Job:
     samples, seeds = EVALUATION[world.budget]
-    command = ["evaluate", str(folder), "--samples", str(samples), "--seeds", str(seeds)]
-    command += ["--teacher", "tiny"] if world.embedded else []
-    command += ["--folder", str(world.folder)] if world.folder else []
-    command += ["--metrics", "fd", "likeness"]
+    teacher = "tiny" if world.embedded else None
+    options = EvaluationOptions(
+        samples, seeds, metrics=("fd", "likeness"), teacher=teacher, folder=world.folder
+    )
 
     def finished() -> bool:
         run = Run(folder)
@@ -180,8 +181,8 @@ def _evaluation_job(folder: Path, world: World) -> Job:
         # Of a tokenizer alone there is no FD.
         fds = evaluation.get("fd", {"values": [None] * seeds})["values"]
         asked_samples = evaluation.get("samples_asked", evaluation.get("samples"))
-        teacher = "tiny" if world.embedded else run.config["recipe"]["teacher"]
         measured = asked_samples, evaluation.get("teacher"), len(fds), "likeness" in evaluation
-        return measured == (samples, teacher, seeds, True)
+        return measured == (samples, teacher or run.config["recipe"]["teacher"], seeds, True)
 
+    command = ["evaluate", str(folder), *options_of(options)]
     return Job(f"evaluate {folder.name}", command, [folder.name], finished)

@@ -9,3 +9,5 @@ TOKENIZERS: dict[str, dict[str, tuple[float, float]]] = {
 }
 # Patch-level CKA of the VQ tokenizer with DINOv2, before (z) and after (c_q) quantization.
 CKA = {"z": (0.1727, 0.1070), "c_q": (0.1609, 0.0997)}
+# How its assignments change from warm-up to GEAR, in words: entropy, probability of the likeliest codes, use.
+ASSIGNMENTS = {"entropy": "lower", "mass": "higher", "usage": "all codes still used"}

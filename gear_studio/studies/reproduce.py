@@ -6,11 +6,12 @@ that ship: distances in the feature spaces of two teachers do not compare.
 
 from pathlib import Path
 
+from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.places import ZOO
 from gear_studio.runs import Run
 from gear_studio.training.jobs import Job
 from gear_studio.training.recipes import BUDGETS, EVALUATION
-from gear_studio.training.request import Training
+from gear_studio.training.request import Training, options_of
 
 TOKENIZERS = ("warmup", "continued", "gear")
 GENERATORS = {"generator-baseline": "warmup", "generator-continued": "continued", "generator-gear": "gear"}
@@ -44,7 +45,7 @@ def zoo_jobs(out: Path, budget: str, seed: int) -> list[Job]:
         jobs.append(train(name, "generator", name.removeprefix("generator-"), parent))
     samples, seeds = EVALUATION[budget]
     for name in (*TOKENIZERS, *GENERATORS):
-        command = ["evaluate", str(out / name), "--samples", str(samples), "--seeds", str(seeds)]
+        command = ["evaluate", str(out / name), *options_of(EvaluationOptions(samples, seeds))]
         jobs.append(Job(f"evaluate {name}", command, [name]))
     return jobs
 
