@@ -4,10 +4,13 @@ What the commands do is in `commands`, which imports torch; help on their names 
 nothing.
 """
 
+import os
 import sys
 from collections.abc import Callable
 
 import tyro
+
+from gear_studio.errors import describe
 
 COMMANDS = {
     "train": "Train one stage, or continue it where it was killed.",
@@ -22,6 +25,7 @@ COMMANDS = {
     "reproduce": "Retrain and measure every shipped run.",
     "report": "Print the README's tables.",
 }
+RESUMED = ("train", "supervise", "inspect", "study", "reproduce")  # a killed one goes on where it was
 
 
 def run(words: list[str] | None = None) -> None:
@@ -51,7 +55,19 @@ def _described(summary: str) -> Callable[[], None]:
 
 
 def main() -> None:
+    """Do what this process's command line says. What the user can act on ends in one line; every other error
+    keeps its traceback."""
     try:
         run()
-    except (FileNotFoundError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        sys.exit(f"gear-studio: {error.args[0] if isinstance(error, KeyError) else error}")
+    except KeyboardInterrupt:
+        name = sys.argv[1] if len(sys.argv) > 1 else ""
+        goes_on = "the same command goes on from there" if name in RESUMED else "nothing is half written"
+        print(f"\ngear-studio: interrupted; what was written before is whole, {goes_on}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # of who read along, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if (said := describe(error)) is None:
+            raise
+        sys.exit(f"gear-studio: {said}")

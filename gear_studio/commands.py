@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.analysis.metrics import EvaluationOptions
+from gear_studio.errors import InputError
 from gear_studio.inspection.request import Inspection
 from gear_studio.ranges import Count, Extent, Pixels, Seed, checked
 from gear_studio.sampling import SamplingSettings
@@ -149,11 +150,11 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from gear_studio.runs import Run
 
     if options.save_samples and len(runs) > 1:
-        raise ValueError(
+        raise InputError(
             f"--save-samples {options.save_samples} is one place, but {len(runs)} runs were named"
         )
     if not runs:
-        raise ValueError("no run was named; give folders of runs, or names of shipped ones")
+        raise InputError("no run was named; give folders of runs, or names of shipped ones")
     for name in runs:
         run = Run.from_pretrained(name)
         result = fidelity.evaluate(run, options)
@@ -222,7 +223,7 @@ def sample(
     from gear_studio.runs import Run
 
     if sum(option is not None for option in (labels, prompt, prompts)) > 1:
-        raise ValueError("give one of --labels, --prompt and --prompts")
+        raise InputError("give one of --labels, --prompt and --prompts")
     loaded, there = Run.from_pretrained(run), choose_device(device)
     generator, tokenizer = loaded.generator.to(there), loaded.tokenizer.to(there)
 
@@ -240,7 +241,7 @@ def sample(
         count = count or 32
         if prompt or loaded.text_encoder:
             if not prompt:
-                raise ValueError(f"run {loaded.name} is asked in words; say what to show with --prompt")
+                raise InputError(f"run {loaded.name} is asked in words; say what to show with --prompt")
             conditions = loaded.encode(prompt)
             if find_source(loaded.config["source"]).embedded:
                 for unknown in unknown_words(" ".join(prompt)):
@@ -276,7 +277,7 @@ def reconstruct(
     from gear_studio.runs import Run
 
     if not pictures:
-        raise ValueError(
+        raise InputError(
             f"no picture was named; give files: gear-studio reconstruct {run} PICTURE.png --out {out}"
         )
     place = choose_device(device)
@@ -366,10 +367,10 @@ def study(
     changed = {"source": world.source != "shapes", "recipe": world.recipe != "small", "set": bool(set)}
     for option, given in (changed | {"ship": ship, "commands": commands}).items():
         if from_zoo and given:
-            raise ValueError(f"--from-zoo trains nothing, so --{option} has nothing to do; leave one out")
+            raise InputError(f"--from-zoo trains nothing, so --{option} has nothing to do; leave one out")
     for option, given in changed.items():
         if ship and given:
-            raise ValueError(f"--ship is for a study as it is, not with --{option}; leave one out")
+            raise InputError(f"--ship is for a study as it is, not with --{option}; leave one out")
     fitted = studies.fit_to_world(studies.study_of(name), world, set)
     out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{world.name}")
     if from_zoo:

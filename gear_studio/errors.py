@@ -10,7 +10,7 @@ class UserError(Exception):
     """Its text says what is wrong, with the value, and the way out."""
 
 
-class InvalidError(UserError, ValueError):
+class InputError(UserError, ValueError):
     """A value that cannot be, or values and files that do not fit each other."""
 
 

@@ -6,6 +6,7 @@ The formats are in `models.families`, one file a family.
 from pathlib import Path
 from typing import Any
 
+from gear_studio.errors import InputError
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.discriminator import Discriminator
@@ -42,7 +43,7 @@ def import_run(
     folder = Path(folder)
     check_own_folder(folder)
     if (folder / "config.json").exists():
-        raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
+        raise InputError(f"{folder} already holds a run; choose another name or delete the folder")
     path = fetch(source)
     raw = read(path)
     tokenizer_state, generator_state = families.find_pair(raw, source)
@@ -58,14 +59,14 @@ def import_run(
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
         generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
         if generator.config.codes != its_tokenizer.config.codes:
-            raise ValueError(
+            raise InputError(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "
                 f"{its_tokenizer.config.codes}; they do not belong together"
             )
         if generator.config.caption_dim:
             text_encoder = families.generator_family(generator_state).text_encoder
     if not tokenizer and not generator:
-        raise ValueError(families.describe_lack(raw, "tokenizer and no generator", source))
+        raise InputError(families.describe_lack(raw, "tokenizer and no generator", source))
 
     recipe: dict[str, Any] = {"steps": 1, "batch_size": 1}
     if tokenizer:
@@ -96,12 +97,12 @@ def import_run(
 def _parent_tokenizer(source: str | Path, folder: Path, parent: str | Path | None) -> Tokenizer:
     """The tokenizer of the Run `parent`, which a generator imported into `folder` needs."""
     if parent is None:
-        raise ValueError(
+        raise InputError(
             f"{source} holds a generator and no tokenizer; name the tokenizer's run with --parent"
         )
     tokenizer = Run.from_pretrained(parent).tokenizer
     if Path(parent).resolve().parent != folder.resolve().parent:
-        raise ValueError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
+        raise InputError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
     return tokenizer
 
 

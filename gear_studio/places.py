@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from gear_studio.errors import InputError, MissingError
+
 ZOO = Path(__file__).resolve().parent / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
 
@@ -16,12 +18,12 @@ def check_own_folder(folder: Path) -> None:
     """Raise ValueError for what cannot be a run's own folder: a file, and a place without a name, such as .
     and .. are."""
     if folder.name in ("", ".."):
-        raise ValueError(
+        raise InputError(
             f"{str(folder)!r} is not a run's own folder; give it a name, such as {folder / 'NAME'}"
         )
     for part in (folder, *folder.parents):
         if part.exists() and not part.is_dir():
-            raise ValueError(f"{part} is a file, and a run is a folder; choose another place")
+            raise InputError(f"{part} is a file, and a run is a folder; choose another place")
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
@@ -32,6 +34,6 @@ def find_folder(name_or_folder: str | Path) -> Path:
         if folder.is_dir():
             return folder
     shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
-    raise FileNotFoundError(
+    raise MissingError(
         f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
     )

@@ -16,6 +16,8 @@ from annotated_types import GroupedMetadata, Interval, MaxLen, MinLen
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, Strict, ValidationError, create_model
 from tyro.constructors import PrimitiveConstructorSpec
 
+from gear_studio.errors import InputError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -85,7 +87,7 @@ def check(settings: Any, within: str = "") -> None:
         if (part := _part(hints[name])) and not isinstance(value, part):
             problems.append(f"{within}{name} is {value!r}; set its parts, as in {within}{name}.NAME")
     if problems:
-        raise ValueError(". ".join(problems))
+        raise InputError(". ".join(problems))
     for name, value in held.items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check(value, f"{within}{name}.")
@@ -100,7 +102,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs)
         if problems := _problems(function, bound.arguments):
-            raise ValueError(". ".join(problems))
+            raise InputError(". ".join(problems))
         for value in bound.arguments.values():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 check(value)

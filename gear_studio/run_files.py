@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from gear_studio.errors import InputError
 from gear_studio.files import one_line, read_json, read_text
 
 
@@ -46,7 +47,7 @@ class _Record(_Loose):
 _Row = TypeAdapter(dict[str, float | None])
 
 
-class NoRun(ValueError):
+class NoRun(InputError):
     """A config.json of something else, such as a teacher's."""
 
 
@@ -89,11 +90,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             _Row.validate_python(row)
             if not isinstance(row["step"], int):
-                raise ValueError(f"its step is {row['step']!r}")
+                raise InputError(f"its step is {row['step']!r}")
         except (ValueError, KeyError, RecursionError) as error:
             if number == len(lines) and isinstance(error, json.JSONDecodeError):
                 break  # no line break follows: it was not written to its end
-            raise ValueError(
+            raise InputError(
                 f"{path} is damaged: line {number} holds {line[:60]!r}, no object of numbers with a step; "
                 "take that line out, or train the run anew in another folder"
             ) from error
@@ -108,6 +109,6 @@ def _hold_to(schema: type[BaseModel], value: dict[str, Any], path: Path) -> None
         problem = error.errors()[0]
         name, said = ".".join(map(str, problem["loc"])), problem["msg"].replace("Input should", "it has to")
         held = "" if problem["type"] == "missing" else f" is {one_line(repr(problem['input']))[:60]}"
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: {name}{held}; {said.lower()}. Restore the file, or delete the folder"
         ) from error

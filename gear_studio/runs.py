@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from gear_studio.errors import InputError, MissingError, UnknownNameError
 from gear_studio.files import one_line, read_json
 from gear_studio.models import text_encoders
 from gear_studio.models.conditions import CaptionCondition
@@ -103,7 +104,7 @@ class Run:
         rows = [(row["step"], row[key]) for row in self.metrics if key in row]
         if not rows:
             known = sorted({name for row in self.metrics for name in row} - {"step"})
-            raise KeyError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
+            raise UnknownNameError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
         steps, values = np.array(rows, dtype=float).T
         return steps, values
 
@@ -128,7 +129,7 @@ class Run:
             return None
         folder = Path(pictures["folder"])
         if not folder.exists() and not folder.parent.is_dir():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"run {self.name} was trained on the pictures in {folder}, which is not there; say where "
                 "they are now with --folder"
             )
@@ -147,7 +148,7 @@ class Run:
             seen.append(run.folder.resolve())
             run = run.parent
             if run.folder.resolve() in seen:
-                raise ValueError(
+                raise InputError(
                     f"{self.folder / 'config.json'} names a parent that is built on the run itself "
                     f"({run.config['parent']}); name the run of its tokenizer there"
                 )
@@ -181,7 +182,7 @@ class Run:
         Raises ValueError for a generator of class labels."""
         condition = self.generator.condition if self.text_encoder else None
         if self.text_encoder is None or not isinstance(condition, CaptionCondition):
-            raise ValueError(
+            raise InputError(
                 f"run {self.name} has no generator that takes captions; train one with --condition caption"
             )
         if not condition.null.any():  # an imported one: released files leave it to the encoder
@@ -204,7 +205,7 @@ class Run:
         here = teacher.fingerprint()
         then = self.config.get("teacher_sha256", [here])[0]
         if then != here:
-            raise ValueError(
+            raise InputError(
                 f"run {self.name} was trained with other weights of teacher {name!r} (teacher_sha256 in its "
                 f"config.json begins with {then[:12]}, that of the weights here with {here[:12]}); what it "
                 "learnt does not compare with these, bring the ones it was trained with"
@@ -225,14 +226,14 @@ class Run:
         known = {**{name: i for i, name in enumerate(classes)}, **{str(i): i for i in range(len(classes))}}
         for name in names:
             if name not in known:
-                raise ValueError(
+                raise InputError(
                     f"unknown class {name!r}; choose from {', '.join(classes)}, or 0..{len(classes) - 1}"
                 )
         return [known[name] for name in names]
 
     def _own(self, part: str) -> Path:
         if not self.has(part):
-            raise FileNotFoundError(f"run {self.name} ({self.config['stage']}) holds no {part}")
+            raise MissingError(f"run {self.name} ({self.config['stage']}) holds no {part}")
         return self.folder
 
     def save_pretrained(self, folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator
 from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
 
@@ -135,7 +136,7 @@ def _as_condition(gen: Generator, condition: Any) -> Tensor:
         try:
             condition = torch.as_tensor(condition)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"condition is {str(condition)[:60]}; expected numbers of classes (of names: "
                 "Run.class_numbers), or encoded captions (Run.encode)"
             ) from error
@@ -143,7 +144,7 @@ def _as_condition(gen: Generator, condition: Any) -> Tensor:
         classes = gen.config.classes
         whole = condition.ndim == 1 and not condition.is_floating_point() and condition.dtype != torch.bool
         if not whole or not len(condition) or condition.min() < 0 or condition.max() > classes:
-            raise ValueError(
+            raise InputError(
                 f"condition is {condition.tolist()!s:.60}; expected whole numbers 0..{classes - 1}, "
                 f"one a picture ({classes} asks for no class)"
             )

@@ -37,6 +37,7 @@ from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
+from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
@@ -71,7 +72,7 @@ class Evaluation:
         encoder = run.text_encoder
         if encoder is None and (options.prompts or "clipscore" in options.metrics):
             problem = "is asked by class labels" if run.has("generator") else "has no generator"
-            raise ValueError(
+            raise InputError(
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
@@ -113,7 +114,7 @@ class Evaluation:
             elif self.source is not None:
                 self.captions = SourceCaptions(encoder, self.source, self.numbers[0])
             else:
-                raise ValueError(
+                raise InputError(
                     f"run {run.name} is asked by captions: those of its held-out pictures; name their "
                     "folder, or a file of others with --prompts"
                 )
@@ -166,7 +167,7 @@ class Evaluation:
             return summaries
         read = reference.read
         if read is None:
-            raise ValueError(
+            raise InputError(
                 f"reference {reference.name} has no pictures (arr_0), only statistics for "
                 f"{', '.join(reference.statistics)}; {', '.join(wanted)} cannot be measured against it"
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
+from gear_studio.errors import InputError
 from gear_studio.ranges import Count, Number, Several, check
 
 
@@ -104,4 +105,4 @@ class EvaluationOptions:
         """Raise ValueError for values out of range, and for an unknown metric."""
         check(self)
         if unknown := sorted(set(self.metrics) - set(METRICS)):
-            raise ValueError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")
+            raise InputError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")

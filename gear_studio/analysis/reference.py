@@ -21,6 +21,7 @@ from torch import Tensor
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
 from gear_studio.data.source import Fingerprinted, Source
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line
 from gear_studio.models.inception import DIMS
 
@@ -75,14 +76,14 @@ def open_reference(path: str | Path, image_size: int) -> Reference:
     if path.is_dir():
         return _open_folder(path, image_size)
     if not path.is_file():
-        raise FileNotFoundError(f"reference {path} is neither a folder of pictures nor an .npz file")
+        raise MissingError(f"reference {path} is neither a folder of pictures nor an .npz file")
     return _open_npz(path)
 
 
 def _open_folder(folder: Path, image_size: int) -> Reference:
     files = [file for file in _walk(folder) if is_picture(file.name)]
     if not files:
-        raise ValueError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
+        raise InputError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
 
     def read(part: range) -> Tensor:
         return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
@@ -101,7 +102,7 @@ def _open_npz(path: Path) -> Reference:
             arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         problem = one_line(error)
-        raise ValueError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
+        raise InputError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():
         if metric not in DIMS or not {mean, covariance} <= arrays.keys():
@@ -109,7 +110,7 @@ def _open_npz(path: Path) -> Reference:
         known = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
         dim = DIMS[metric]
         if known.mean.shape != (dim,) or known.covariance.shape != (dim, dim):
-            raise ValueError(
+            raise InputError(
                 f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
                 f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
@@ -118,10 +119,10 @@ def _open_npz(path: Path) -> Reference:
     digest = _digest_files([path]).hex()
     if pictures is None:
         if not statistics:
-            raise ValueError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
+            raise InputError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
         return Reference(str(path), 0, digest, None, statistics)
     if pictures.dtype != np.uint8 or pictures.shape[3:] != (3,):
-        raise ValueError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
+        raise InputError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
 
     def read(part: range) -> Tensor:
         return torch.from_numpy(pictures[part.start : part.stop]).permute(0, 3, 1, 2).contiguous()

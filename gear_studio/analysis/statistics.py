@@ -16,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from gear_studio.errors import InputError
+
 SPLITS = 10  # parts that an Inception Score is averaged over
 
 
@@ -53,7 +55,7 @@ class Moments:
         sums = self.sums.cpu().numpy()
         count = sums[-1, -1]
         if count < 2:
-            raise ValueError(f"statistics of {count:.0f} pictures were asked for; it takes at least 2")
+            raise InputError(f"statistics of {count:.0f} pictures were asked for; it takes at least 2")
         mean = sums[-1, :-1] / count
         return Statistics(mean, (sums[:-1, :-1] - count * np.outer(mean, mean)) / (count - 1))
 
@@ -92,7 +94,7 @@ class Predictions:
     def result(self) -> float:
         """At least 1, at most the number of classes. Raises ValueError for fewer than 10 pictures."""
         if self.count < SPLITS:
-            raise ValueError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
+            raise InputError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
         total = self.sums[:, -1]
         mean = self.sums[:, :-2] / total[:, None]
         divergence = self.sums[:, -2] / total + torch.special.entr(mean).sum(-1)
@@ -129,7 +131,7 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> di
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
     if min(len(generated), len(real)) <= neighbours:
-        raise ValueError(
+        raise InputError(
             f"precision and recall of {len(generated)} generated and {len(real)} real pictures were asked "
             f"for; it takes more than {neighbours} of each"
         )

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.models.conditions import CaptionCondition, ClassCondition, Condition
 from gear_studio.models.pretrained import Pretrained, check_shapes
 from gear_studio.ranges import Amount, Codes, Decay, Extent, Flag, Probability, Width, check
@@ -47,13 +48,13 @@ class GeneratorConfig:
     def __post_init__(self):
         check(self)
         if self.dim % (4 * self.heads):
-            raise ValueError(
+            raise InputError(
                 f"dim {self.dim} with {self.heads} heads: 2-D rotary needs a head width divisible by 4"
             )
         if self.tap > self.blocks:
-            raise ValueError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
+            raise InputError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
         if bool(self.caption_dim) != bool(self.caption_length):
-            raise ValueError(
+            raise InputError(
                 f"caption_dim {self.caption_dim} with caption_length {self.caption_length}: captions need "
                 "both, class labels neither"
             )
@@ -80,7 +81,7 @@ SIZES = {
 def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int = 16) -> GeneratorConfig:
     """The paper's generator of a size in `SIZES`, with the condition's key zero as in the released code."""
     if size not in SIZES:
-        raise ValueError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
+        raise InputError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
     blocks, dim, heads, tap = SIZES[size]
     return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap, zero_condition_key=True)
 
@@ -293,7 +294,7 @@ class Generator(Pretrained):
         """
         last = blocks[-1]
         if not 1 <= blocks[0] <= last <= self.config.blocks:
-            raise ValueError(f"blocks {blocks} are not within 1..{self.config.blocks}")
+            raise InputError(f"blocks {blocks} are not within 1..{self.config.blocks}")
         condition, words = self.condition.with_nulls(condition), self.condition.positions
         x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
         mask = attention_mask(self.condition.visible(condition), 0, x.shape[1])

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.places import find_folder
 
@@ -35,7 +36,7 @@ def check_shapes(where: str | Path, model: str, shapes: Mapping, expected: Mappi
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise ValueError(
+        raise InputError(
             f"{where} does not fit {model} ({len(problems)} keys differ: {shown}); "
             "it belongs to another model or another configuration"
         )
@@ -68,11 +69,11 @@ def build_checked(build: Callable[[], M], shapes: Mapping[str, tuple[int, ...]],
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; expected a safetensors file")
+        raise MissingError(f"no weights at {path}; expected a safetensors file")
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete safetensors file ({one_line(error)}); copy or train it again"
         ) from error
 
@@ -119,7 +120,7 @@ class Pretrained(nn.Module):
         try:
             settings = cls.Config(**config)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}"
             ) from error
         path = folder / "model.safetensors"

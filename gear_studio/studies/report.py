@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
+from gear_studio.errors import MissingError
 from gear_studio.files import read_json
 from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.places import ZOO
@@ -29,7 +30,7 @@ def tables(folder: Path) -> str:
     Raises FileNotFoundError where the folder lacks a Run of `reproduce`, or one is not measured."""
     needed = (*TOKENIZERS, *GENERATORS)
     if lacking := [name for name in needed if not (folder / name / "evaluation.json").is_file()]:
-        raise FileNotFoundError(
+        raise MissingError(
             f"{folder} holds no measured {', '.join(lacking)}: a report is of a folder that gear-studio "
             f"reproduce filled (--out {folder}); single runs are measured with gear-studio evaluate"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, write_json
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import Study
@@ -81,7 +82,7 @@ def compare_arms(table: Sequence[dict], arm: str, other: str, key: str) -> tuple
     many seeds"). Raises ValueError where a seed has only one of the two."""
     ours, theirs = ({row["seed"]: row[key] for row in table if row["arm"] == each} for each in (arm, other))
     if ours.keys() != theirs.keys() or None in [*ours.values(), *theirs.values()]:
-        raise ValueError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
+        raise InputError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
     above = sum(ours[seed] > theirs[seed] for seed in ours)
     below = sum(ours[seed] < theirs[seed] for seed in ours)
     if above == below:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes
 
 from gear_studio.data import SOURCES, Source, find_source, load
+from gear_studio.errors import InputError
 from gear_studio.ranges import Natural, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_settings
@@ -55,14 +56,14 @@ class World:
         check(self)
         on_disk = find_source(self.source).on_disk
         if on_disk and self.folder is None:
-            raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
+            raise InputError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
         if self.folder is not None and not on_disk:
             able = " or ".join(name for name, source in SOURCES.items() if source.on_disk)
-            raise ValueError(
+            raise InputError(
                 f"folder {self.folder} is of no use to source {self.source!r}; add --source {able}"
             )
         if self.execution.shard:
-            raise ValueError(
+            raise InputError(
                 "shard spreads a generator over several processes, and a study trains each run in one; leave "
                 "it out"
             )

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, one_line
 from gear_studio.run_files import read_metrics
 
@@ -117,9 +118,9 @@ class Checkpoints:
             # Mapped, so that the processes of a machine share one copy of what they read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(state, dict) or not {"step", "modules", "ema", "optimizers"} <= state.keys():
-                raise ValueError("it holds something else")
+                raise InputError("it holds something else")
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a complete checkpoint of this studio ({one_line(error)}); "
                 "delete it to continue from the one before, or from the start"
             ) from error

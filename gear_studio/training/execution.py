@@ -20,6 +20,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+from gear_studio.errors import InputError
 from gear_studio.models.autoencoders import ResBlock
 from gear_studio.models.generator import Block
 from gear_studio.models.teachers import Teacher
@@ -47,7 +48,7 @@ class Execution:
         equal."""
         size = self.micro_batch or images
         if size < 1 or images % size:
-            raise ValueError(
+            raise InputError(
                 f"micro_batch {size} does not divide the {images} images that each process has of a batch"
             )
         return images // size

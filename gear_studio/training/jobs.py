@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from gear_studio.errors import FailedError, InputError
+
 
 @dataclass
 class Job:
@@ -38,7 +40,7 @@ def share_cores(at_once: int | None = None) -> tuple[int, int]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if at_once is not None and at_once < 1:
-        raise ValueError(f"at_once is {at_once}; it takes at least 1 job at a time")
+        raise InputError(f"at_once is {at_once}; it takes at least 1 job at a time")
     at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
     return at_once, max(1, cores // at_once)
 
@@ -78,7 +80,7 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
     logs: folder of one file a job with what it prints. Raises ValueError unless at least one may run at a
     time, RuntimeError naming the job that failed, its log and the log's last line."""
     if at_once < 1:
-        raise ValueError(f"at_once is {at_once}; it takes at least 1 job at a time")
+        raise InputError(f"at_once is {at_once}; it takes at least 1 job at a time")
     waiting, done, seen_elsewhere = list(jobs), set[str](), set[str]()
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
     began, took = dict[str, float](), list[float]()
@@ -120,7 +122,7 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
                 del running[name]
                 if process.returncode:
                     *_, last = log.read_text().splitlines() or [""]
-                    raise RuntimeError(
+                    raise FailedError(
                         f"{name} failed (exit {process.returncode}); see {log}, which ends with {last!r}. "
                         "Run again to go on from there"
                     )

@@ -25,6 +25,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from gear_studio.errors import FailedError
+from gear_studio.files import naming
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
@@ -36,7 +38,7 @@ T = TypeVar("T")
 FIRST_CHECKPOINT = 30.0  # seconds after which a training does not wait longer for its first checkpoint
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FailedError):
     """A loss became NaN or infinite."""
 
 
@@ -208,7 +210,7 @@ class Loop:
     def _log(self, step: int, row: dict[str, float], bar: tqdm) -> None:
         if self.trainee.digits is not None:
             row = {name: round(value, self.trainee.digits) for name, value in row.items()}
-        with self.metrics.open("a") as file:
+        with naming(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **row}) + "\n")
         bar.update(step - bar.n)
         bar.set_postfix({name: f"{row[name]:.3f}" for name in self.trainee.shown if name in row})

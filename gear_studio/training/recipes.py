@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from gear_studio.errors import InputError
 from gear_studio.models.generator import GeneratorConfig, paper_config
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.teachers import SPATIAL_NORMS, TEACHERS, teacher_names
@@ -56,7 +57,7 @@ class Rhythm:
     def __post_init__(self):
         check(self)
         if self.checkpoint_every % self.log_every:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}; "
                 "metrics are averaged from one log to the next and a checkpoint must not cut such a window"
             )
@@ -105,16 +106,16 @@ class Recipe:
         check(self)
         _ = self.rhythm
         if self.spatial_norm not in SPATIAL_NORMS:
-            raise ValueError(
+            raise InputError(
                 f"unknown spatial_norm {self.spatial_norm!r}; choose one of {', '.join(SPATIAL_NORMS)}"
             )
         if self.keep_every % self.checkpoint_every:
-            raise ValueError(
+            raise InputError(
                 f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
                 f"{self.checkpoint_every}; what is kept is written together with a checkpoint"
             )
         if self.fd_every % self.log_every:
-            raise ValueError(
+            raise InputError(
                 f"fd_every {self.fd_every} is not a multiple of log_every {self.log_every}; the distance is "
                 "logged with the other metrics"
             )
@@ -195,9 +196,9 @@ EVALUATION = {  # samples behind every figure, sampling seeds
 def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
     """The small recipe of a stage. Raises ValueError for a stage or budget that does not exist."""
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
+        raise InputError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     recipe = replace(_SMALL_STAGES[stage], steps=BUDGETS[budget][stage])
     if budget == "quick":
         recipe = replace(recipe, **_QUICK)
@@ -237,11 +238,11 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
     if name == "small":
         return small_recipe(stage, budget)
     if name not in NAMES:
-        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
+        raise InputError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget != "shipped":
-        raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
+        raise InputError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
         recipe = recipe_of("imagenet-xl-vq", stage)
         generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
@@ -284,13 +285,13 @@ def with_settings(config: Any, settings: Sequence[str]) -> Any:
         name, _, value = setting.partition("=")
         name, _, rest = name.partition(".")
         if name not in known:
-            raise ValueError(f"no setting {name!r} to change; choose from {', '.join(known)}")
+            raise InputError(f"no setting {name!r} to change; choose from {', '.join(known)}")
         has_parts = is_dataclass(getattr(config, name))
         if rest and not has_parts:
-            raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
+            raise InputError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
         if has_parts and not rest:
             parts = ", ".join(each.name for each in fields(getattr(config, name)))
-            raise ValueError(f"setting {name!r} has parts; write {name}.PART=VALUE with one of {parts}")
+            raise InputError(f"setting {name!r} has parts; write {name}.PART=VALUE with one of {parts}")
         if rest:
             of_parts.setdefault(name, []).append(f"{rest}={value}")
         else:
@@ -310,7 +311,7 @@ def _read_like(old: Any, name: str, text: str) -> Any:
             return tuple(new)
         return float(new) if isinstance(old, float) and type(new) is int else new
     except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
-        raise ValueError(f"{name}={text!r}: expected a {type(old).__name__} like {old!r}") from None
+        raise InputError(f"{name}={text!r}: expected a {type(old).__name__} like {old!r}") from None
 
 
 WEIGHT_DECAY = 0.0  # of every AdamW

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.data import SOURCES
+from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
 from gear_studio.places import check_own_folder
 from gear_studio.ranges import Count, Natural, Seed, check
@@ -105,10 +106,10 @@ class Training:
         does."""
         check(self)
         if self.stage not in STAGES:
-            raise ValueError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
+            raise InputError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
         arm = self.arm or ("warmup" if self.stage == "warmup" else "gear")
         if arm not in ARMS[self.stage]:
-            raise ValueError(
+            raise InputError(
                 f"stage {self.stage} has no arm {arm!r}; choose one of {', '.join(ARMS[self.stage])}"
             )
 
@@ -144,7 +145,7 @@ class Training:
         }
         recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
         if self.condition == "class" and recipe.text_encoder:
-            raise ValueError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
+            raise InputError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
         if self.condition == "caption":
             recipe = with_captions(recipe)
         recipe = with_settings(recipe, self.set)
@@ -174,7 +175,7 @@ class Training:
 
         Raises ValueError for a recipe that was made in Python and has no name."""
         if isinstance(self.recipe, Recipe):
-            raise ValueError("a recipe made in Python has no name to write on a command line; give its name")
+            raise InputError("a recipe made in Python has no name to write on a command line; give its name")
         return ["train", self.source, *options_of(self)]
 
 

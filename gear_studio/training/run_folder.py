@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from gear_studio import data
 from gear_studio.data.source import OnDisk
+from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
@@ -64,7 +65,7 @@ def check_folder(folder: Path, config: dict, extend: bool = False) -> bool:
             for name, (held, asked) in sorted(differences.items())[:3]
         )
         made = _command_of(folder)
-        raise ValueError(
+        raise InputError(
             f"{folder} already holds another run ({shown}){made and f', made by `{made}`'}; "
             f"{'go on with it by --extend, ' if longer else ''}choose another --out, such as "
             f"--out {folder}-2, or delete the folder"
@@ -119,7 +120,7 @@ def check_reopening(folder: Path) -> None:
     held = known_defaults(Recipe) | read_json(folder / "config.json", "a run")["recipe"]
     steps, rhythm = held["steps"], [name for name in ("checkpoint_every", "fd_every") if held[name]]
     if off := [f"{name} {held[name]}" for name in rhythm if steps % held[name]]:
-        raise ValueError(
+        raise InputError(
             f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "
             "have been measured at other steps. Train it anew with another --out"
         )
@@ -129,12 +130,12 @@ def check_reopening(folder: Path) -> None:
             if read_config(path.parent)["parent"] == folder.name:
                 children.append(path.parent.name)
     if children:
-        raise ValueError(
+        raise InputError(
             f"{folder} cannot go on: {', '.join(children)} started from what it is now. Train it anew with "
             "another --out"
         )
     if Run(folder).finished and not Checkpoints(folder / "checkpoints").paths():
-        raise ValueError(
+        raise InputError(
             f"{folder} cannot go on: its checkpoints were deleted. Train it anew with another --out"
         )
 
@@ -163,7 +164,7 @@ def describe_pictures(folder: Path, source: data.Source) -> dict[str, dict]:
     if then is None:
         return {}
     if then["sha256"] != now["sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{folder} is a run on the pictures that were in {then['folder']}; those now in {now['folder']} "
             "are others (by names, labels or sizes, captions included); name the folder of the former, or "
             "choose another --out"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gear_studio import data
 from gear_studio.analysis.probes import probe_patches
+from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
@@ -240,7 +241,7 @@ def train(lesson: Lesson, folder: Path, device: str | None, log_every: int, chec
     if (folder / "record.json").exists():
         record = read_json(folder / "record.json", "a training run")
     if (held := record.get("settings")) != settings:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a run with {held}, asked for {settings}; "
             "give the same settings to continue it, or another folder."
         )

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gear_studio.errors import InputError
 from gear_studio.files import atomic
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.base import GeneratorFamily, Names, State, TokenizerFamily
@@ -57,7 +58,7 @@ def load_tokenizer(source: str | Path, image_size: int = 256, quantizer: str | N
     raw = read(path)
     states = unwrap(raw, holds_tokenizer)
     if not states:
-        raise ValueError(describe_lack(raw, "tokenizer", source))
+        raise InputError(describe_lack(raw, "tokenizer", source))
     state = next(iter(states.values()))
     return tokenizer_from(state, image_size, str(source), choose_quantizer(raw, state, path, quantizer))
 
@@ -74,7 +75,7 @@ def load_generator(source: str | Path, grid: int | None = None, heads: int | Non
     raw = read(fetch(source))
     states = unwrap(raw, holds_generator)
     if not states:
-        raise ValueError(describe_lack(raw, "generator", source))
+        raise InputError(describe_lack(raw, "generator", source))
     return generator_from(next(iter(states.values())), grid, str(source), heads)
 
 
@@ -86,7 +87,7 @@ def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: st
     answer = quantizer or raw.get("quantizer")
     if answer:
         if answer not in QUANTIZERS:
-            raise ValueError(f"unknown quantizer {answer!r}; choose one of {', '.join(QUANTIZERS)}")
+            raise InputError(f"unknown quantizer {answer!r}; choose one of {', '.join(QUANTIZERS)}")
         return str(answer)
     by_keys, beside = tokenizer_family(state).quantizer_of(state), quantizer_beside(path)
     if by_keys and beside and by_keys != beside:
@@ -98,7 +99,7 @@ def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: st
             f"{path} has keys that several quantizers share, and neither its entries nor a config beside it "
             "(.yaml or .json) say which"
         )
-    raise ValueError(
+    raise InputError(
         f"{problem}; read as another it gives wrong codes. Say it: --quantizer {'|'.join(QUANTIZERS)}"
     )
 
@@ -116,7 +117,7 @@ def find_pair(raw: dict[str, Any], source: str | Path) -> tuple[dict | None, dic
             if is_averaged(tokenizer_name, tokenizer) == is_averaged(generator_name, generator):
                 return tokenizer, generator
     one, other = (" and ".join(name or "no key" for name in states) for states in (tokenizers, generators))
-    raise ValueError(
+    raise InputError(
         f"{source} holds a tokenizer under {one} and a generator under {other}: of one there are only EMA "
         "weights, of the other only live ones, and the two are no pair. To have them all the same, put each "
         "into a file of its own with torch.save and import the tokenizer, then the generator with --parent"
@@ -204,7 +205,7 @@ def names_of(model: Tokenizer | Generator) -> Names:
         if family.has_names_for(config):
             return family.names_of(model)
     *names, last = (family.name for family in TOKENIZERS)
-    raise ValueError(
+    raise InputError(
         f"the released format has no names for a {config.quantizer} tokenizer of architecture "
         f"{config.architecture}, patch {config.patch} and mid {config.mid}; it knows those of "
         f"{', '.join(names)} and {last}"
@@ -241,7 +242,7 @@ def _naming(where: str) -> Iterator[None]:
     except ValueError as error:
         if where in str(error):
             raise
-        raise ValueError(f"{where} is no model that there can be: {error}") from error
+        raise InputError(f"{where} is no model that there can be: {error}") from error
 
 
 def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names], where: str) -> M:
@@ -261,7 +262,7 @@ def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names]
     check_shapes(where, type(sketch).__name__, shapes_of(state), expected)
     for name, value in state.items():
         if not value.isfinite().all():
-            raise ValueError(
+            raise InputError(
                 f"{where} holds weights that are not numbers (NaN or infinite), first in {name}; its "
                 "training diverged or the file is damaged, take an earlier one"
             )
