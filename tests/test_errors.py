@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -124,7 +123,7 @@ def test_a_real_full_device_is_named(tmp_path):
     assert "/dev/full: No space left on device" in str(describe(refused.value))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_training_that_cannot_write_says_so_and_goes_on_later(number, command, monkeypatch, tmp_path):
     words = ["train", "digits", "--budget", "smoke", "--batch-size", 2, "--out", "run"]
     save = Checkpoints.save
@@ -155,7 +154,7 @@ def test_a_folder_where_a_file_is_meant_is_named(command, tmp_path):
         "reconstruct", "gear", places.ZOO / "gear" / "reconstructions.png", "--out", "folder"
     )
     assert code == 1 and said.startswith("gear-studio: folder: Is a directory.") and "name a file" in said
-    assert not list((tmp_path / "folder").iterdir()) and np.size(list(tmp_path.iterdir())) == 1
+    assert not list((tmp_path / "folder").iterdir()) and len(list(tmp_path.iterdir())) == 1
 
 
 # Ctrl-C

@@ -177,7 +177,7 @@ def test_the_generator_is_left_in_the_mode_it_was_in(training):
     assert not gen.training
     rows.close()
     assert gen.training == training
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError):
         sampling.sample(gen, torch.tensor([99]))
     assert gen.training == training
 

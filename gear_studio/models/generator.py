@@ -53,11 +53,6 @@ class GeneratorConfig:
             )
         if self.tap > self.blocks:
             raise InputError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
-        if bool(self.caption_dim) != bool(self.caption_length):
-            raise InputError(
-                f"caption_dim {self.caption_dim} with caption_length {self.caption_length}: captions need "
-                "both, class labels neither"
-            )
 
     @property
     def text_blocks(self) -> int:
@@ -249,6 +244,11 @@ class Generator(Pretrained):
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
+        if bool(config.caption_dim) != bool(config.caption_length):
+            raise InputError(
+                f"caption_dim {config.caption_dim} with caption_length {config.caption_length}: captions "
+                "need both, class labels neither"
+            )
         self.config = config
         if config.caption_dim:
             sizes = config.caption_dim, config.caption_length, config.dim
