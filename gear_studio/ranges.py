@@ -116,6 +116,9 @@ def _hints(settings: Any) -> dict[str, Any]:
     return get_type_hints(settings, include_extras=True)
 
 
+_CONSTRAINTS = (Range, Strict, MinLen)
+
+
 def _part(hint: Any) -> type | None:
     """The dataclass of settings that a field holds; None where it holds something else."""
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
@@ -123,7 +126,11 @@ def _part(hint: Any) -> type | None:
 
 
 def _has_range(hint: Any) -> bool:
-    return not _part(hint) and (get_origin(hint) is Annotated or any(map(_has_range, get_args(hint))))
+    """Whether a type says a range, itself or in one of its parts."""
+    if _part(hint):
+        return False
+    said = getattr(hint, "__metadata__", ())
+    return any(isinstance(each, _CONSTRAINTS) for each in said) or any(map(_has_range, get_args(hint)))
 
 
 @functools.cache

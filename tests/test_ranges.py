@@ -214,3 +214,9 @@ def test_the_explorer_refuses_a_port_that_there_is_not(monkeypatch):
     explorer = importlib.import_module("explorer")
     with pytest.raises(SystemExit, match="explorer: port is 99999; it has to be less than or equal to 65535"):
         explorer.main(explorer.Options(port=99999))
+
+
+def test_names_are_left_to_the_tables_that_know_them():
+    ranges.check(Training("cats", recipe=tiny.recipe(), tokenizer="mine"))
+    with pytest.raises(ValueError, match="unknown data source 'cats'"):
+        loop.train(Training("cats", out=Path("nowhere")))
