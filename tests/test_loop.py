@@ -670,7 +670,6 @@ def test_arms_and_parents_that_do_not_fit_are_refused(whole, tmp_path, teacher_f
         ("warmup", {"teacher": "nobody"}, "digits", FileNotFoundError, "teacher 'nobody'"),
         ("joint", {"perceptual": "vgg16.pth"}, "digits", FileNotFoundError, "vgg16.pth"),
         ("generator", {"token_views": 2}, "shapes", ValueError, "shapes has no end of new pictures"),
-        ("warmup", {"batch_size": 0}, "digits", ValueError, "batch_size is 0"),
     ],
 )
 def test_a_training_that_is_refused_leaves_no_folder_behind(
