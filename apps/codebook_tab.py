@@ -29,6 +29,7 @@ from gear_studio import plots
 from gear_studio.analysis import codes
 from gear_studio.analysis.codebook import usage_statistics
 from gear_studio.analysis.codes import Survey
+from gear_studio.errors import InputError
 from gear_studio.looking.view import View
 
 TITLE = "Codebook"
@@ -186,9 +187,9 @@ def build(page: Page) -> None:
         codes_in_all = runs.tokenizer(name).config.codes
         with polite():
             if code is None or not 0 <= code < codes_in_all:
-                raise ValueError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
+                raise InputError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
             if state.token is None:
-                raise ValueError("A token is wanted: click one in any picture.")
+                raise InputError("A token is wanted: click one in any picture.")
         state = dataclasses.replace(state, edits={**state.edits, state.token: int(code)})
         yield from answer(name, chosen, tau, state, request)
 

@@ -16,6 +16,7 @@ import gradio as gr
 from gradio import processing_utils
 from PIL.Image import Image
 
+from gear_studio.errors import describe
 from gear_studio.files import atomic
 
 SIDE = 512  # of every square picture and map in the page, in pixels
@@ -112,6 +113,9 @@ def polite() -> Iterator[None]:
     """Show an error that the visitor can act on as a message in the page, without a traceback in the log."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except Exception as error:
+        said = describe(error)
+        if said is None:
+            raise
         # Gradio shows a message as HTML. Quotes are harmless there, and other clients show it as it is.
-        raise gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False) from error
+        raise gr.Error(html.escape(said, quote=False), duration=12, print_exception=False) from error

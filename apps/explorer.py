@@ -34,6 +34,8 @@ from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
+from gear_studio.ranges import Port, check
+
 # Open comes last: it refreshes the lists that the tabs before it have laid out.
 TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
@@ -50,7 +52,7 @@ class Options:
     """Folder of more runs, shown beside the shipped ones."""
     pictures: Path | None = None
     """Folder of picture files to look at, with or without sub-folders."""
-    port: int | None = None
+    port: Port | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
     """Address to serve on; 0.0.0.0 lets other machines in."""
@@ -78,6 +80,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
 
 def main(options: Options) -> None:
     try:
+        check(options)
         runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
     except ValueError as error:
         sys.exit(f"explorer: {error}")

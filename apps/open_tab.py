@@ -13,6 +13,7 @@ from page import Page
 from runs_on_offer import RunsOnOffer
 
 from gear_studio import official
+from gear_studio.errors import InputError
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.runs import Run
 
@@ -40,7 +41,10 @@ def build(page: Page) -> None:
                 info=f"of a generator alone: the run, in {runs.folder}/ too, whose tokens it predicts",
             )  # fmt: skip
             with gr.Accordion("Where a file does not say", open=False):
-                size = gr.Number(256, label="Pixels a side", precision=0, minimum=8, elem_id="open-size")
+                size = gr.Number(
+                    None, label="Pixels a side", precision=0, minimum=8, elem_id="open-size",
+                    info="256, or for a generator alone those of its tokenizer",
+                )  # fmt: skip
                 quantizer = gr.Dropdown(
                     [BY_FILE, *QUANTIZERS], value=BY_FILE, label="Quantizer", elem_id="open-quantizer"
                 )
@@ -71,7 +75,7 @@ def build(page: Page) -> None:
                 if is_run(source):
                     run = Run(Path(source))
                 else:
-                    run = official.import_run(source, folder, beside, size or 256, kind, heads)
+                    run = official.import_run(source, folder, beside, size, kind, heads)
                 work.set_result(runs.add(run))
             except Exception as error:  # it is raised below
                 work.set_exception(error)
@@ -109,11 +113,11 @@ def is_run(source: str) -> bool:
 def folder_of(runs: RunsOnOffer, source: str, name: str) -> Path:
     """Where what is opened is put. Raises ValueError for a name that is none of a single folder."""
     if not source:
-        raise ValueError("Nothing is named to open; give owner/repository of the Hub, a file, or a folder.")
+        raise InputError("Nothing is named to open; give owner/repository of the Hub, a file, or a folder.")
     path = Path(source)
     name = name or (path.stem if path.suffix else path.name)
     if not re.fullmatch(r"[\w+][\w+ .-]*", name):
-        raise ValueError(f"The name {name!r} cannot be a folder's; use letters, digits, - and _.")
+        raise InputError(f"The name {name!r} cannot be a folder's; use letters, digits, - and _.")
     return runs.folder / name
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gear_studio.errors import InputError
 from gear_studio.looking.pictures import (
     NAMES,
     Picture,
@@ -56,7 +57,7 @@ class PicturesOnOffer:
     def collection(self, source: str, run: Run) -> SourcePictures:
         """The collection `source`, for looking at a Run. Raises ValueError for an unknown name."""
         if source not in self.names[:-1]:
-            raise ValueError(f"There are no pictures {source!r}; choose {', '.join(self.names[:-1])}.")
+            raise InputError(f"There are no pictures {source!r}; choose {', '.join(self.names[:-1])}.")
         if self._folder and source == self.names[-2]:
             return self._folder
         if source == OWN:
@@ -75,7 +76,7 @@ class PicturesOnOffer:
         if choice.source != YOURS:
             return Picture(self.collection(choice.source, run), index)
         if last < 0:
-            raise ValueError("You have not given a picture yet; press “Your own picture”.")
+            raise InputError("You have not given a picture yet; press “Your own picture”.")
         return Picture(choice.uploads[index])
 
     def _same(self, pictures: SourcePictures) -> SourcePictures:

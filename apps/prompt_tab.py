@@ -25,6 +25,7 @@ from torch import Tensor
 from gear_studio import data, plots, sampling
 from gear_studio.analysis.attention import attention_to_words
 from gear_studio.data import prompts, shapes
+from gear_studio.errors import InputError
 from gear_studio.looking.pictures import WORLD_PICTURES
 from gear_studio.models.text_encoders import TextEncoder
 
@@ -142,7 +143,7 @@ def build(page: Page) -> None:
         with polite():
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
             if text and len(text) > LONGEST:
-                raise ValueError(f"The prompt has {len(text):,} characters; at most {LONGEST:,} are read.")
+                raise InputError(f"The prompt has {len(text):,} characters; at most {LONGEST:,} are read.")
             yield from _draw(runs, names, text or "", control, int(count), *how)
 
     def draw_first(drawn: Drawn, *values: Any) -> Iterator[tuple]:

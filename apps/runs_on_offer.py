@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gear_studio import runs
+from gear_studio.errors import InputError
 from gear_studio.files import read_json
 from gear_studio.looking.pictures import Picture
 from gear_studio.looking.view import Kept, View
@@ -40,7 +41,7 @@ class RunsOnOffer:
         shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
         more = {} if folder is None else runs.list_runs(folder)
         if folder is not None and not more:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
                 "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
             )
@@ -58,7 +59,7 @@ class RunsOnOffer:
             if _lack_of(run) is None:
                 self.add(run)
         if not self.tokenizers or not self.generators:
-            raise ValueError(
+            raise InputError(
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
@@ -74,7 +75,7 @@ class RunsOnOffer:
         """Offer one more Run; returns its name in the lists. Raises ValueError for one without weights, and
         where its tokenizer is missing."""
         if not run.has("tokenizer") and not (run.has("generator") and _lack_of(run) is None):
-            raise ValueError(f"{run.folder} cannot be looked at: {_lack_of(run)}")
+            raise InputError(f"{run.folder} cannot be looked at: {_lack_of(run)}")
         with self._adding:
             for name, there in self._runs.items():
                 if there.folder.resolve() == run.folder.resolve():

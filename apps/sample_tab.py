@@ -22,6 +22,7 @@ from side_by_side import (
 )
 
 from gear_studio import plots, sampling
+from gear_studio.errors import InputError
 
 TITLE = "Sample"
 ANY = "no class (null condition)"
@@ -118,7 +119,7 @@ def _draw(
         classes, generator = runs[name].config["classes"], runs.generator(name)
         if label != ANY and label not in classes:
             known = ", ".join(classes[:24]) + (f" and {len(classes) - 24} more" if len(classes) > 24 else "")
-            raise ValueError(f"Run {name} does not know the class {label!r}; it knows {known}.")
+            raise InputError(f"Run {name} does not know the class {label!r}; it knows {known}.")
         if label == ANY:
             condition = generator.condition.nulls(count)
         else:

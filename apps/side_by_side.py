@@ -11,6 +11,7 @@ from page import Page
 from runs_on_offer import RunsOnOffer
 
 from gear_studio import plots
+from gear_studio.errors import InputError
 
 Item = TypeVar("Item")
 
@@ -57,7 +58,7 @@ def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr
 def seed_number(seed: int | None) -> int:
     """The seed typed in. Raises ValueError when the field is empty."""
     if seed is None:
-        raise ValueError("The seed is empty; give a whole number, 0 or above.")
+        raise InputError("The seed is empty; give a whole number, 0 or above.")
     return int(seed)
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from gear_studio.errors import InputError
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """The device of a name such as "cuda", "cuda:1" or "cpu"; None takes the GPU if there is one.
@@ -14,6 +16,6 @@ def choose_device(name: str | None = None) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"device {name!r} is not to be had here ({reason}); choose cpu, or leave it out"
         ) from error

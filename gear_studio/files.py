@@ -1,28 +1,56 @@
 """Small files: written whole or not at all, read with errors that name them."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gear_studio.errors import InputError, MissingError
+
+_FULL = re.compile(r"No space left on device|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+")
+LARGEST = 2**28  # bytes of a text that is read whole
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error.
+
+    Raises OSError naming `path` where it cannot be written."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around what writes a file: an error of the system names it, also one that torch or safetensors put into
+    words of their own."""
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours
+            raise
+        own = error.filename is None or Path(os.fsdecode(error.filename)).name.startswith(f".{path.name}.")
+        place = path if own else error.filename
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(place)) from error
+    except Exception as error:
+        if not _FULL.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -51,13 +79,16 @@ def read_json(path: Path, what: str) -> dict:
 
     Raises FileNotFoundError or ValueError, naming the file, where it is missing or damaged."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is not {what}: it has no {path.name}")
+        raise MissingError(f"{path.parent} is not {what}: it has no {path.name}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not valid JSON ({error}); the file is damaged, restore or delete it"
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not valid JSON ({one_line(error)}); the file is damaged, restore or delete it"
         ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object; the file is damaged, restore or delete it")
+    return value
 
 
 def digest_file(path: Path) -> str:
@@ -66,7 +97,22 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def one_line(error: Exception) -> str:
+def read_text(path: Path) -> str:
+    """The text of a small file. Raises ValueError naming it where it is not UTF-8, cannot be read or is
+    larger than any that is written here."""
+    try:
+        if path.stat().st_size <= LARGEST:
+            return path.read_text(encoding="utf-8")
+        problem = f"has {path.stat().st_size:,} bytes, more than is ever written there"
+    except (UnicodeDecodeError, OSError) as error:
+        problem = f"is not UTF-8 or cannot be read ({one_line(error)})"
+    raise InputError(f"{path} {problem}; the file is damaged, restore or delete it")
+
+
+def one_line(error: object) -> str:
     """An error's text as one line of at most 300 characters, or the name of its type where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" in text:  # torch advises to read the file without this protection
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        text = f"it asks for {named[1]}" if named else "it is no file of plain weights"
     return text if len(text) <= 300 else text[:300] + "..."

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from gear_studio.errors import FailedError
 from gear_studio.files import write_json
 
 LOCK, HOLDER = ".lock", ".lock-holder"  # in the folder: what is locked, and who holds it
 
 
-class FolderInUseError(RuntimeError):
+class FolderInUseError(FailedError):
     """Another process, or another thread, holds the folder; the message says who."""
 
 

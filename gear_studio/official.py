@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gear_studio import locks
+from gear_studio.errors import InputError
 from gear_studio.files import write_json
 from gear_studio.models import families
 from gear_studio.models.discriminator import Discriminator
@@ -15,19 +16,22 @@ from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.places import check_own_folder
+from gear_studio.ranges import Extent, Pixels, checked
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
 
 __all__ = ["class_names", "import_run", "load_generator", "load_tokenizer", "save"]
 
 
+@checked
 def import_run(
     source: str | Path,
     folder: str | Path,
     parent: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: Pixels | None = None,
     quantizer: str | None = None,
-    heads: int | None = None,
+    heads: Extent | None = None,
 ) -> Run:
     """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both, which are
     then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
@@ -38,6 +42,7 @@ def import_run(
     tokenizer made its tokens. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
     or the two do not belong together, FolderInUseError where another process writes into it."""
+    check_own_folder(Path(folder))
     with locks.hold(Path(folder)):
         return _import_into(Path(folder), source, parent, image_size, quantizer, heads)
 
@@ -51,7 +56,7 @@ def _import_into(
     heads: int | None,
 ) -> Run:
     if (folder / "config.json").exists():
-        raise ValueError(f"{folder} already holds a run; choose another name or delete the folder")
+        raise InputError(f"{folder} already holds a run; choose another name or delete the folder")
     path = fetch(source)
     raw = read(path)
     tokenizer_state, generator_state = families.find_pair(raw, source)
@@ -66,22 +71,22 @@ def _import_into(
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
         if image_size not in (None, size := its_tokenizer.config.image_size):
-            raise ValueError(
+            raise InputError(
                 f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
                 f"for {image_size} px too, and name that with --parent, or leave --image-size out"
             )
         generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
         if generator.config.codes != its_tokenizer.config.codes:
-            raise ValueError(
+            raise InputError(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "
                 f"{its_tokenizer.config.codes}; they do not belong together"
             )
         if generator.config.caption_dim:
             text_encoder = families.generator_family(generator_state).text_encoder
     if not tokenizer and not generator:
-        raise ValueError(families.describe_lack(raw, "tokenizer and no generator", source))
+        raise InputError(families.describe_lack(raw, "tokenizer and no generator", source))
 
-    recipe: dict[str, Any] = {"steps": 0, "batch_size": 0}
+    recipe: dict[str, Any] = {"steps": 1, "batch_size": 1}
     if tokenizer:
         tokenizer.save_pretrained(folder / "tokenizer")
         recipe["tokenizer"] = tokenizer.config
@@ -101,7 +106,7 @@ def _import_into(
         "seed": 0,
         "parent": Path(parent).name if parent and not tokenizer else None,
         "classes": class_names(generator.config.classes) if generator else [],
-        "recipe": Recipe(**recipe).asdict(),
+        "recipe": Recipe(**recipe).asdict() | {"steps": 0, "batch_size": 0},  # nothing was trained here
     }
     write_json(folder / "config.json", config)  # last: it makes the folder a Run
     return Run(folder)
@@ -110,12 +115,12 @@ def _import_into(
 def _parent_tokenizer(source: str | Path, folder: Path, parent: str | Path | None) -> Tokenizer:
     """The tokenizer of the Run `parent`, which a generator imported into `folder` needs."""
     if parent is None:
-        raise ValueError(
+        raise InputError(
             f"{source} holds a generator and no tokenizer; name the tokenizer's run with --parent"
         )
     tokenizer = Run.from_pretrained(parent).tokenizer
     if Path(parent).resolve().parent != folder.resolve().parent:
-        raise ValueError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
+        raise InputError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
     return tokenizer
 
 

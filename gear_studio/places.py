@@ -2,8 +2,28 @@
 
 from pathlib import Path
 
-ZOO = Path(__file__).parent / "zoo"
+from gear_studio.errors import InputError, MissingError
+
+ZOO = Path(__file__).resolve().parent / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+
+
+def results_folder(folder: Path) -> Path:
+    """Where results about the Run in a folder are written: into it, or into runs/shipped/NAME of one that
+    ships, for nothing writes inside the installed package."""
+    return Path("runs") / "shipped" / folder.name if ZOO in folder.resolve().parents else folder
+
+
+def check_own_folder(folder: Path) -> None:
+    """Raise ValueError for what cannot be a run's own folder: a file, and a place without a name, such as .
+    and .. are."""
+    if folder.name in ("", ".."):
+        raise InputError(
+            f"{str(folder)!r} is not a run's own folder; give it a name, such as {folder / 'NAME'}"
+        )
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{part} is a file, and a run is a folder; choose another place")
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
@@ -14,6 +34,6 @@ def find_folder(name_or_folder: str | Path) -> Path:
         if folder.is_dir():
             return folder
     shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
-    raise FileNotFoundError(
+    raise MissingError(
         f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
     )

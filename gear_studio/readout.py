@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.errors import InputError
+
 AT_ONCE = 2**24  # scores that `by_rows` works on at a time: 64 MiB of float32
 
 
@@ -86,7 +88,7 @@ def soft(assignment: Assignment, table: Tensor, tau: float = 0.1) -> Tensor:
     """Expected embedding under softmax(scores / tau). table: (K, d); tau > 0, tends to `hard` as tau -> 0.
     Returns (B, N, d)."""
     if not tau > 0:
-        raise ValueError(f"tau is {tau}; the soft read-out needs a temperature above 0 (the paper uses 0.1)")
+        raise InputError(f"tau is {tau}; the soft read-out needs a temperature above 0 (the paper uses 0.1)")
     return by_rows(
         lambda rows, table: torch.softmax(rows / tau, dim=-1).to(table.dtype) @ table,
         assignment.scores,

@@ -14,8 +14,8 @@ A Run is the only thing that crosses from training to looking: notebooks, app an
 Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
 """
 
-import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from gear_studio.files import read_json
+from gear_studio.errors import InputError, MissingError, UnknownNameError
+from gear_studio.files import one_line, read_json
 from gear_studio.models import text_encoders
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator
@@ -33,6 +34,7 @@ from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
+from gear_studio.run_files import NoRun, read_config, read_metrics, read_record
 
 PARTS: dict[str, type[Pretrained]] = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
 
@@ -41,19 +43,29 @@ def list_runs(folder: str | Path = ZOO) -> "dict[str, Run]":
     """The Runs directly inside a folder that hold weights and have a tokenizer, their own or their parent's,
     by name.
 
-    Anything else there (the teacher, a training under way, a damaged folder) is passed over."""
-    runs = {}
+    Anything else there (the teacher, a training under way) is passed over; a warning names folders that are
+    damaged, each once."""
+    runs, damaged = find_runs(folder)
+    for reason in damaged.values():
+        warnings.warn(f"passed over: {reason}", stacklevel=2)
+    return runs
+
+
+def find_runs(folder: str | Path = ZOO) -> "tuple[dict[str, Run], dict[str, str]]":
+    """As `list_runs`, and beside the Runs the folders that are damaged: by name, what is wrong."""
+    runs, damaged = {}, {}
     for path in sorted(Path(folder).glob("*/config.json")):
+        name = path.parent.name
         try:
             run = Run(path.parent)
-        except ValueError:
+            if any(map(run.has, PARTS)):
+                _ = run.tokenizer_folder
+                runs[name] = run
+        except NoRun:
             continue
-        missing_parent = (
-            not run.has("tokenizer") and not (path.parent.parent / str(run.config["parent"])).is_dir()
-        )
-        if any(map(run.has, PARTS)) and not missing_parent:
-            runs[run.name] = run
-    return runs
+        except (ValueError, OSError) as error:
+            damaged[name] = one_line(error)
+    return runs, damaged
 
 
 class Run:
@@ -68,9 +80,7 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.name = folder.name
-        self.config = read_json(folder / "config.json", "a run")
-        if "stage" not in self.config:
-            raise ValueError(f"{folder} is not a run: its config.json names no stage")
+        self.config = read_config(folder)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
@@ -79,7 +89,7 @@ class Run:
 
     @property
     def record(self) -> dict:
-        return read_json(self.folder / "record.json", "a run")
+        return read_record(self.folder)
 
     @property
     def finished(self) -> bool:
@@ -87,9 +97,8 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict]:
-        """The metrics, oldest first."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        """The metrics, oldest first. Raises ValueError naming a line that is damaged."""
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric, two float arrays of equal length, at the steps where it was
@@ -97,7 +106,7 @@ class Run:
         rows = [(row["step"], row[key]) for row in self.metrics if key in row]
         if not rows:
             known = sorted({name for row in self.metrics for name in row} - {"step"})
-            raise KeyError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
+            raise UnknownNameError(f"run {self.name} has no metric {key!r}; it has {', '.join(known)}")
         steps, values = np.array(rows, dtype=float).T
         return steps, values
 
@@ -113,14 +122,45 @@ class Run:
         name = self.config.get("parent")
         return Run.from_pretrained(self.folder.parent / name) if name else None
 
+    def pictures_folder(self) -> Path | None:
+        """Where the pictures lay that a Run on files was trained on; None of other Runs.
+
+        Raises FileNotFoundError where they are there no longer."""
+        pictures = self.config.get("pictures")
+        if not pictures:
+            return None
+        folder = Path(pictures["folder"])
+        if not folder.exists() and not folder.parent.is_dir():
+            raise MissingError(
+                f"run {self.name} was trained on the pictures in {folder}, which is not there; say where "
+                "they are now with --folder"
+            )
+        return folder
+
     def has(self, part: str) -> bool:
         return (self.folder / part).is_dir()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's weights lie: in this Run, or in the nearest it is built on.
+
+        Raises FileNotFoundError where none has them, ValueError for a Run that is built on itself."""
+        run, seen = self, list[Path]()
+        while not run.has("tokenizer") and run.parent is not None:
+            seen.append(run.folder.resolve())
+            run = run.parent
+            if run.folder.resolve() in seen:
+                raise InputError(
+                    f"{self.folder / 'config.json'} names a parent that is built on the run itself "
+                    f"({run.config['parent']}); name the run of its tokenizer there"
+                )
+        return run._own("tokenizer")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The EMA tokenizer: this Run's own, or its parent's."""
-        if self.has("tokenizer") or self.parent is None:
-            return Tokenizer.from_pretrained(self._own("tokenizer"))
+        if self.tokenizer_folder == self.folder or self.parent is None:
+            return Tokenizer.from_pretrained(self.folder)
         return self.parent.tokenizer
 
     @cached_property
@@ -144,7 +184,7 @@ class Run:
         Raises ValueError for a generator of class labels."""
         condition = self.generator.condition if self.text_encoder else None
         if self.text_encoder is None or not isinstance(condition, CaptionCondition):
-            raise ValueError(
+            raise InputError(
                 f"run {self.name} has no generator that takes captions; train one with --condition caption"
             )
         if not condition.null.any():  # an imported one: released files leave it to the encoder
@@ -167,7 +207,7 @@ class Run:
         here = teacher.fingerprint()
         then = self.config.get("teacher_sha256", [here])[0]
         if then != here:
-            raise ValueError(
+            raise InputError(
                 f"run {self.name} was trained with other weights of teacher {name!r} (teacher_sha256 in its "
                 f"config.json begins with {then[:12]}, that of the weights here with {here[:12]}); what it "
                 "learnt does not compare with these, bring the ones it was trained with"
@@ -195,14 +235,14 @@ class Run:
             shared = [i for i, name in enumerate(names) if name == asked]
             if len(shared) > 1:
                 each = " or ".join(f"number:{i}" for i in shared)
-                raise ValueError(
+                raise InputError(
                     f"{len(shared)} classes of run {self.name} are called {asked!r}; write {each}"
                 )
             spelled = asked if isinstance(asked, str) else f"number:{asked}"
             number = shared[0] if shared else by_number.get(spelled)
             if number is None:
                 some = ", ".join(names[:24]) + (f" and {len(names) - 24} more" if len(names) > 24 else "")
-                raise ValueError(
+                raise InputError(
                     f"unknown class {asked!r}; choose from {some}, or a number, number:0 to "
                     f"number:{len(names) - 1}"
                 )
@@ -211,7 +251,7 @@ class Run:
 
     def _own(self, part: str) -> Path:
         if not self.has(part):
-            raise FileNotFoundError(f"run {self.name} ({self.config['stage']}) holds no {part}")
+            raise MissingError(f"run {self.name} ({self.config['stage']}) holds no {part}")
         return self.folder
 
     def save_pretrained(self, folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) -> None:

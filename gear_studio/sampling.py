@@ -9,11 +9,30 @@ compared on the same numbers.
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator
+from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How tokens are chosen."""
+
+    cfg_scale: Number = 1.5
+    """Guidance; 1 is none."""
+    temperature: NonNegative = 1.0
+    """0 is greedy."""
+    top_k: Natural = 0
+    """Keep the k likeliest codes; 0 keeps all."""
+    top_p: Mass = 1.0
+    """Keep the likeliest codes of this mass; 1 keeps all."""
+    seed: Seed | None = None
+    """The same seed gives the same pictures."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ def draw_uniforms(seed: int, batch: int, length: int, first: int | Sequence[int]
 @torch.no_grad()
 def sample_by_row(
     gen: Generator,
-    condition: Tensor,
+    condition: Tensor | Sequence[int],
     cfg_scale: float = 1.5,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -72,12 +91,8 @@ def sample_by_row(
     Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
     say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
     mode, and is left in the mode it was in."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; expected a probability mass in (0, 1]")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}; expected a count of codes, or 0 for all")
+    check(SamplingSettings(cfg_scale, temperature, top_k, top_p, seed))
+    condition = _as_condition(gen, condition)
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
     was_training = gen.training
     gen.eval()
@@ -117,9 +132,31 @@ def sample_by_row(
         gen.train(was_training)
 
 
+def _as_condition(gen: Generator, condition: Any) -> Tensor:
+    """A condition as a tensor: of classes any list of numbers will do. Raises ValueError for what the
+    generator cannot be asked for; nothing at all, the null, is a class here."""
+    if not isinstance(condition, Tensor):
+        try:
+            condition = torch.as_tensor(condition)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"condition is {str(condition)[:60]}; expected numbers of classes (of names: "
+                "Run.class_numbers), or encoded captions (Run.encode)"
+            ) from error
+    if gen.condition.kind == "label":
+        classes = gen.config.classes
+        whole = condition.ndim == 1 and not condition.is_floating_point() and condition.dtype != torch.bool
+        if not whole or not len(condition) or condition.min() < 0 or condition.max() > classes:
+            raise InputError(
+                f"condition is {condition.tolist()!s:.60}; expected whole numbers 0..{classes - 1}, "
+                f"one a picture ({classes} asks for no class)"
+            )
+    return condition
+
+
 def sample(
     gen: Generator,
-    condition: Tensor,
+    condition: Tensor | Sequence[int],
     cfg_scale: float = 1.5,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -127,12 +164,13 @@ def sample(
     seed: int | None = None,
     first: int = 0,
 ) -> Tensor:
-    """Sample token indices (B, N) for `condition`: labels (B,), or encoded captions (B, T, 1 + caption_dim).
+    """Sample token indices (B, N) for `condition`: labels (B,), a list or a tensor, or encoded
+    captions (B, T, 1 + caption_dim).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
     and top_p 1 keep every code. seed None draws a fresh one. first: the number of the first picture, so that
     a slice of a long series gets the pictures that the whole series would have there.
-    Raises ValueError for a temperature, top_k or top_p out of range.
+    Raises ValueError for settings out of range (`SamplingSettings`), and for classes that there are not.
     Source: paper, sampling for gFID (temperature 1, s = 1.5 or 1.0)."""
     *_, last = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
     return last.indices

@@ -16,9 +16,10 @@ import tiny
 import torch
 from PIL import Image
 
-from gear_studio import Run, cli
+from gear_studio import Run, cli, commands, places
+from gear_studio.analysis import fidelity
 from gear_studio.studies import reproduce
-from gear_studio.training import jobs
+from gear_studio.training import jobs, loop
 
 
 @pytest.fixture
@@ -61,23 +62,23 @@ def shapes(tmp_path_factory) -> Path:
 def test_the_three_stages_on_shapes(shapes):
     runs = {path.name: Run.from_pretrained(path) for path in shapes.iterdir()}
     assert {name: run.config["parent"] for name, run in runs.items()} == {
-        "shapes-warmup-s0": None,
-        "shapes-joint-gear-s0": "shapes-warmup-s0",
-        "shapes-generator-gear-s0": "shapes-joint-gear-s0",
-        "shapes-generator-baseline-s0": "shapes-warmup-s0",
+        "shapes-warmup-smoke-s0": None,
+        "shapes-joint-gear-smoke-s0": "shapes-warmup-smoke-s0",
+        "shapes-generator-gear-smoke-s0": "shapes-joint-gear-smoke-s0",
+        "shapes-generator-baseline-smoke-s0": "shapes-warmup-smoke-s0",
     }
     assert all(run.finished and run.metrics[-1]["step"] == 4 for run in runs.values())
-    generator = runs["shapes-generator-gear-s0"]
+    generator = runs["shapes-generator-gear-smoke-s0"]
     assert generator.record["command"] == "gear-studio train shapes --budget smoke --stage generator"
     assert len(generator.config["classes"]) == 24
 
 
 def test_a_finished_training_started_again_says_so(shapes, command, monkeypatch):
     monkeypatch.chdir(shapes.parent)
-    record = (shapes / "shapes-warmup-s0" / "record.json").read_bytes()
+    record = (shapes / "shapes-warmup-smoke-s0" / "record.json").read_bytes()
     code, out, _ = command("train", "shapes", "--budget", "smoke")
-    assert code == 0 and "finished: runs/shapes-warmup-s0" in out.replace(os.sep, "/")
-    assert (shapes / "shapes-warmup-s0" / "record.json").read_bytes() == record
+    assert code == 0 and "finished: runs/shapes-warmup-smoke-s0" in out.replace(os.sep, "/")
+    assert (shapes / "shapes-warmup-smoke-s0" / "record.json").read_bytes() == record
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +120,21 @@ def test_the_three_stages_on_other_sources(source, pictures, tmp_path, command, 
         "shards": ["--folder", pack(pictures, tmp_path / "tars") / "{train,val}-000.tar"],
     }[source]
     for stage in ("warmup", "joint", "generator"):
-        out = tmp_path / (f"{source}-warmup-s0" if stage == "warmup" else f"{source}-{stage}-gear-s0")
+        arm = "" if stage == "warmup" else "gear-"
+        out = tmp_path / f"{source}-{stage}-{arm}smoke-s0"
         words = [source, "--stage", stage, "--budget", "smoke", "--steps", 2, "--batch-size", 2, "--out", out]
         words += ["--set", "token_views=2"] if (source, stage) == ("shards", "generator") else []
         code, printed, complaint = command("train", *words, *more)
         assert code == 0, complaint
         assert f"finished: {out}" in printed
-    run = Run.from_pretrained(tmp_path / f"{source}-generator-gear-s0")
+    run = Run.from_pretrained(tmp_path / f"{source}-generator-gear-smoke-s0")
+    if source == "folder":  # which is found again
+        code, printed, complaint = command("evaluate", run.folder, "--samples", 24, "--seeds", 1)
+        assert code == 0, complaint
+        assert "10 held-out pictures; 10 samples a seed, 1 seed, against" in printed
+        assert "warning: 24 pictures were asked for, and there are 10" in printed
+        assert re.search(rf"^  fd +{run.evaluation['fd']['mean']:.4g}$", printed, re.MULTILINE)
+        assert re.search(rf"^  psnr +{run.evaluation['psnr']:.4g}$", printed, re.MULTILINE)
     assert run.finished and run.config["classes"] == (
         [str(digit) for digit in range(10)] if source == "digits" else ["dark", "light"]
     )
@@ -190,7 +199,7 @@ def complains(result: tuple[int, str, str], *parts: str) -> None:
 
 def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
     monkeypatch.chdir(shapes.parent)
-    generator, nothing = shapes / "shapes-generator-gear-s0", tmp_path / "empty"
+    generator, nothing = shapes / "shapes-generator-gear-smoke-s0", tmp_path / "empty"
     out, picture = ("--out", tmp_path / "run"), ("--out", tmp_path / "x.png")
     (tmp_path / "no.png").write_bytes(b"no picture")
     nothing.mkdir()
@@ -198,10 +207,18 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("train", "folder", *out), "'folder' needs the path of a folder"),
         (("train", "folder", *out, "--folder", nothing), str(nothing)),
         (("train", "shapes", "--budget", "smoke", "--steps", "5"), "another run", "steps is 4, asked for 5"),
+        (
+            ("train", "shapes", "--budget", "smoke", "--batch-size", "8"),
+            "batch_size is 4, asked for 8), made by `gear-studio train shapes --budget smoke --stage warmup`",
+            "choose another --out, such as --out runs/shapes-warmup-smoke-s0-2",
+        ),
+        (("report", "runs"), "runs holds no measured warmup", "gear-studio reproduce"),
+        (("reconstruct", generator, *picture), "no picture was named"),
+        (("evaluate",), "no run was named"),
         (("train", "shapes", "--stage", "joint", "--arm", "baseline"), "has no arm 'baseline'"),
         (("train", "shapes", "--arm", "gear", *out), "has no arm 'gear'"),
         (("sample", tmp_path / "nowhere", *picture), "nowhere", "no shipped run"),
-        (("sample", shapes / "shapes-warmup-s0", *picture), "holds no generator"),
+        (("sample", shapes / "shapes-warmup-smoke-s0", *picture), "holds no generator"),
         (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
         (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
         (("sample", generator, *picture, "--device", "moon"), "device 'moon' is not to be had here"),
@@ -217,10 +234,54 @@ def test_words_it_does_not_know_are_refused_with_usage(words, command):
     assert code == 2 and "gear-studio" in out + err and "Traceback" not in out + err
 
 
+def test_a_shipped_run_s_results_are_written_outside_the_package(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = places.ZOO / "gear" / "evaluation.json"
+    before = shipped.read_bytes()
+    monkeypatch.setattr(fidelity, "evaluate", lambda run, options: {"samples": options.samples, "psnr": 20.5})
+    for name in ("gear", places.ZOO / "gear"):
+        code, out, err = command("evaluate", name, "--samples", 64)
+        assert code == 0 and "gear: 64 held-out pictures\n  psnr  20.5\n" in out and "warning" not in out
+        assert "measured: runs/shipped/gear/evaluation.json (what ships is left as it is)" in out
+        assert "next: gear-studio inspect" in err
+    assert shipped.read_bytes() == before
+    assert Path("runs/shipped/gear/evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("asked", "following"),
+    [
+        ("shapes", "train shapes --stage joint"),
+        ("shapes --budget smoke --steps 3", "train shapes --stage joint --budget smoke"),
+        (
+            "shapes --tokenizer small-lfq --stage joint",
+            "train shapes --stage generator --tokenizer small-lfq",
+        ),
+        ("digits --stage joint --arm continued", "train digits --stage generator --arm continued"),
+        ("shapes --out a/b", "train shapes --stage joint --out a/shapes-joint-gear-s0 --parent a/b"),
+        ("shapes --seed 3 --stage generator", "evaluate runs/shapes-generator-gear-s3"),
+        ("shapes --stage generator --budget quick", "evaluate runs/shapes-generator-gear-quick-s0"),
+    ],
+)
+def test_a_training_names_the_command_that_follows(asked, following, command, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda training: Run(places.ZOO / "gear"))
+    code, out, err = command("train", *asked.split())
+    assert code == 0 and out.startswith("finished: ")
+    assert err == f"next: gear-studio {following}\n"
+
+
 def test_help_names_every_command(command):
     code, out, _ = command("--help")
-    assert code == 0
+    assert code == 0 and cli.COMMANDS.keys() == commands.COMMANDS.keys()
     assert all(re.search(rf"\b{name}\b", out) for name in cli.COMMANDS)
+
+
+def test_help_waits_for_no_library_that_takes_long_to_import():
+    script = "import sys; from gear_studio import cli\ntry: cli.run(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    slow = {"torch", "torchvision", "timm", "numpy", "scipy", "matplotlib", "pydantic", "accelerate", "PIL"}
+    assert "tyro" in loaded and not loaded & slow
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -236,7 +297,7 @@ def test_every_option_is_explained_under_its_own_name(name, command):
 
 
 def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):
-    generator = shapes / "shapes-generator-gear-s0"
+    generator = shapes / "shapes-generator-gear-smoke-s0"
 
     def draw(name: str, *words: object) -> np.ndarray:
         options = ("--count", 3, "--out", tmp_path / name)
@@ -255,7 +316,8 @@ def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp
 def test_reconstructing_shows_the_pictures_above_their_reconstructions(shapes, pictures, command, tmp_path):
     files = sorted((pictures / "val" / "light").glob("*.png"))[:2]
     out = tmp_path / "both.png"
-    code, _, complaint = command("reconstruct", shapes / "shapes-generator-gear-s0", *files, "--out", out)
+    generator = shapes / "shapes-generator-gear-smoke-s0"
+    code, _, complaint = command("reconstruct", generator, *files, "--out", out)
     assert code == 0, complaint
     picture = np.asarray(Image.open(out)).astype(float)
     assert picture.shape[0] >= 128 and picture.shape[1] >= 128
@@ -269,7 +331,7 @@ def test_reconstructing_keeps_the_aspect_of_a_photo(size, shapes, command, tmp_p
     ramp = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "photo.png")
     Image.fromarray(np.full((50, 50, 3), 200, np.uint8)).save(tmp_path / "square.png")
-    words = [shapes / "shapes-generator-gear-s0", tmp_path / "photo.png", tmp_path / "square.png"]
+    words = [shapes / "shapes-generator-gear-smoke-s0", tmp_path / "photo.png", tmp_path / "square.png"]
     code, said, complaint = command("reconstruct", *words, "--out", tmp_path / "both.png", "--device", "cpu")
     assert code == 0, complaint
     scale = 64 / min(size)
@@ -310,7 +372,7 @@ def test_reproducing_trains_parents_before_children_and_measures_all(tmp_path):
             assert parent.name in job.needs and parent.parent == tmp_path / "runs"
 
 
-def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monkeypatch):
+def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monkeypatch, capsys):
     """With a stand-in for Python, that writes down what it is asked to do and fails for the job `bad`."""
     stand_in = tmp_path / "python"
     stand_in.write_text(f'#!/bin/sh\necho "$3" >> {tmp_path}/order\n[ "$3" != bad ]\n')
@@ -324,6 +386,8 @@ def test_reproducing_runs_jobs_and_stops_at_the_first_that_fails(tmp_path, monke
     todo = [job("first"), job("second", "first"), job("third", "second")]
     todo[1].finished = lambda: order.read_text() == "first\n"  # asked when its turn has come
     jobs.run(todo, 3, 1, tmp_path / "logs")
+    said = capsys.readouterr().out
+    assert re.search(r"first: done, 1 of 3, about \d+ s left", said) and "third: done, 3 of 3\n" in said
     assert order.read_text().split() == ["first", "third"]
     order.unlink()
     with pytest.raises(RuntimeError, match=r"bad failed \(exit 1\); see .*bad\.log"):
@@ -337,8 +401,8 @@ def test_another_quantizer_goes_through_all_stages_by_its_name(tmp_path, command
         words = ["--stage", stage, "--tokenizer", "small-lfq", "--budget", "smoke", "--steps", 2]
         code, _, complaint = command("train", "shapes", *words, "--batch-size", 2)
         assert code == 0, complaint
-    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-s0")
-    assert run.parent.name == "shapes-small-lfq-joint-gear-s0"
+    run = Run.from_pretrained("runs/shapes-small-lfq-generator-gear-smoke-s0")
+    assert run.parent.name == "shapes-small-lfq-joint-gear-smoke-s0"
     assert run.tokenizer.config.quantizer == "lfq" and run.config["recipe"]["tokenizer"]["code_dim"] == 10
     code, out, complaint = command("train", "shapes", "--tokenizer", "small-fsq")
     assert code == 2 and "'small-lfq'" in out + complaint and "small-fsq" in out + complaint

@@ -833,7 +833,7 @@ def test_the_command_measures_and_writes_samples(run_folder, small_inception, ph
 def test_the_command_and_the_module_name_the_same_metrics():
     assert MetricName.__args__ == tuple(METRICS)
     with pytest.raises(ValueError, match="unknown metrics kid; choose from fd, fd-dinov2, fid"):
-        EvaluationOptions(metrics=("fd", "kid"))
+        EvaluationOptions(metrics=("fd", "kid")).check()
 
 
 def test_the_command_line_can_print_what_every_option_means(capsys):

@@ -205,8 +205,8 @@ def test_what_cannot_be_looked_at_is_named(tmp_path):
         choose_pictures("elsewhere", 3)
     with pytest.raises(ValueError, match="holds no picture files"):
         choose_pictures(str(tmp_path), 3)
-    with pytest.raises(ValueError, match="tau is 0; it takes"):
-        replace(asked, tau=0)
+    with pytest.raises(ValueError, match="tau is 0; it has to be greater than 0"):
+        inspection.inspect(["gear"], replace(asked, tau=0))
 
 
 def test_bars_are_drawn_where_they_are_wanted(tmp_path, capsys):

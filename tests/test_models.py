@@ -236,7 +236,7 @@ def test_blocks_that_do_not_exist_are_refused(blocks):
 
 @pytest.mark.parametrize("wrong", [{"heads": 16}, {"tap": 4}, {"tap": 0}])
 def test_a_configuration_that_cannot_work_is_refused(wrong):
-    with pytest.raises(ValueError, match="head width divisible by 4|not one of the blocks"):
+    with pytest.raises(ValueError, match="head width divisible by 4|not one of the blocks|tap is 0"):
         Generator(replace(tiny.GENERATOR, **wrong))
 
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import os
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -732,3 +734,59 @@ def test_configs_written_before_there_was_a_choice_of_quantizer_still_load(tmp_p
     )
     assert Tokenizer.from_pretrained(tmp_path).config == replace(tiny.TOKENIZER, multipliers=[1, 1])
     assert TokenizerConfig().quantizer == "vq"
+
+
+# What is no file of weights
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_what_is_no_file_of_weights_is_refused_in_words(tmp_path):
+    (tmp_path / "text.pt").write_text("hello there\n")
+    (tmp_path / "empty.pt").touch()
+    torch.save({"model": Harmful()}, tmp_path / "harmful.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"model": Harmful()}))
+    for name in ("text", "empty", "harmful", "plain"):
+        with pytest.raises(ValueError) as refused:
+            official.import_run(tmp_path / f"{name}.pt", tmp_path / "run", image_size=32)
+        said = str(refused.value)
+        assert said.startswith(str(tmp_path / name)) and "\n" not in said
+        assert "weights_only" not in said and "trusted" not in said
+    assert "asks for posix.system" in str(refused.value) or "plain weights" in str(refused.value)
+    with pytest.raises(ValueError, match="/etc/passwd is"):
+        official.import_run("/etc/passwd", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/.."])
+def test_a_run_needs_a_name_of_its_own(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    official.save(tokenizer("vq"), "vq.pt")
+    with pytest.raises(SystemExit, match="is not a run's own folder; give it a name"):
+        imported(monkeypatch, "vq.pt", name, "--image-size", 32)
+    with pytest.raises(SystemExit, match="vq.pt is a file, and a run is a folder"):
+        imported(monkeypatch, "vq.pt", tmp_path / "vq.pt" / "run", "--image-size", 32)
+    with pytest.raises(ValueError, match="is not a run's own folder"):
+        Training("digits", out=Path(name)).completed()
+    assert [path.name for path in tmp_path.iterdir()] == ["vq.pt"]
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    held = families.to_released(tokenizer("vq"))
+    torch.save(
+        {"vq": {key: torch.full_like(value, torch.nan) for key, value in held.items()}}, tmp_path / "nan.pt"
+    )
+    with pytest.raises(ValueError, match="holds weights that are not numbers .*take an earlier one"):
+        official.import_run(tmp_path / "nan.pt", tmp_path / "run", image_size=32)
+
+
+def test_a_small_file_of_many_channels_is_refused_by_its_header(tmp_path):
+    held = families.to_released(tokenizer("lfq"))
+    for key in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
+        held[key] = held[key][:1].expand(28, *held[key].shape[1:])
+    torch.save({"vq": held, "quantizer": "lfq"}, tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match="wide.pt .*codes is 268435456; it has to be less than"):
+        official.load_tokenizer(tmp_path / "wide.pt", 32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gear_studio import cli, studies
+from gear_studio import cli, commands, studies
 from gear_studio.places import ZOO
 from gear_studio.studies import report
 
@@ -64,17 +64,17 @@ def test_the_commands_of_the_page_on_paper_scale_are_ones_that_the_program_takes
     page = (HERE / "docs" / "paper_scale.md").read_text()
     script = STAND_INS + "".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL))
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
-    commands = [command.split("\n") for command in done.stdout.removesuffix("\n\n").split("\n\n")]
-    assert len(commands) > 10 and "'" not in done.stdout and '"' not in done.stdout
+    lines = [command.split("\n") for command in done.stdout.removesuffix("\n\n").split("\n\n")]
+    assert len(lines) > 10 and "'" not in done.stdout and '"' not in done.stdout
     understood = []
-    for name, command in cli.COMMANDS.items():
+    for name, command in commands.COMMANDS.items():
 
         def takes(*given, _name=name, **more):
             understood.append((_name, [*given, *more.values()]))
 
-        monkeypatch.setitem(cli.COMMANDS, name, functools.wraps(command)(takes))
-    for words in commands:
+        monkeypatch.setitem(commands.COMMANDS, name, functools.wraps(command)(takes))
+    for words in lines:
         cli.run(words[words.index("gear_studio") + 1 :])
-    assert [name for name, _ in understood] == [w[w.index("gear_studio") + 1] for w in commands]
+    assert [name for name, _ in understood] == [w[w.index("gear_studio") + 1] for w in lines]
     folders = [getattr(value, "folder", None) for _, values in understood for value in values]
     assert Path("/data/gpic/{00000..00999}.tar") in folders

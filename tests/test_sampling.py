@@ -186,7 +186,7 @@ def test_the_generator_is_left_in_the_mode_it_was_in(training):
     assert not gen.training
     rows.close()
     assert gen.training == training
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError):
         sampling.sample(gen, torch.tensor([99]))
     assert gen.training == training
 
@@ -202,3 +202,16 @@ def test_pictures_of_the_same_number_share_their_random_numbers():
     one, other, again = sampling.draw_uniforms(seed=3, batch=3, length=5, first=[2, 0, 2])
     in_order = sampling.draw_uniforms(3, 3, 5)
     assert torch.equal(one, again) and torch.equal(torch.stack([other, one]), in_order[::2])
+
+
+def test_classes_may_be_a_list_and_are_checked():
+    generator = tiny.generator()
+    drawn = sampling.sample(generator, [1, 2], seed=0)
+    assert torch.equal(drawn, sampling.sample(generator, torch.tensor([1, 2]), seed=0))
+    nothing = sampling.sample(generator, [generator.config.classes], seed=0)  # the null
+    assert torch.equal(nothing, sampling.sample(generator, generator.condition.nulls(1), seed=0))
+    for wrong in ([99], [-1], [0.5], [True], [], [[1]]):
+        with pytest.raises(ValueError, match="condition is .*expected whole numbers 0..9, one a picture"):
+            sampling.sample(generator, wrong, seed=0)
+    with pytest.raises(ValueError, match=r"condition is \['red ring'\]; .*Run.class_numbers"):
+        sampling.sample(generator, ["red ring"], seed=0)

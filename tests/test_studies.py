@@ -21,7 +21,7 @@ import tyro
 from PIL import Image
 from test_cli import command, complains  # noqa: F401
 
-from gear_studio import cli, places, plots, runs, studies
+from gear_studio import cli, commands, places, plots, runs, studies
 from gear_studio.analysis import fidelity
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import write_json
@@ -352,7 +352,7 @@ def do_study(out: Path, log: Path) -> None:
     """The command `study plumbing`, in a process of its own."""
     hurry()
     with log.open("w") as file, contextlib.redirect_stdout(file):
-        cli.study("plumbing", World(budget="smoke"), seeds=(0,), at_once=2, out=out, set=SMALL)
+        commands.study("plumbing", World(budget="smoke"), seeds=(0,), at_once=2, out=out, set=SMALL)
 
 
 def times(folder: Path) -> dict[Path, int]:
@@ -719,3 +719,9 @@ def test_what_a_seed_takes_counts_each_training_once_and_guesses_by_stage(tmp_pa
     # Its own runs' median where they ship, else that of all of the stage.
     assert studies.core_seconds(study, "quick") == 20 + 3 * 100 + 2000 + 2 * 3000
     assert studies.core_seconds(study, "smoke") is None
+
+
+def test_a_study_says_first_what_its_numbers_are_worth():
+    smoke = studies.describe_sizes(World(budget="smoke"))
+    assert smoke.startswith("Budget smoke: ") and "say nothing" in smoke
+    assert studies.describe_sizes(World("digits", recipe="imagenet-b-vq")) == "Recipe imagenet-b-vq."

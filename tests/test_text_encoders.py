@@ -330,10 +330,13 @@ def test_train_sample_and_evaluate_by_command(tmp_path, monkeypatch, capsys):
     command("train", "shapes", *smoke)
     command("train", "shapes", *smoke, "--stage", "joint")
     out = command("train", "shapes", *smoke, "--stage", "generator", "--condition", "caption")
-    run = Path("runs/shapes-caption-generator-gear-s0")
-    assert str(run) in out and Run.from_pretrained(run).parent.name == "shapes-joint-gear-s0"
+    run = Path("runs/shapes-caption-generator-gear-smoke-s0")
+    assert str(run) in out and Run.from_pretrained(run).parent.name == "shapes-joint-gear-smoke-s0"
     command("sample", run, "--prompt", "a red ring", "a blue star", "--count", 4, "--out", "grid.png")
     assert Image.open("grid.png").size == (4 * 66 + 2, 68)
+    said = command("sample", run, "--prompt", "a Purple unicorn", "--count", 1, "--out", "grid.png")
+    assert "'purple' is in no caption" in said or "'unicorn' is in no caption" in said
+    assert "'a' is" not in said
     Path("geneval.jsonl").write_text('{"tag": "colors", "prompt": "a red ring"}\n{"prompt": "a star"}\n')
     command("sample", run, "--prompts", "geneval.jsonl", "--count", 2, "--out", "geneval")
     written = sorted(p.relative_to("geneval").as_posix() for p in Path("geneval").rglob("*.*"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from gear_studio.analysis.features import umap_layout
 from gear_studio.data.images import to_float
 from gear_studio.data.source import Source
+from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import Tokenizer
 
 
@@ -65,7 +66,7 @@ def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tupl
     Returns uint8 (m, 3, s, s), m <= count, s = patch size * (1 + 2 margin), spread evenly over all of them.
     Raises ValueError for a code that does not exist."""
     if not 0 <= code < len(survey.counts):
-        raise ValueError(f"code {code} is not one of 0..{len(survey.counts) - 1}")
+        raise InputError(f"code {code} is not one of 0..{len(survey.counts) - 1}")
     places = (survey.indices == code).nonzero()
     grid = int(survey.indices.shape[1] ** 0.5)
     size = survey.images.shape[-1] // grid
@@ -119,8 +120,8 @@ def with_codes(indices: Tensor, edits: Mapping[int, int], codes: int) -> Tensor:
     indices = indices.clone()
     for position, code in edits.items():
         if not 0 <= position < len(indices):
-            raise ValueError(f"token {position} is not one of 0..{len(indices) - 1}")
+            raise InputError(f"token {position} is not one of 0..{len(indices) - 1}")
         if not 0 <= code < codes:
-            raise ValueError(f"code {code} is not one of 0..{codes - 1}")
+            raise InputError(f"code {code} is not one of 0..{codes - 1}")
         indices[position] = code
     return indices

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gear_studio.errors import InputError
+
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, (n,) each
 
 
@@ -74,12 +76,12 @@ def speed_up_over_seeds(
     Raises ValueError for unequal numbers of seeds, fewer than 2, or a level outside (0, 1)."""
     count = len(baselines)
     if count != len(arms) or count < 2:
-        raise ValueError(
+        raise InputError(
             f"{count} seeds of the baseline and {len(arms)} of the arm; it takes the same number, at least 2 "
             "(of one pair, speed_up)"
         )
     if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level is {level} and resamples {resamples}; expected 0 < level < 1, 1 or more")
+        raise InputError(f"level is {level} and resamples {resamples}; expected 0 < level < 1, 1 or more")
     ratios = np.array([[speed_up(baseline, arm) for arm in arms] for baseline in baselines])
     rng = np.random.default_rng(seed)
     drawn = ratios[tuple(rng.integers(count, size=(2, resamples, count)))]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_studio.analysis.similarity import sample_rows
+from gear_studio.errors import InputError, UnknownNameError
 from gear_studio.models.generator import Generator
 from gear_studio.models.projector import Projector, patch_cosine
 from gear_studio.models.teachers import Teacher
@@ -47,7 +48,7 @@ class ByPlace(Mapping[str, Tensor]):
 
     def __getitem__(self, place: str) -> Tensor:
         if place not in self.maps:
-            raise KeyError(f"no features of {place!r} were taken; there are {', '.join(self.maps)}")
+            raise UnknownNameError(f"no features of {place!r} were taken; there are {', '.join(self.maps)}")
         return self.maps[place]
 
     def __iter__(self) -> Iterator[str]:
@@ -105,12 +106,12 @@ def extract(
     FileNotFoundError where a Run holds no such part."""
     where = [where] if isinstance(where, str) else list(where)
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise ValueError(
+        raise InputError(
             f"images have shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3, H, W), float "
             "in [-1, 1]: data.to_float makes them of uint8"
         )
     if not where or len(set(where)) < len(where):
-        raise ValueError(f"where is {where}; give one or more places, each once: {PLACES}")
+        raise InputError(f"where is {where}; give one or more places, each once: {PLACES}")
     places = {place: _parse_place(place) for place in where}
     parts = {part for part, _ in places.values()}
     modules = _Modules()
@@ -122,7 +123,7 @@ def extract(
         modules.generator = _find_module(model, Generator)
         side = modules.generator.config.grid * tokenizer.config.factor
         if images.shape[2:] != (side, side):
-            raise ValueError(
+            raise InputError(
                 f"images have shape {tuple(images.shape)}; this generator's are (B, 3, {side}, {side})"
             )
         if condition is not None:
@@ -131,7 +132,7 @@ def extract(
         if projector == "after":
             modules.projector = _find_module(model, Projector)
     elif projector != "before" or condition is not None:
-        raise ValueError(
+        raise InputError(
             f"condition and projector are the generator's, and none of {', '.join(where)} is of it; leave "
             "them out"
         )
@@ -174,7 +175,7 @@ def _parse_place(place: str) -> tuple[str, str | int]:
         return part, int(detail)
     if place == "teacher":
         return part, LAST
-    raise ValueError(f"unknown place {place!r}; choose of {PLACES}")
+    raise InputError(f"unknown place {place!r}; choose of {PLACES}")
 
 
 def _find_module(model: Model, kind: type[Module]) -> Module:
@@ -184,25 +185,25 @@ def _find_module(model: Model, kind: type[Module]) -> Module:
     fitting = [module for module in candidates if isinstance(module, kind)]
     if len(fitting) != 1:
         kinds = ", ".join(type(module).__name__ for module in candidates)
-        raise ValueError(
+        raise InputError(
             f"a {kind.__name__} is needed and {kinds or 'nothing'} was given; give a Run, or "
             "exactly one of each module that the places need (a Generator goes with its Tokenizer)"
         )
     if fitting[0].training and kind is not Teacher:
         name = kind.__name__.lower()
-        raise ValueError(f"the {name} is in train mode, where dropout acts; call its eval() first")
+        raise InputError(f"the {name} is in train mode, where dropout acts; call its eval() first")
     return fitting[0]
 
 
 def _check_projector(generator: Generator, places: dict, projector: str) -> None:
     if projector not in ("before", "after"):
-        raise ValueError(f"projector is {projector!r}; choose before or after")
+        raise InputError(f"projector is {projector!r}; choose before or after")
     tap, blocks = generator.config.tap, generator.config.blocks
     for place, (part, block) in places.items():
         if part == "generator" and not 1 <= block <= blocks:
-            raise ValueError(f"{place} was asked for; this generator has blocks 1 to {blocks}")
+            raise InputError(f"{place} was asked for; this generator has blocks 1 to {blocks}")
         if part == "generator" and projector == "after" and block != tap:
-            raise ValueError(
+            raise InputError(
                 f"{place} was asked for after the projector, which was trained on the tap alone; take "
                 f'generator.{tap}, or projector="before"'
             )
@@ -301,7 +302,7 @@ def pca_rgb(features: Tensor) -> Tensor:
 def similarity(features: Tensor, patch: int) -> Tensor:
     """Cosine of every patch of one picture with patch number `patch`: (N, d) -> (N,) in [-1, 1]."""
     if not 0 <= patch < len(features):
-        raise ValueError(f"patch {patch} is not one of 0..{len(features) - 1}")
+        raise InputError(f"patch {patch} is not one of 0..{len(features) - 1}")
     return F.cosine_similarity(features.float(), features[patch].float(), dim=-1)
 
 
@@ -316,7 +317,7 @@ def umap_layout(
 
     features = np.asarray(features.detach().float().cpu() if isinstance(features, Tensor) else features)
     if features.ndim != 2 or len(features) < 4:
-        raise ValueError(f"features have shape {features.shape}; a layout takes (n, d), at least 4 rows")
+        raise InputError(f"features have shape {features.shape}; a layout takes (n, d), at least 4 rows")
     neighbours = min(neighbours, len(features) - 1)
     layout = umap.UMAP(n_neighbors=neighbours, metric=metric, random_state=seed, n_jobs=1)
     threads = torch.get_num_threads()

@@ -37,6 +37,7 @@ from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
+from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
@@ -76,7 +77,7 @@ class Evaluation:
         encoder = run.text_encoder
         if encoder is None and (options.prompts or "clipscore" in options.metrics):
             problem = "is asked by class labels" if run.has("generator") else "has no generator"
-            raise ValueError(
+            raise InputError(
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
@@ -96,13 +97,14 @@ class Evaluation:
         self.real: list[Reference] = []
         # Samples alone can be measured where a reference is given and the Run's own pictures are elsewhere.
         kind = data.find_source(run.config["source"])
-        if not kind.on_disk or options.folder or not options.reference:
+        folder = options.folder or (None if options.reference else run.pictures_folder())
+        if not kind.on_disk or folder or not options.reference:
             held_out = run.config["recipe"].get("held_out_combinations", False)
             self.source = data.load(
                 run.config["source"],
                 "val",
                 size,
-                options.folder,
+                folder,
                 captions=encoder is not None,
                 combinations="seen" if held_out else "all",
             )
@@ -117,7 +119,7 @@ class Evaluation:
             elif self.source is not None:
                 self.captions = SourceCaptions(encoder, self.source, self.numbers[0])
             else:
-                raise ValueError(
+                raise InputError(
                     f"run {run.name} is asked by captions: those of its held-out pictures; name their "
                     "folder, or a file of others with --prompts"
                 )
@@ -170,7 +172,7 @@ class Evaluation:
             return summaries
         read = reference.read
         if read is None:
-            raise ValueError(
+            raise InputError(
                 f"reference {reference.name} has no pictures (arr_0), only statistics for "
                 f"{', '.join(reference.statistics)}; {', '.join(wanted)} cannot be measured against it"
             )
@@ -445,6 +447,7 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     Raises ValueError for a reference that lacks what a metric needs and for prompts or clipscore of a Run
     that takes no captions, FileNotFoundError for weights that are neither here nor to be downloaded."""
     options = options or EvaluationOptions()
+    options.check()
     evaluation = Evaluation(run, options)
     count = evaluation.real[0].count if evaluation.real else options.samples
     result: dict = {"samples": count}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gear_studio.analysis.features import extract
 from gear_studio.analysis.similarity import Estimate, cka, cknna
+from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator
 
 IMAGES, PATCHES = 512, 4096
@@ -60,7 +61,7 @@ def change_over_seeds(ours: Sequence[float], controls: Sequence[float], level: f
 
     Raises ValueError for unequal numbers of seeds, or fewer than 2."""
     if len(ours) != len(controls) or len(ours) < 2:
-        raise ValueError(
+        raise InputError(
             f"{len(ours)} seeds and {len(controls)} of the control; it takes the same number, at least 2"
         )
     gains = np.subtract(ours, controls)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
+from gear_studio.errors import InputError
+from gear_studio.ranges import Count, Number, Several, check
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ else:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to measure of a Run, and against what. Raises ValueError for an unknown metric."""
+    """What to measure of a Run, and against what."""
 
-    samples: int = 5000
+    samples: Several = 5000
     """Images behind every figure, the same for every run that is compared."""
-    seeds: int = 3
+    seeds: Count = 3
     """Sampling seeds, for the spread."""
-    cfg_scale: float = 1.5
+    cfg_scale: Number = 1.5
     """Guidance scale of the guided figures."""
     metrics: Annotated[
         tuple[MetricName, ...],
@@ -81,7 +83,8 @@ class EvaluationOptions:
     """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
     evaluator publishes them. Default: the run's own held-out images."""
     folder: Path | None = None
-    """Where the pictures of a run on source `folder` or `shards` lie."""
+    """Where the pictures of a run on source `folder` or `shards` lie. Default: where they lay in training;
+    with a --reference none."""
     teacher: str | None = None
     """Whose features fd is taken in. Default: the run's own teacher."""
     clip: str | None = None
@@ -98,9 +101,11 @@ class EvaluationOptions:
     added to the name."""
     cache: Path | None = None
     """Folder of reference statistics. Default: gear-studio/references in the user's cache folder."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images at a time on a device. Default: 250 up to 64 px, else 32."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise ValueError for values out of range, and for an unknown metric."""
+        check(self)
         if unknown := sorted(set(self.metrics) - set(METRICS)):
-            raise ValueError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")
+            raise InputError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gear_studio import data
 from gear_studio.analysis.metrics import METRICS, EvaluationOptions
 from gear_studio.analysis.statistics import Moments, Points, Predictions
+from gear_studio.errors import InputError
 from gear_studio.models import dinov2, inception
 from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.teachers import Teacher
@@ -59,7 +60,7 @@ class FeatureNetworks:
         """What tells the network of a metric from others, weights included."""
         name = METRICS[metric].network
         if name is None:
-            raise ValueError(f"metric {metric} is not taken in the features of a network")
+            raise InputError(f"metric {metric} is not taken in the features of a network")
         if name not in self._fingerprints:
             network = self.networks[name]
             config = repr(getattr(network, "config", type(network).__name__))

@@ -20,6 +20,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from gear_studio import data
 from gear_studio.data.shapes import Shapes
+from gear_studio.errors import InputError
 
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 Probe = Callable[..., float]
@@ -44,7 +45,7 @@ def knn_probe(train_x, train_y, test_x, test_y, k: int = 20) -> float:
     Shapes as in `linear_probe`. Raises ValueError when there are fewer than k training rows."""
     train_x, train_y, test_x, test_y = map(np.asarray, (train_x, train_y, test_x, test_y))
     if not 1 <= k <= len(train_x):
-        raise ValueError(f"k is {k}; there are {len(train_x)} training rows, give a k of 1 to as many")
+        raise InputError(f"k is {k}; there are {len(train_x)} training rows, give a k of 1 to as many")
     # Of rows of length 1 the nearest by distance are the nearest by cosine, and a tree can look for them.
     probe = make_pipeline(Normalizer(), KNeighborsClassifier(k))
     return float(probe.fit(train_x, train_y).score(test_x, test_y))
@@ -142,7 +143,7 @@ def _read_batches(
             x = features(data.to_float(truth["image"])).float().cpu().numpy()
         expected = truth["patch_foreground"].flatten(1).shape
         if x.ndim != 3 or x.shape[:2] != expected:
-            raise ValueError(
+            raise InputError(
                 f"features of {expected[0]} images have shape {x.shape}; expected ({expected[0]}, "
                 f"{expected[1]}, d), one row a cell of the world's grid"
             )

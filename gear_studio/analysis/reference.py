@@ -22,6 +22,7 @@ from torch import Tensor
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
 from gear_studio.data.source import Fingerprinted, Source
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line
 from gear_studio.models.inception import DIMS
 
@@ -79,14 +80,14 @@ def open_reference(path: str | Path, image_size: int) -> Reference:
     if path.is_dir():
         return _open_folder(path, image_size)
     if not path.is_file():
-        raise FileNotFoundError(f"reference {path} is neither a folder of pictures nor an .npz file")
+        raise MissingError(f"reference {path} is neither a folder of pictures nor an .npz file")
     return _open_npz(path, image_size)
 
 
 def _open_folder(folder: Path, image_size: int) -> Reference:
     files = [file for file in _walk(folder) if is_picture(file.name)]
     if not files:
-        raise ValueError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
+        raise InputError(f"reference {folder} has no pictures ({', '.join(SUFFIXES)})")
 
     def read(part: range) -> Tensor:
         return torch.stack([crop_and_resize(open_rgb(files[i], image_size), image_size) for i in part])
@@ -106,7 +107,7 @@ def _open_npz(path: Path, image_size: int) -> Reference:
             arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         problem = one_line(error)
-        raise ValueError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
+        raise InputError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
     statistics = {}
     for metric, (mean, covariance) in KEYS.items():
         if metric not in DIMS or not {mean, covariance} <= arrays.keys():
@@ -114,21 +115,21 @@ def _open_npz(path: Path, image_size: int) -> Reference:
         known = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
         dim = DIMS[metric]
         if known.mean.shape != (dim,) or known.covariance.shape != (dim, dim):
-            raise ValueError(
+            raise InputError(
                 f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
                 f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
             )
         if not _finite(known):
-            raise ValueError(f"reference {path}: {mean} or {covariance} holds NaN or infinite numbers")
+            raise InputError(f"reference {path}: {mean} or {covariance} holds NaN or infinite numbers")
         statistics[metric] = known
     pictures = arrays.get("arr_0")
     name, digest = str(path), hashlib.sha256(_digest_files([path]) + str(image_size).encode()).hexdigest()
     if pictures is None:
         if not statistics:
-            raise ValueError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
+            raise InputError(f"reference {path} holds {', '.join(keys) or 'nothing'}; {expected}")
         return Reference(name, 0, digest, None, statistics)
     if pictures.dtype != np.uint8 or pictures.shape[3:] != (3,):
-        raise ValueError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
+        raise InputError(f"reference {path}: arr_0 is {pictures.dtype} {pictures.shape}; {expected}")
 
     height, width = pictures.shape[1:3]
     fits = height == width == image_size

@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.errors import InputError
+
 AT_ONCE = 2**24  # cosines worked on at a time: 64 MiB of float32
 TIED_ROWS = 0.05  # share of rows whose k-th neighbour may be a matter of chance
 
@@ -78,7 +80,7 @@ class Neighbours:
         They are read off this list where it goes far enough, else searched again."""
         kept = chosen.nonzero().flatten()
         if len(kept) <= k:
-            raise ValueError(f"k is {k} and a half has {len(kept)} rows; give more rows, or a smaller k")
+            raise InputError(f"k is {k} and a half has {len(kept)} rows; give more rows, or a smaller k")
         inside = chosen[self.indices[kept]]
         enough = inside.sum(1) >= k
         first = inside & (inside.cumsum(1) <= k) & enough[:, None]
@@ -119,7 +121,7 @@ def cka(x: Rows, y: Rows, debiased: bool = True) -> float:
     not vary."""
     x, y = _to_matrices(x, y)
     if len(x) < (4 if debiased else 2):
-        raise ValueError(
+        raise InputError(
             f"CKA of {len(x)} rows was asked for; it takes at least 4 (2 with debiased=False), and some "
             "hundred to mean much"
         )
@@ -148,7 +150,7 @@ def cknna(x: Rows | Neighbours, y: Rows | Neighbours, k: int = 10) -> float:
     x, y = _take_neighbours(x, y, k)
     n = len(x)
     if n < 4:
-        raise ValueError(
+        raise InputError(
             f"CKNNA of {n} rows was asked for; it takes at least 4, and some hundred to mean much"
         )
     (in_x, cos_x), (in_y, cos_y) = _edges(x, k), _edges(y, k)
@@ -157,7 +159,7 @@ def cknna(x: Rows | Neighbours, y: Rows | Neighbours, k: int = 10) -> float:
     alone = [_hsic_sparse(n, keys, cos, cos) for keys, cos in ((in_x, cos_x), (in_y, cos_y))]
     for name, value in zip("xy", alone, strict=True):
         if not value > 0:
-            raise ValueError(
+            raise InputError(
                 f"HSIC of {name} with itself is {value:.3g} at k = {k} of {n} rows: hardly any two rows "
                 "chose each other, or the rows do not vary; give more rows, or another k"
             )
@@ -189,7 +191,7 @@ def null_baseline(measure: Measure, x: Rows, y: Rows, permutations: int = 100, s
     measure: `cka`, `cknna`, `mutual_knn`, a functools.partial of one (k=5, debiased=False), or any function
     of two row matrices. Neighbours are searched once, not once a permutation."""
     if permutations < 1:
-        raise ValueError(f"permutations is {permutations}; it takes at least 1")
+        raise InputError(f"permutations is {permutations}; it takes at least 1")
     a, b = _search_if_needed(measure, *_to_matrices(x, y), margin=1)
     return _measure_shuffled(measure, a, b, permutations, seed)
 
@@ -235,18 +237,18 @@ def interval(
 
     a, b = _to_matrices(x, y)
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}; give a share between 0 and 1, such as 0.95")
+        raise InputError(f"level is {level}; give a share between 0 and 1, such as 0.95")
     if halves < 2:
-        raise ValueError(f"halves is {halves}; a spread takes at least 2, and 50 to be steady")
+        raise InputError(f"halves is {halves}; a spread takes at least 2, and 50 to be steady")
     group = torch.arange(len(a)) if groups is None else torch.as_tensor(groups).cpu()
     if group.shape != (len(a),):
-        raise ValueError(
+        raise InputError(
             f"groups have shape {tuple(group.shape)}; expected ({len(a)},), the image of each row"
         )
     names, group = group.unique(return_inverse=True)
     count, half = len(names), len(names) // 2
     if count < 8:
-        raise ValueError(
+        raise InputError(
             f"the rows come from {count} images; a confidence interval takes at least 8, and some 20 to be "
             "more than rough"
         )
@@ -281,13 +283,13 @@ def sample_rows(
     parts = [torch.as_tensor(part) for part in features]
     if not parts or any(part.ndim != 3 for part in parts):
         shapes = ", ".join(str(tuple(part.shape)) for part in parts) or "none"
-        raise ValueError(f"features have shapes {shapes}; expected one or more of (B, N, d)")
+        raise InputError(f"features have shapes {shapes}; expected one or more of (B, N, d)")
     if level not in ("image", "patch"):
-        raise ValueError(f"level is {level!r}; choose image (averaged over patches) or patch")
+        raise InputError(f"level is {level!r}; choose image (averaged over patches) or patch")
     sizes = {part.shape[:1] if level == "image" else part.shape[:2] for part in parts}
     if len(sizes) > 1:
         what = "images" if level == "image" else "images and patches"
-        raise ValueError(
+        raise InputError(
             f"features differ in their numbers of {what}: {', '.join(str(tuple(size)) for size in sizes)}; "
             "take them of the same images, on the same grid"
         )
@@ -299,7 +301,7 @@ def sample_rows(
     if count is None:
         return rows, groups
     if not 1 <= count <= len(groups):
-        raise ValueError(f"{count} rows were asked for; there are {len(groups)} at {level} level")
+        raise InputError(f"{count} rows were asked for; there are {len(groups)} at {level} level")
     source = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(groups), generator=source)[:count].sort().values
     return [part[drawn.to(part.device)] for part in rows], groups[drawn]
@@ -314,13 +316,13 @@ def _to_matrix(x: Rows, name: str) -> Tensor:
     """Rows as a tensor. Raises ValueError unless they are (N, d) and finite."""
     x = torch.as_tensor(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x).detach()
     if x.ndim != 2 or not x.numel():
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {tuple(x.shape)}; expected (N, d), one row an image or a patch: `sample_rows` "
             "makes them of (B, N, d)"
         )
     bad = (~torch.isfinite(x)).any(1).nonzero().flatten()
     if len(bad):
-        raise ValueError(
+        raise InputError(
             f"{name} holds values that are not finite in {len(bad)} of its {len(x)} rows, the first of them "
             f"row {int(bad[0])}; leave those rows out of x and y, or find out where they come from"
         )
@@ -336,9 +338,9 @@ def _to_matrices(x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
 
 def _check_same_rows(x: Tensor | Neighbours, y: Tensor | Neighbours) -> None:
     if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} rows and y {len(y)}; row i of both must be the same image or patch")
+        raise InputError(f"x has {len(x)} rows and y {len(y)}; row i of both must be the same image or patch")
     if _device(x) != _device(y):
-        raise ValueError(f"x is on {_device(x)} and y on {_device(y)}; move one to the other's device")
+        raise InputError(f"x is on {_device(x)} and y on {_device(y)}; move one to the other's device")
 
 
 def _device(x: Tensor | Neighbours) -> torch.device:
@@ -350,7 +352,7 @@ def _device(x: Tensor | Neighbours) -> torch.device:
 
 def _centre(x: Tensor, name: str) -> Tensor:
     if (x == x[0]).all():
-        raise ValueError(
+        raise InputError(
             f"all {len(x)} rows of {name} are equal, so nothing can vary with them; give other images, or "
             "look at what makes these features"
         )
@@ -404,7 +406,7 @@ def _hsic_unbiased(x: Tensor, y: Tensor) -> float:
 def _check_positive(value: float, x: Tensor, name: str) -> float:
     """HSIC of x with itself; ValueError where nothing but rounding is left of it."""
     if not value > 10 * torch.finfo(x.dtype).eps * _squared_lengths(x).square().sum().item():
-        raise ValueError(
+        raise InputError(
             f"the rows of {name} hardly vary (HSIC with itself is {value:.3g}), so that CKA is 0 / 0; give "
             "more rows, or float64"
         )
@@ -430,13 +432,13 @@ def _search_all(x: Tensor, k: int, count: int, name: str) -> Neighbours:
     """At least k neighbours of every row, `count` where there are as many."""
     n = len(x)
     if not 1 <= k < n:
-        raise ValueError(
+        raise InputError(
             f"k is {k} and {name} has {n} rows, each with {n - 1} others; give a k of 1 to {n - 1}, or "
             "more rows"
         )
     zero = (x == 0).all(1).nonzero().flatten()
     if len(zero):
-        raise ValueError(
+        raise InputError(
             f"{len(zero)} rows of {name} are all zero, the first of them row {int(zero[0])}: they have no "
             "direction and no neighbours; leave those rows out of x and y"
         )
@@ -459,12 +461,12 @@ def _take_neighbours(x: Rows | Neighbours, y: Rows | Neighbours, k: int) -> tupl
     for name, near in zip("xy", both, strict=True):
         searched = near.indices.shape[1]
         if searched < k:
-            raise ValueError(f"k is {k}, but {searched} neighbours of {name} were searched; search for more")
+            raise InputError(f"k is {k}, but {searched} neighbours of {name} were searched; search for more")
         if searched > k:
             tolerance = 4 * torch.finfo(near.cosines.dtype).eps
             tied = (near.cosines[:, k - 1] - near.cosines[:, k] <= tolerance).double().mean().item()
             if tied > TIED_ROWS:
-                raise ValueError(
+                raise InputError(
                     f"for {100 * tied:.0f} % of the rows of {name} the {k} nearest cannot be told from the "
                     f"next (ties; at most {100 * TIED_ROWS:.0f} % are let pass): rows that are equal, as "
                     "after quantization, have no nearest; take features before quantization, give float64, "

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.errors import InputError
+
 AT_ONCE = 2**22  # numbers worked on at a time: 32 MiB of float64
 CONSTANT = 1e-6  # a channel whose range is below this share of its largest value is constant
 NEIGHBOURS = ("rook", "queen")
@@ -30,7 +32,7 @@ def morans_i(features: Tensor, grid: int | tuple[int, int], neighbours: str = "r
     random order; negative: neighbours differ. neighbours: "rook", the 4 that share an edge; "queen", the 8
     that share an edge or a corner."""
     if neighbours not in NEIGHBOURS:
-        raise ValueError(f"neighbours is {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
+        raise InputError(f"neighbours is {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
     steps = [(0, 1), (1, 0)] + ([(1, 1), (1, -1)] if neighbours == "queen" else [])
     return torch.cat([_morans_i(z, steps) for z in _to_centred_maps(features, grid)])
 
@@ -93,13 +95,13 @@ def local_similarity(
     height, width = _sides_of(grid)
     far = max(height, width) / 2 if far is None else far
     if not 0 < radius < far:
-        raise ValueError(f"radius is {radius} and far {far}; it takes 0 < radius < far")
+        raise InputError(f"radius is {radius} and far {far}; it takes 0 < radius < far")
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
     distance = torch.cdist(places, places)
     masks = ((distance > 0) & (distance <= radius + 1e-9)), distance >= far - 1e-9
     for mask, what in zip(masks, (f"at most {radius}", f"at least {far}"), strict=True):
         if not mask.any():
-            raise ValueError(f"no two patches of {height} x {width} are {what} apart")
+            raise InputError(f"no two patches of {height} x {width} are {what} apart")
     means = []
     for z in _to_maps(features, grid):
         for picture in F.normalize(z.flatten(1, 2), dim=-1):  # (N, N) of one picture at a time
@@ -119,17 +121,17 @@ def _to_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
     features = torch.as_tensor(features).detach()
     sides = _sides_of(grid)
     if features.ndim != 3 or not features.numel():
-        raise ValueError(
+        raise InputError(
             f"features have shape {tuple(features.shape)}; expected (B, N, d), N patches a picture"
         )
     if min(sides) < 2 or sides[0] * sides[1] != features.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"a grid of {sides[0]} x {sides[1]} was asked for and there are {features.shape[1]} patches; "
             "give the side of the token grid, or (rows, columns), each at least 2"
         )
     bad = (~torch.isfinite(features)).flatten(1).any(1).nonzero().flatten()
     if len(bad):
-        raise ValueError(
+        raise InputError(
             f"{len(bad)} of {len(features)} pictures have features that are not finite, the first of them "
             f"number {int(bad[0])}; leave those out, or find out where they come from"
         )

@@ -16,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from gear_studio.errors import InputError
+
 SPLITS = 10  # parts that an Inception Score is averaged over
 
 
@@ -38,7 +40,7 @@ def split_among_processes(count: int, size: int, accelerator: Accelerator) -> It
 def check_finite(sums: Tensor) -> None:
     """Raise ValueError where something added up over pictures is NaN or infinite."""
     if not sums.isfinite().all():
-        raise ValueError(
+        raise InputError(
             "features of some pictures are NaN or infinite, so that nothing can be measured in them; the "
             "weights of their network, or of the model that drew the pictures, may be damaged"
         )
@@ -64,7 +66,7 @@ class Moments:
         sums = self.sums.cpu().numpy()
         count = sums[-1, -1]
         if count < 2:
-            raise ValueError(f"statistics of {count:.0f} pictures were asked for; it takes at least 2")
+            raise InputError(f"statistics of {count:.0f} pictures were asked for; it takes at least 2")
         mean = sums[-1, :-1] / count
         return Statistics(mean, (sums[:-1, :-1] - count * np.outer(mean, mean)) / (count - 1))
 
@@ -106,7 +108,7 @@ class Predictions:
         logits that are not finite."""
         check_finite(self.sums)
         if self.count < SPLITS:
-            raise ValueError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
+            raise InputError(f"an Inception Score of {self.count} pictures was asked for; it takes {SPLITS}")
         total = self.sums[:, -1]
         mean = self.sums[:, :-2] / total[:, None]
         divergence = self.sums[:, -2] / total + torch.special.entr(mean).sum(-1)
@@ -145,7 +147,7 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> di
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
     if min(len(generated), len(real)) <= neighbours:
-        raise ValueError(
+        raise InputError(
             f"precision and recall of {len(generated)} generated and {len(real)} real pictures were asked "
             f"for; it takes more than {neighbours} of each"
         )

@@ -11,6 +11,7 @@ from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
 from gear_studio.data.source import PATIENCE, ListedSource, Source, batch_size_for, choose_pictures
 from gear_studio.data.stream import stream
+from gear_studio.errors import InputError
 
 __all__ = [
     "PATIENCE",
@@ -39,7 +40,7 @@ def find_source(name: str) -> type[ListedSource]:
     """The class of the source called `name`, which says what is special about it. Raises ValueError for an
     unknown name."""
     if name not in SOURCES:
-        raise ValueError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")
+        raise InputError(f"unknown data source {name!r}; choose one of {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
@@ -66,15 +67,15 @@ def load(
         options["combinations"] = combinations
     elif combinations != "all":
         able = " or ".join(repr(other) for other, its_kind in SOURCES.items() if its_kind.has_combinations)
-        raise ValueError(f"combinations {combinations!r} are of the source {able}; {name} has all it has")
+        raise InputError(f"combinations {combinations!r} are of the source {able}; {name} has all it has")
     if kind.has_captions:
         options["captions"] = captions
     elif captions:
         *most, last = (other for other, its_kind in SOURCES.items() if its_kind.has_captions)
-        raise ValueError(f"the data source {name!r} has no captions; choose {', '.join(most)} or {last}")
+        raise InputError(f"the data source {name!r} has no captions; choose {', '.join(most)} or {last}")
     if kind.on_disk:
         if folder is None:
-            raise ValueError(f"the data source {name!r} needs the path of {kind.place}")
+            raise InputError(f"the data source {name!r} needs the path of {kind.place}")
         options["folder"] = folder
     if kind.has_seeds:
         options["seed"] = seed

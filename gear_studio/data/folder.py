@@ -9,6 +9,7 @@ import numpy as np
 from gear_studio.data.images import is_picture
 from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import check_split, digest_arrays, numbers_of_split
+from gear_studio.errors import InputError
 
 _HELD_OUT = ("val", "validation", "test")  # folders beside `train`: the first that is there is the split val
 
@@ -87,13 +88,13 @@ def _find_files(folder: Path, split: str, captions: bool) -> tuple[list[str], li
     if captions:
         expected = f"expected pictures with captions beside them: {folder}/picture.jpg and picture.txt"
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; {expected}")
+        raise InputError(f"{folder} is not a folder; {expected}")
     subfolders = {e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")}
     held_out = next((name for name in _HELD_OUT if name in subfolders), None)
     if "train" in subfolders:
         _check_beside_train(folder, subfolders - {"train", *_HELD_OUT})
     elif held_out and not captions:
-        raise ValueError(
+        raise InputError(
             f"{folder} has {held_out} and no train beside it; name {folder / held_out} itself to train on "
             f"that, or rename {held_out} where it is a class"
         )
@@ -104,7 +105,7 @@ def _find_files(folder: Path, split: str, captions: bool) -> tuple[list[str], li
         if split == "val":
             root, files = held_out, _list_pictures(folder, held_out, captions)
             if unknown := sorted({file_class for _, file_class in files if file_class} - set(classes)):
-                raise ValueError(
+                raise InputError(
                     f"{folder / held_out} has classes that {folder}/train has not: {', '.join(unknown)}"
                 )
     else:
@@ -114,14 +115,14 @@ def _find_files(folder: Path, split: str, captions: bool) -> tuple[list[str], li
             warn_of_single(folder, of_class)
         numbers = numbers_of_split(names, of_class, split)
         if files and not len(numbers):
-            raise ValueError(
+            raise InputError(
                 f"{folder / root} has a single picture of each class; it takes two of a class to hold one "
                 f"out for {split}"
             )
         files = [files[i] for i in numbers]
     if not files:
         kind = "with captions" if captions else "in class folders"
-        raise ValueError(f"{folder / root} has no pictures {kind} to use for {split}; {expected}")
+        raise InputError(f"{folder / root} has no pictures {kind} to use for {split}; {expected}")
     return classes, files
 
 
@@ -129,7 +130,7 @@ def _check_beside_train(folder: Path, names: set[str]) -> None:
     """Raise ValueError where a folder beside train that belongs to no split has pictures. names: of these."""
     for name in sorted(names):
         if any(pictures for _, _, pictures in _walk(folder / name)):
-            raise ValueError(
+            raise InputError(
                 f"{folder} has {name} beside train, with pictures that belong to no split (train, "
                 f"{', '.join(_HELD_OUT)}); move {name} elsewhere, or rename train where it is a class"
             )

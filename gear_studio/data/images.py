@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
 
+from gear_studio.errors import InputError
+
 # The picture files that are read, by Pillow's name for the format. Only plain bitmap formats: Pillow would
 # hand some others (EPS) to outside programs.
 FORMATS = {
@@ -33,7 +35,7 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(InputError):
     """The file is not a picture, or a broken one; the message names it and says why."""
 
 
@@ -87,11 +89,11 @@ def _scale_grays(picture: Image.Image, kind: str | None) -> np.ndarray:
     if picture.mode == "F":
         top = 1 if grays.max() <= 1 else 255
     elif picture.mode == "I" and kind not in ("PNG", "PPM"):  # these two are of 16 bits, read into 32
-        raise ValueError("its grays are 32-bit integers of unknown range; save it with 8 or 16 bits")
+        raise InputError("its grays are 32-bit integers of unknown range; save it with 8 or 16 bits")
     else:
         top = 65535
     if not (grays.min() >= 0 and grays.max() <= top):  # nor where one is NaN
-        raise ValueError(
+        raise InputError(
             f"its grays lie in {grays.min()} to {grays.max()}, an unknown range; save it with 8 or 16 bits"
         )
     return grays / top
@@ -124,7 +126,7 @@ def resize_short_side(picture: Image.Image, short_side: int, multiple: int) -> t
     # Half a pixel too many is none: a square picture stays whole.
     width, height = (int(length * scale + 0.5) // multiple * multiple for length in picture.size)
     if width * height > LARGEST:
-        raise ValueError(
+        raise InputError(
             f"a picture of {picture.width} x {picture.height} px would become one of {width} x {height} px; "
             "crop it first"
         )

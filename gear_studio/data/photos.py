@@ -14,6 +14,7 @@ from PIL import Image
 
 from gear_studio.data.images import crop_and_resize, open_rgb
 from gear_studio.data.source import Batch, ListedSource, digest_arrays
+from gear_studio.errors import InputError, MissingError
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Photo:
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (path := Path(folder) / self.file).is_file():
                 return path
-        raise FileNotFoundError(
+        raise MissingError(
             f"photo {self.name!r} comes with the package {self.package} ({self.file}), which is not there; "
             "install what pyproject.toml lists"
         )
@@ -79,7 +80,7 @@ class Photos(ListedSource):
 
     def __init__(self, split: str = "val", image_size: int = 256, captions: bool = False) -> None:
         if split != "val":
-            raise ValueError(
+            raise InputError(
                 f"source 'photos' has no split {split!r}: its {len(PHOTOS)} photographs are to look at and "
                 "too few to train on; train on a folder of your own (source 'folder')"
             )

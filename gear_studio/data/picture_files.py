@@ -20,9 +20,10 @@ from PIL import Image
 
 from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.source import Batch, ListedSource
+from gear_studio.errors import InputError
 
 
-class UnreadableCaption(ValueError):
+class UnreadableCaption(InputError):
     """The caption is empty or not UTF-8; the message names its picture."""
 
 
@@ -101,7 +102,7 @@ class PictureFiles(ListedSource, ABC):
             except (UnreadableImage, UnreadableCaption, OSError) as error:
                 self.skipped.add(name)
                 warnings.warn(f"skipped {error}", stacklevel=2)
-        raise ValueError(f"{self.folder}: none of the {len(self)} pictures can be read")
+        raise InputError(f"{self.folder}: none of the {len(self)} pictures can be read")
 
 
 def decode_caption(stored: bytes, name: str) -> str:

@@ -20,6 +20,7 @@ from gear_studio.data import shapes
 from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_output import write_grid, write_png
 from gear_studio.data.source import Batch, Captioned, Source
+from gear_studio.errors import InputError, MissingError
 from gear_studio.models.text_encoders import TextEncoder, split_words
 
 
@@ -62,7 +63,7 @@ class SourceCaptions:
 
     def __init__(self, encoder: TextEncoder, source: Source, pictures: Sequence[int] | None = None):
         if not isinstance(source, Captioned):
-            raise ValueError(f"the data source {source.name!r} has no captions")
+            raise InputError(f"the data source {source.name!r} has no captions")
         self.encoder, self.source = encoder, source
         self.pictures = range(len(source)) if pictures is None else pictures
 
@@ -142,14 +143,14 @@ def read_prompts(path: Path) -> list[Prompt]:
             for i, ((_, line), metadata) in enumerate(zip(lines, objects, strict=True))
         ]
     else:
-        raise FileNotFoundError(
+        raise MissingError(
             f"no prompts at {path}; expected a .jsonl of GenEval, a folder of .txt files as DPG-Bench has, "
             "or a text file with a prompt a line"
         )
     if not prompts:
-        raise ValueError(f"{path} holds no prompts; expected .txt files in a folder, or a prompt a line")
+        raise InputError(f"{path} holds no prompts; expected .txt files in a folder, or a prompt a line")
     if empty := [prompt.name for prompt in prompts if not prompt.text]:
-        raise ValueError(f"{path}: prompt {empty[0]} is empty")
+        raise InputError(f"{path}: prompt {empty[0]} is empty")
     return prompts
 
 
@@ -157,7 +158,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it again as UTF-8") from error
+        raise InputError(f"{path} is not UTF-8 text ({error}); save it again as UTF-8") from error
 
 
 def _parse_object(path: Path, number: int, line: str) -> dict:
@@ -168,7 +169,7 @@ def _parse_object(path: Path, number: int, line: str) -> dict:
             return metadata
     except (json.JSONDecodeError, KeyError, TypeError):
         pass
-    raise ValueError(f'{path}, line {number}: expected a JSON object with a "prompt", got {line[:60]!r}')
+    raise InputError(f'{path}, line {number}: expected a JSON object with a "prompt", got {line[:60]!r}')
 
 
 def write_samples(prompt: Prompt, pictures: Tensor, out: Path) -> None:

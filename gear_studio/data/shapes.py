@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from gear_studio.data.source import Batch, ListedSource
+from gear_studio.errors import InputError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 TEXTURES = ("solid", "striped", "checkered", "dotted")
@@ -186,11 +187,11 @@ class Shapes(ListedSource):
         combinations: str = "all",
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"shapes has no split {split!r}; choose one of {', '.join(SPLITS)}")
+            raise InputError(f"shapes has no split {split!r}; choose one of {', '.join(SPLITS)}")
         if image_size < GRID or image_size % GRID:
-            raise ValueError(f"shapes needs an image_size that is a multiple of {GRID}, got {image_size}")
+            raise InputError(f"shapes needs an image_size that is a multiple of {GRID}, got {image_size}")
         if combinations not in COMBINATIONS:
-            raise ValueError(
+            raise InputError(
                 f"shapes has no combinations {combinations!r}; choose one of {', '.join(COMBINATIONS)}"
             )
         self.classes = list(CLASSES)

@@ -33,6 +33,7 @@ from braceexpand import braceexpand
 from gear_studio.data.images import SUFFIXES
 from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
+from gear_studio.errors import InputError
 from gear_studio.files import atomic
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
@@ -86,14 +87,14 @@ class Shards(PictureFiles):
             if len(captioned) < len(members):
                 warn_passed_over(self.folder, len(members) - len(captioned), len(members))
             if not len(captioned):
-                raise ValueError(f"{self.folder}: no sample for {split} has a caption; expected KEY.txt")
+                raise InputError(f"{self.folder}: no sample for {split} has a caption; expected KEY.txt")
             members = captioned
         else:
             self.classes = self._class_names()
             if split == "train":
                 self._warn_of_unseen(members)
         if not len(members):
-            raise ValueError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
+            raise InputError(f"{self.folder} has too few samples ({sum(counts)}) to use some for {split}")
         for column in ("_shard", "_offset", "_size", "_labels", "_keys", "_text", "_text_size"):
             setattr(self, column, getattr(self, column)[members])
         self._fetched: OrderedDict[int, None] = OrderedDict()
@@ -162,7 +163,7 @@ class Shards(PictureFiles):
             if (names := folder / "classnames.txt").is_file():
                 classes = names.read_text().splitlines()
                 if count > len(classes):
-                    raise ValueError(
+                    raise InputError(
                         f"{names} names {len(classes)} classes, but there are labels up to {count - 1}"
                     )
                 return classes
@@ -204,11 +205,11 @@ def find_shards(folder: Path) -> list[Path]:
         else:
             shards.append(path)
     if missing := [shard for shard in shards if not shard.is_file()]:
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} of {len(shards)} shards are missing, the first is {missing[0]}; {expected}"
         )
     if not shards:
-        raise ValueError(f"no shards in {folder}; {expected}")
+        raise InputError(f"no shards in {folder}; {expected}")
     return [shard.absolute() for shard in shards]
 
 
@@ -250,7 +251,7 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
                 if not member.isfile() or not key:
                     continue
                 if (key, kind) in seen and (f".{kind}" in SUFFIXES or kind in ("txt", "cls", "json")):
-                    raise ValueError(
+                    raise InputError(
                         f"{shard} holds {member.name} twice: key {key} is of two samples, or of one that was "
                         "added again; make it again with a key for each sample"
                     )
@@ -267,11 +268,11 @@ def index_shard(shard: Path) -> dict[str, np.ndarray]:
             file.seek(tar.offset)  # where a tar ends: with two empty blocks, and more to pad it
             rest = file.read(2 * tarfile.RECORDSIZE)
     except tarfile.TarError as error:
-        raise ValueError(
+        raise InputError(
             f"{shard} is damaged or no uncompressed tar ({error}); make or copy it again"
         ) from error
     if not pictures:
-        raise ValueError(f"{shard} is empty: it holds no pictures ({', '.join(SUFFIXES)})")
+        raise InputError(f"{shard} is empty: it holds no pictures ({', '.join(SUFFIXES)})")
     table = {
         "offset": np.array([offset for offset, _ in pictures.values()], np.int64),
         "size": np.array([size for _, size in pictures.values()], np.int64),
@@ -303,7 +304,7 @@ def _check_labels(shard: Path, table: dict[str, np.ndarray]) -> None:
     """Raise ValueError, naming the first, where samples have no label."""
     if len(unlabelled := table["key"][table["label"] == _NONE]):
         first = os.fsdecode(unlabelled[0])
-        raise ValueError(
+        raise InputError(
             f"{shard}: {len(unlabelled)} of {len(table['key'])} samples have no label, the first is {first}; "
             f'expected {first}.cls with its class number, or .json with a "label"'
         )
@@ -318,7 +319,7 @@ def _parse_label(content: bytes, kind: str, where: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ValueError(f"{where} says {value!r}; expected a class number, counted from 0")
+        raise InputError(f"{where} says {value!r}; expected a class number, counted from 0")
     return value
 
 

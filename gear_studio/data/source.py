@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from gear_studio.errors import InputError
+
 # How long processes wait for one that does something for all, such as looking at a million files; NCCL's own
 # ten minutes are too few.
 PATIENCE = timedelta(hours=2)
@@ -124,7 +126,7 @@ def batch_size_for(image_size: int) -> int:
 def check_split(source: str, split: str) -> None:
     """Raise ValueError for a split that is neither train nor val. source: its name, for the message."""
     if split not in SPLITS:
-        raise ValueError(f"{source} has no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise InputError(f"{source} has no split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 def numbers_of_split(names: Sequence[str], classes: Sequence[Any] | np.ndarray, split: str) -> np.ndarray:

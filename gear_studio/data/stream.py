@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from gear_studio.data.source import ENDLESS, Batch, Ordered, Skipping, Source
+from gear_studio.errors import InputError
 
 
 def stream(
@@ -37,7 +38,7 @@ def stream(
     Raises ValueError when batch_size does not divide among the processes.
     """
     if batch_size < 1 or batch_size % processes:
-        raise ValueError(
+        raise InputError(
             f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it"
         )
     share = batch_size // processes

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from gear_studio.data.images import to_float
 from gear_studio.data.source import Batch, Fingerprinted, Ordered, Source
 from gear_studio.data.stream import Reader, note_skipped, skipped_by
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, read_json, write_json
 from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ class EncodedSource:
         rngs: choose the view of each picture. Raises ValueError without: only training views are encoded.
         """
         if rngs is None:
-            raise ValueError(f"only training views of {self.name} are encoded; give rngs to choose them")
+            raise InputError(f"only training views of {self.name} are encoded; give rngs to choose them")
         views = [int(rng.integers(self._views)) for rng in rngs]
         batch = {
             "tokens": torch.from_numpy(self._tokens()[list(indices), views].astype(np.int64)),
@@ -89,7 +90,7 @@ def check_source(source: Source) -> Fingerprinted:
     """The source, where it has an end. Raises ValueError for one without, of which nothing can be encoded
     ahead."""
     if not isinstance(source, Fingerprinted):
-        raise ValueError(
+        raise InputError(
             f"{source.name} has no end of new pictures, so none can be encoded ahead; set token_views=0"
         )
     return source

@@ -10,12 +10,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from gear_studio.data.images import FORMATS, UnreadableImage, crop_and_resize, open_rgb
+from gear_studio.errors import InputError
 
 MAX_BYTES = 20 * 1024**2
 MAX_SIDE = 4096
 
 
-class UploadError(ValueError):
+class UploadError(InputError):
     """The upload cannot be used; the message is a sentence for its sender."""
 
 

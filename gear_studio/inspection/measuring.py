@@ -33,6 +33,7 @@ from gear_studio.analysis.reconstruction import psnr, ssim
 from gear_studio.analysis.similarity import Estimate, cka, cknna, interval, null_baseline
 from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, write_json
 from gear_studio.inspection.parts import Part, Parts
 from gear_studio.inspection.pictures import Chosen, choose_pictures
@@ -45,6 +46,7 @@ from gear_studio.models.published import SUFFIXES
 from gear_studio.models.teachers import Teacher, to_size
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
+from gear_studio.ranges import check
 from gear_studio.readout import Assignment
 from gear_studio.runs import Run
 from gear_studio.training.run_folder import device_name, versions
@@ -88,7 +90,7 @@ def load_tokenizers(names: Sequence[str], image_size: int = 256) -> dict[str, In
     image_size: of released files. Raises ValueError for one that is named twice or does not go with the size,
     and as `Run.from_pretrained` and `official.load_tokenizer`."""
     if len(set(names)) < len(names):
-        raise ValueError(f"tokenizers {', '.join(names)}: name each one once")
+        raise InputError(f"tokenizers {', '.join(names)}: name each one once")
     short = [Path(name).stem if Path(name).suffix in SUFFIXES else Path(name).name for name in names]
     return {
         brief if short.count(brief) == 1 else name: OfStudio(_load_tokenizer(name, image_size))
@@ -103,7 +105,7 @@ def _load_tokenizer(name: str, image_size: int) -> Tokenizer:
     tokenizer = official.load_tokenizer(name, image_size)
     stride = tokenizer.config.patch * 2 ** (len(tokenizer.config.multipliers) - 1)
     if image_size % stride:
-        raise ValueError(f"--image-size {image_size}: {name} takes multiples of {stride} pixels")
+        raise InputError(f"--image-size {image_size}: {name} takes multiples of {stride} pixels")
     return tokenizer
 
 
@@ -123,7 +125,7 @@ def _prepare(name: str, tokenizer: Inspectable, device: torch.device) -> Subject
     if isinstance(tokenizer, Tokenizer):
         tokenizer = OfStudio(tokenizer)
     if not isinstance(tokenizer, Inspectable):
-        raise ValueError(
+        raise InputError(
             f"{name} is a {type(tokenizer).__name__}; a tokenizer to look at has image_size, assign, decode "
             "and latents (gear_studio.inspection.Inspectable)"
         )
@@ -194,7 +196,7 @@ def _look(
     assignment = tokenizer.assign(images)
     tokens = assignment.indices.shape[1]
     if math.isqrt(tokens) ** 2 != tokens or assignment.scores.shape[:2] != assignment.indices.shape:
-        raise ValueError(
+        raise InputError(
             f"{subject.name} gives scores {tuple(assignment.scores.shape)} and indices "
             f"{tuple(assignment.indices.shape)}; expected (1, N, K) and (1, N), N a square number"
         )
@@ -290,14 +292,15 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection, progress: 
     """Look at every picture with every tokenizer. progress: whether bars are drawn meanwhile. Raises
     ValueError where a tokenizer or the teacher does not fit, FileNotFoundError or ImportError where weights
     cannot be had."""
+    check(asked)
     if not tokenizers:
-        raise ValueError("no tokenizer was named; give a run, a shipped run's name or a released file")
+        raise InputError("no tokenizer was named; give a run, a shipped run's name or a released file")
     started = time.perf_counter()
     try:
         device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a device
-        raise ValueError(f"--device {asked.device} is not to be had here ({error}); try cpu") from error
+        raise InputError(f"--device {asked.device} is not to be had here ({error}); try cpu") from error
     pictures = choose_pictures(asked.pictures, asked.count, asked.seed)
     subjects = [_prepare(name, tokenizer, device) for name, tokenizer in tokenizers.items()]
     judges = _load_judges(asked, asked.teacher == CLASSIFIER and pictures.photographs, device)

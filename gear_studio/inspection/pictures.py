@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gear_studio.data.photos import PHOTOS
 from gear_studio.data.source import Fingerprinted, digest_arrays
+from gear_studio.errors import MissingError
 from gear_studio.looking.pictures import (
     NAMES,
     SMALL,
@@ -54,7 +55,7 @@ def choose_pictures(name: str, count: int, seed: int = 0) -> Chosen:
     if name in NAMES:
         return _of_source(name, count, seed)
     if not Path(name).is_dir():
-        raise FileNotFoundError(
+        raise MissingError(
             f"pictures {name!r} are neither {', '.join(NAMES)} nor a folder; name one of these"
         )
     return _of_folder(Path(name), count, seed)

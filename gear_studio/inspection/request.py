@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from gear_studio.ranges import Count, Pixels, Positive, Seed
 from gear_studio.readout import Assignment
 
 
@@ -38,7 +39,7 @@ class Inspectable(Protocol):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What to look at. Raises ValueError for numbers that make no sense."""
+    """What to look at."""
 
     out: Path
     """Folder of the report: report.html, report.json, pictures.csv, and parts/, by which a killed inspection
@@ -50,13 +51,13 @@ class Inspection:
     folder."""
     teacher_weights: Path | None = None
     """The file of a published teacher's weights, instead of a download."""
-    count: int = 256
+    count: Count = 256
     """Pictures at most."""
-    image_size: int = 256
+    image_size: Pixels = 256
     """Pixels along a side of the pictures that a released file is for. A run knows its own."""
-    tau: float = 0.1
+    tau: Positive = 0.1
     """Temperature of the soft read-out."""
-    patches: int = 4096
+    patches: Count = 4096
     """Rows at patch level, equally many of every picture."""
     metrics: tuple[Literal["lpips", "rfid"], ...] = ()
     """What needs weights of its own: lpips (VGG-16), rfid (Inception)."""
@@ -64,17 +65,10 @@ class Inspection:
     """The file of VGG-16, where it cannot be downloaded."""
     inception_weights: Path | None = None
     """The file of FID's Inception network, where it cannot be downloaded."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides which pictures of many, which patches, and what intervals draw."""
     device: str | None = None
     """Default: the GPU, where there is one, else cpu."""
-
-    def __post_init__(self):
-        for name in ("count", "image_size", "patches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes at least 1")
-        if not self.tau > 0:
-            raise ValueError(f"tau is {self.tau}; it takes a temperature above 0 (the paper uses 0.1)")
 
     def command(self, tokenizers: Sequence[str]) -> str:
         """The command line that asks for the same."""

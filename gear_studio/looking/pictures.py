@@ -21,6 +21,7 @@ from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Batch, Captioned, Skipping, Source, choose_pictures
 from gear_studio.data.upload import read_upload
+from gear_studio.errors import InputError
 from gear_studio.models.teachers import to_size
 from gear_studio.runs import Run
 
@@ -173,10 +174,10 @@ class AnyFolder(PictureFiles):
         self.folder, self.image_size, self.with_captions = Path(folder), image_size, False
         self.classes, self.skipped = [], set()
         if not self.folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; name one that holds picture files")
+            raise InputError(f"{folder} is not a folder; name one that holds picture files")
         self._paths = sorted(_find_pictures(self.folder))
         if not self._paths:
-            raise ValueError(f"{folder} holds no picture files ({', '.join(SUFFIXES)})")
+            raise InputError(f"{folder} holds no picture files ({', '.join(SUFFIXES)})")
         self._decode(0)  # a folder without one readable picture is known now
 
     def at_size(self, size: int) -> "AnyFolder":

@@ -18,9 +18,11 @@ costs most.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GROUPS = 32  # of every norm: channels are a multiple
+
 
 def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
@@ -157,7 +159,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, z: int, channels: int):
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6, affine=False)
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6, affine=False)
         self.gamma = nn.Linear(z, channels)
         self.beta = nn.Linear(z, channels)
 

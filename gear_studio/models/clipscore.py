@@ -9,6 +9,7 @@ transformers 5.
 import torch
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.models.published import loading_transformers
 
 MODEL = "openai/clip-vit-large-patch14"
@@ -32,7 +33,7 @@ class CLIPScore(nn.Module):
 
             self.net = AutoModel.from_pretrained(name, dtype=torch.float32)
             if not isinstance(self.net, CLIPModel):
-                raise ValueError(f"{name} is a {type(self.net).__name__}, not a CLIP; name one: {OPTION}")
+                raise InputError(f"{name} is a {type(self.net).__name__}, not a CLIP; name one: {OPTION}")
             self.processor = CLIPProcessor.from_pretrained(name)
         self.requires_grad_(False).eval()
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
+
 
 class Condition(nn.Module, ABC):
     """kind: "label" or "caption". positions: how many stand in front of the tokens; the last predicts the
@@ -72,11 +74,11 @@ class ClassCondition(Condition):
     def check(self, condition: Tensor | None, count: int) -> None:
         if condition is None or condition.shape != (count,):
             shape = None if condition is None else tuple(condition.shape)
-            raise ValueError(
+            raise InputError(
                 f'condition is "label" and labels have shape {shape}; expected ({count},), one an image'
             )
         if condition.min() < 0 or condition.max() >= self.null:
-            raise ValueError(
+            raise InputError(
                 f"labels are {int(condition.min())}..{int(condition.max())}; the generator's classes are "
                 f"0..{self.null - 1}"
             )
@@ -116,7 +118,7 @@ class CaptionCondition(Condition):
     def check(self, condition: Tensor | None, count: int) -> None:
         if condition is None or condition.shape != (count, *self.null.shape):
             shape = None if condition is None else tuple(condition.shape)
-            raise ValueError(
+            raise InputError(
                 f'condition is "caption" and captions have shape {shape}; expected '
                 f"{(count, *self.null.shape)}, encoded by the run's text encoder"
             )

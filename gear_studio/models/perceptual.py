@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.models.published import load_state_dict
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -32,7 +33,7 @@ class LPIPS(nn.Module):
         # Layer i of torchvision's `features` is layer i here too, inside one of five slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.net.state_dict()}
         if missing := sorted(set(names.values()) - state.keys()):
-            raise ValueError(
+            raise InputError(
                 f"{weights or VGG16} is no VGG-16 of torchvision: it lacks {', '.join(missing[:3])}; {option}"
             )
         self.net.net.load_state_dict({key: state[name] for key, name in names.items()})

@@ -7,17 +7,21 @@ model.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from gear_studio.files import atomic, read_json, write_json
+from gear_studio.errors import InputError, MissingError
+from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.places import find_folder
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check_shapes(where: str | Path, model: str, shapes: Mapping, expected: Mapping) -> None:
@@ -32,7 +36,7 @@ def check_shapes(where: str | Path, model: str, shapes: Mapping, expected: Mappi
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise ValueError(
+        raise InputError(
             f"{where} does not fit {model} ({len(problems)} keys differ: {shown}); "
             "it belongs to another model or another configuration"
         )
@@ -47,22 +51,46 @@ def fingerprint(module: nn.Module) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in weights.items()}
+
+
+def build_checked(build: Callable[[], M], shapes: Mapping[str, tuple[int, ...]], where: str | Path) -> M:
+    """What `build` builds, a module for weights of these shapes. It is built without memory first, so that a
+    small file that claims a huge model costs nothing.
+
+    Raises ValueError, naming `where` and the keys, where the weights do not fit."""
+    with torch.device("meta"):
+        sketch = build()
+    check_shapes(where, type(sketch).__name__, shapes, shapes_of(sketch.state_dict()))
+    return build()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    if not path.is_file():
+        raise MissingError(f"no weights at {path}; expected a safetensors file")
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a complete safetensors file ({one_line(error)}); copy or train it again"
+        ) from error
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights in a safetensors file by key, from its header alone. Raises as
+    `load_weights`."""
+    with _reading(path), safe_open(path, "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load safetensors into `module`, in the module's own dtype. Missing, extra or misshapen keys are refused
     by name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; expected a safetensors file")
-    try:
+    with _reading(path):
         state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete safetensors file ({error}); copy or train it again"
-        ) from error
-    shapes = [
-        {key: tuple(value.shape) for key, value in weights.items()}
-        for weights in (state, module.state_dict())
-    ]
-    check_shapes(path, type(module).__name__, *shapes)
+    check_shapes(path, type(module).__name__, shapes_of(state), shapes_of(module.state_dict()))
     module.load_state_dict(state)
 
 
@@ -90,10 +118,12 @@ class Pretrained(nn.Module):
         folder = part if part.is_dir() else folder
         config = read_json(folder / "config.json", f"a {cls.__name__}")
         try:
-            model = cls(cls.Config(**config))
-        except TypeError as error:
-            raise ValueError(
+            settings = cls.Config(**config)
+        except (TypeError, ValueError) as error:
+            raise InputError(
                 f"{folder / 'config.json'} does not describe a {cls.__name__}: {error}"
             ) from error
-        load_weights(model, folder / "model.safetensors")
+        path = folder / "model.safetensors"
+        model = build_checked(lambda: cls(settings), read_shapes(path), path)
+        load_weights(model, path)
         return model.eval()

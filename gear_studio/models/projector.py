@@ -7,13 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gear_studio.models.pretrained import Pretrained
+from gear_studio.ranges import Width, check
 
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    dim: int
-    teacher_dim: int
-    hidden: int = 2048
+    dim: Width
+    teacher_dim: Width
+    hidden: Width = 2048
+
+    def __post_init__(self):
+        check(self)
 
 
 class Projector(Pretrained):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gear_studio.errors import InputError, MissingError, NotInstalledError
 from gear_studio.files import one_line
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")  # of files of weights
@@ -29,7 +30,7 @@ def explain_download(
     try:
         yield
     except errors as error:
-        raise FileNotFoundError(f"{problem} ({one_line(error)}). {way_out}") from error
+        raise MissingError(f"{problem} ({one_line(error)}). {way_out}") from error
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def loading_transformers(name: str, what: str, option: str) -> Iterator[None]:
     except ImportError as error:
         if error.name != "transformers":
             raise
-        raise ImportError(
+        raise NotInstalledError(
             f"{what} {name!r} needs transformers; install it with "
             "`uv pip install -c constraints.txt -e '.[text]'` (or pip)"
         ) from error
@@ -63,9 +64,7 @@ def fetch(source: str | Path) -> Path:
         return path
     repository = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", str(source))
     if not repository or (not repository[2] and path.suffix in SUFFIXES):
-        raise FileNotFoundError(
-            f"there is no file {source}; give a file, or owner/repository[/file] of the Hub"
-        )
+        raise MissingError(f"there is no file {source}; give a file, or owner/repository[/file] of the Hub")
     from huggingface_hub import HfApi, hf_hub_download  # here: only this needs it
 
     name, file = repository.groups()
@@ -74,7 +73,7 @@ def fetch(source: str | Path) -> Path:
         files = [file] if file else [f for f in HfApi().list_repo_files(name) if f.endswith(SUFFIXES)]
         if len(files) == 1:
             return Path(hf_hub_download(name, files[0]))
-    raise FileNotFoundError(
+    raise MissingError(
         f"{name} on the Hub holds {len(files)} files of weights ({', '.join(files) or 'none'}); "
         f"name one as {name}/FILE"
     )
@@ -88,7 +87,7 @@ def load_state_dict(url: str, file: str | Path | None, what: str, option: str) -
     kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     path = kept if file is None else Path(file)
     if file is not None and not path.is_file():
-        raise FileNotFoundError(f"no file {path}; {what} takes the weights published at {url}: {option}")
+        raise MissingError(f"no file {path}; {what} takes the weights published at {url}: {option}")
     try:
         if file is None:
             state = torch.hub.load_state_dict_from_url(
@@ -98,13 +97,13 @@ def load_state_dict(url: str, file: str | Path | None, what: str, option: str) -
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what unpickling raises on bad bytes is an open list
         if path.is_file():
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a file of weights ({one_line(error)}); fetch {url} again"
             ) from error
-        raise FileNotFoundError(
+        raise MissingError(
             f"{what} needs the weights {kept.name}, which could not be downloaded ({one_line(error)}). "
             f"Fetch {url} where there is internet, then put the file at {kept} or name it: {option}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict; {what} takes the weights published at {url}")
+        raise InputError(f"{path} holds no state dict; {what} takes the weights published at {url}")
     return state

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.errors import InputError
 from gear_studio.readout import Assignment, rows_at_once, straight_through
 
 
@@ -119,7 +120,7 @@ class LookupFreeQuantizer(Quantizer):
     def __init__(self, codes: int, dim: int):
         super().__init__(codes, dim)
         if codes != 2**dim:
-            raise ValueError(
+            raise InputError(
                 f"LFQ with {dim} channels has 2^{dim} = {2**dim} codes, not {codes}; set one of them"
             )
         bits = torch.arange(codes)[:, None] >> torch.arange(dim) & 1

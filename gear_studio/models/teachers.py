@@ -27,11 +27,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, read_json, write_json
 from gear_studio.models.feature_maps import LITE0, FeatureMap, load_lite0_encoder
-from gear_studio.models.pretrained import fingerprint, load_weights
+from gear_studio.models.pretrained import build_checked, fingerprint, load_weights, read_shapes
 from gear_studio.models.published import explain_download
 from gear_studio.places import ZOO
+from gear_studio.ranges import Extent, Number, Pixels, Positive, Width, check
 
 OPTION = "--teacher-weights FILE, or teacher_weights in a run's config.json"
 SPATIAL_NORMS = ("auto", "none", "demean", "zscore")
@@ -126,14 +128,17 @@ class TeacherConfig:
     record them; "pixels" has no network, and patch_size decides everything."""
 
     arch: str = "vit"
-    image_size: int = 64
-    patch_size: int = 8
-    dim: int = 128
-    depth: int = 5
-    heads: int = 4
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_size: Pixels = 64
+    patch_size: Pixels = 8
+    dim: Width = 128
+    depth: Extent = 5
+    heads: Extent = 4
+    mean: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     note: str = "A tiny ViT with random weights: an untrained control."
+
+    def __post_init__(self):
+        check(self)
 
 
 def build_encoder(config: TeacherConfig) -> nn.Module:
@@ -145,7 +150,7 @@ def build_encoder(config: TeacherConfig) -> nn.Module:
     if config.arch == "pixels":
         return PatchPixels(config.patch_size)
     if config.arch != "vit":
-        raise ValueError(
+        raise InputError(
             f"Teacher arch {config.arch!r} is not known; expected 'vit', 'timm:NAME' or 'pixels'."
         )
     from timm.models.vision_transformer import VisionTransformer  # here: it takes seconds to import
@@ -192,7 +197,7 @@ def timm_name(name: str) -> str:
         shipped, packaged, controls, published = (
             ", ".join(teachers_of(kind)) for kind in ("shipped", "packaged", "control", "published")
         )
-        raise FileNotFoundError(
+        raise MissingError(
             f"teacher {name!r} is neither shipped ({shipped}, {packaged}) nor a control ({controls}) nor a "
             f"folder nor published ({published}, or a model of timm {timm.__version__}); check the name, or "
             "train one with gear_studio.training.supervised.train_teacher(folder)."
@@ -245,7 +250,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
             encoder = timm.create_model(model, num_classes=0, pretrained=True)
         return to_encoder(encoder, model, pretrained=True)
     if not Path(weights).is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"the weights of {name!r} should be in the file {weights}, which is not there; put it there, or "
             f"name another: {option}"
         )
@@ -257,7 +262,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
             model, pretrained=True, pretrained_cfg_overlay={"state_dict": state, "num_classes": 0}
         )
     except Exception as error:  # whatever a foreign file does to the reader or to timm's conversion
-        raise ValueError(
+        raise InputError(
             f"{weights} does not hold the weights of {model} ({one_line(error)}); expected safetensors or "
             f"a torch file of tensors, such as model.safetensors of the Hugging Face repository timm/{model}"
         ) from error
@@ -266,7 +271,7 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
 def to_size(images: torch.Tensor, size: int) -> torch.Tensor:
     """Resize (B,3,H,W) to (B,3,size,size), bicubic with antialiasing; images of that size pass untouched."""
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"Images of shape {tuple(images.shape)}; expected (B,3,H,W) RGB in [-1, 1].")
+        raise InputError(f"Images of shape {tuple(images.shape)}; expected (B,3,H,W) RGB in [-1, 1].")
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True)
@@ -317,7 +322,7 @@ class Teacher(nn.Module):
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
             return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
         if weights is not None:
-            raise ValueError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
+            raise InputError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
         if name == "random":
             return cls(TeacherConfig(), cls.random().encoder, grid, name)
         if name == "pixels":
@@ -327,8 +332,9 @@ class Teacher(nn.Module):
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
         )
-        encoder = build_encoder(config)
-        load_weights(encoder, folder / "model.safetensors")
+        path = folder / "model.safetensors"
+        encoder = build_checked(lambda: build_encoder(config), read_shapes(path), path)
+        load_weights(encoder, path)
         return cls(config, encoder, grid, name if known else folder.name)
 
     @classmethod
@@ -371,7 +377,7 @@ class Teacher(nn.Module):
         """
         wrong = [block for block in blocks if not 1 <= block <= self.depth]
         if wrong or not blocks:
-            raise ValueError(f"Blocks {list(blocks)} asked for; this teacher has blocks 1 to {self.depth}.")
+            raise InputError(f"Blocks {list(blocks)} asked for; this teacher has blocks 1 to {self.depth}.")
         images = to_size(images, self.config.image_size)
         images = ((images + 1) / 2 - self.mean) / self.std
         order = sorted(set(blocks))
@@ -394,7 +400,7 @@ class Teacher(nn.Module):
         kind: one of `SPATIAL_NORMS`; "auto" is the teacher's own (`default_spatial_norm`). alpha: see
         `spatial_norm`. Raises ValueError for a norm that does not exist."""
         if kind not in SPATIAL_NORMS:
-            raise ValueError(f"unknown spatial_norm {kind!r}; choose one of {', '.join(SPATIAL_NORMS)}")
+            raise InputError(f"unknown spatial_norm {kind!r}; choose one of {', '.join(SPATIAL_NORMS)}")
         own = default_spatial_norm(self.config.arch)
         return spatial_norm(features, own if kind == "auto" else kind, alpha)
 
@@ -435,14 +441,14 @@ def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> 
     that is named twice or a number of files that does not match."""
     each = teacher_names(names)
     if weights and len(weights) != len(each):
-        raise ValueError(
+        raise InputError(
             f"{len(weights)} weights files for {len(each)} teachers ({names}); give one for each"
         )
     files: Sequence[str | Path | None] = weights or [None] * len(each)
     teachers = [Teacher.from_pretrained(name, grid, file) for name, file in zip(each, files, strict=True)]
     loaded = [teacher.name for teacher in teachers]
     if len(set(loaded)) < len(loaded):
-        raise ValueError(f"teachers {', '.join(loaded)}: their losses are logged by name; name each one once")
+        raise InputError(f"teachers {', '.join(loaded)}: their losses are logged by name; name each one once")
     return teachers
 
 
@@ -467,9 +473,9 @@ def read_config(folder: str | Path, kind: str, settings: Sequence[str]) -> dict:
     config = read_json(path, f"a {kind}")
     described = config.pop("kind", None) if isinstance(config, dict) else None
     if described != kind:
-        raise ValueError(
+        raise InputError(
             f"{path} describes a {described!r}, expected a {kind!r}; give the folder of a {kind}"
         )
     if odd := sorted(set(config) ^ set(settings)):
-        raise ValueError(f"{path}: settings {odd} are missing or unknown; a {kind} has {sorted(settings)}")
+        raise InputError(f"{path}: settings {odd} are missing or unknown; a {kind} has {sorted(settings)}")
     return config

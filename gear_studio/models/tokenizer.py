@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from gear_studio.models.autoencoders import Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
+from gear_studio.errors import InputError
+from gear_studio.models.autoencoders import GROUPS, Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.quantizers import QUANTIZERS, Quantized, Quantizer
+from gear_studio.ranges import Codes, Extent, Extents, Flag, Pixels, Width, check
 from gear_studio.readout import Assignment
 
 
@@ -20,19 +22,31 @@ class TokenizerConfig:
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
     latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim), ibq or
-    euclidean."""
+    euclidean. Raises ValueError for values out of range, and for a size that f does not divide."""
 
-    image_size: int = 64
-    channels: int = 32
-    multipliers: tuple[int, ...] = (2, 3)
-    res_blocks: int = 1
-    mid: bool = False
-    patch: int = 4
-    latent: int = 128
-    codes: int = 1024
-    code_dim: int = 8
+    image_size: Pixels = 64
+    channels: Width = 32
+    multipliers: Extents = (2, 3)
+    res_blocks: Extent = 1
+    mid: Flag = False
+    patch: Pixels = 4
+    latent: Width = 128
+    codes: Codes = 1024
+    code_dim: Width = 8
     quantizer: str = "vq"
     architecture: str = "vqgan"
+
+    def __post_init__(self):
+        check(self)
+        if self.channels % GROUPS:
+            raise InputError(
+                f"channels is {self.channels}; it has to be a multiple of {GROUPS}, the groups of its norms"
+            )
+        if self.image_size % self.factor:
+            raise InputError(
+                f"image_size is {self.image_size}, and a token covers f = {self.factor} px (patch x "
+                f"2^(multipliers - 1)); it has to be a multiple, such as {self.factor * 8}"
+            )
 
     @property
     def factor(self) -> int:
@@ -78,7 +92,7 @@ PRESETS = {
 def preset(name: str) -> TokenizerConfig:
     """The tokenizer of a name in `PRESETS`; ValueError lists the names."""
     if name not in PRESETS:
-        raise ValueError(f"unknown tokenizer {name!r}; choose one of {', '.join(PRESETS)}")
+        raise InputError(f"unknown tokenizer {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -94,7 +108,7 @@ class Tokenizer(Pretrained):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         if config.quantizer not in QUANTIZERS:
-            raise ValueError(f"unknown quantizer {config.quantizer!r}; choose one of {', '.join(QUANTIZERS)}")
+            raise InputError(f"unknown quantizer {config.quantizer!r}; choose one of {', '.join(QUANTIZERS)}")
         self.config = config
         shape = (config.channels, tuple(config.multipliers), config.res_blocks, config.latent)
         if config.architecture == "vqgan":
@@ -104,14 +118,14 @@ class Tokenizer(Pretrained):
             self.decoder = Decoder(*shape, config.patch, config.mid)
         elif config.architecture == "magvit2":
             if config.latent != config.code_dim or config.patch != 1:
-                raise ValueError(
+                raise InputError(
                     f"architecture magvit2 with latent {config.latent}, code_dim {config.code_dim} and patch "
                     f"{config.patch}: it needs latent = code_dim and patch = 1"
                 )
             self.encoder, self.decoder = Magvit2Encoder(*shape), Magvit2Decoder(*shape)
             self.to_code = self.from_code = nn.Identity()
         else:
-            raise ValueError(f"unknown architecture {config.architecture!r}; choose vqgan or magvit2")
+            raise InputError(f"unknown architecture {config.architecture!r}; choose vqgan or magvit2")
         self.quantizer = QUANTIZERS[config.quantizer](config.codes, config.code_dim)
 
     @property
@@ -128,7 +142,7 @@ class Tokenizer(Pretrained):
             if length < f or length % f:
                 below, above = length // f * f, (length // f + 1) * f
                 near = f"{below} or {above}" if below else f"{above}"
-                raise ValueError(
+                raise InputError(
                     f"images have {name} {length}, no multiple of f = {f}; resize, crop or pad it to {near}"
                 )
         return height // f, width // f
@@ -138,7 +152,7 @@ class Tokenizer(Pretrained):
 
         Raises ValueError where H or W is no multiple of f."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
+            raise InputError(f"images have shape {tuple(images.shape)}; expected (B, 3, H, W)")
         self.grid_of(images)
         return self.to_code(self.encoder(images)).flatten(2).transpose(1, 2)
 
@@ -158,7 +172,7 @@ class Tokenizer(Pretrained):
         b, n, d = codes.shape
         rows, columns = grid or (self.grid, self.grid)
         if n != rows * columns:
-            raise ValueError(
+            raise InputError(
                 f"{n} tokens are not {rows} x {columns}; say how many rows and columns they are "
                 "(`grid`, as `grid_of` gives them)"
             )

@@ -80,6 +80,7 @@ from gear_studio.studies.shipped import (
 from gear_studio.studies.tables import (
     compare_arms,
     describe_record,
+    describe_sizes,
     format_over_seeds,
     make_record,
     runs_by_arm,
@@ -117,6 +118,7 @@ __all__ = [
     "compare_arms",
     "core_seconds",
     "describe_record",
+    "describe_sizes",
     "final_value",
     "find_runs",
     "fit_to_world",

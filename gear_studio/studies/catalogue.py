@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gear_studio.errors import InputError
 from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.studies.paper import TOKENIZERS
@@ -244,5 +245,5 @@ STUDIES = {study.name: study for study in _STUDIES}
 def study_of(name: str) -> Study:
     """A study by its name. Raises ValueError for one that does not exist."""
     if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")
+        raise InputError(f"unknown study {name!r}; choose one of {', '.join(STUDIES)}")
     return STUDIES[name]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.data import find_source
+from gear_studio.errors import InputError
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
@@ -78,13 +79,13 @@ def fit_to_world(study: Study, world: World, settings: tuple[str, ...] = ()) -> 
 
     def fit(arm: Arm) -> Arm:
         if arm.quantizer != "vq" and quantizer != "vq":
-            raise ValueError(
+            raise InputError(
                 f"arm {arm.label!r} of study {study.name} has another quantizer in the place of vq, and this "
                 f"recipe, {world.recipe}, has {quantizer}; choose one of vq"
             )
         for setting in (*arm.joint_set, *arm.generator_set):
             if why := _why_impossible(setting, world):
-                raise ValueError(f"arm {arm.label!r} of study {study.name} has {setting}, {why}")
+                raise InputError(f"arm {arm.label!r} of study {study.name} has {setting}, {why}")
         labelled = (*arm.implied, *arm.joint_set)
         differs = tuple(each for each in labelled if world.recipe_of("joint", (*settings, each)) != joint)
         return replace(arm, implied=(), joint_set=differs)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
+from gear_studio.errors import MissingError
 from gear_studio.files import read_json
 from gear_studio.models.judges import ATTRIBUTES
 from gear_studio.places import ZOO
@@ -24,7 +25,15 @@ def format_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups."""
+    """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups.
+
+    Raises FileNotFoundError where the folder lacks a Run of `reproduce`, or one is not measured."""
+    needed = (*TOKENIZERS, *GENERATORS)
+    if lacking := [name for name in needed if not (folder / name / "evaluation.json").is_file()]:
+        raise MissingError(
+            f"{folder} holds no measured {', '.join(lacking)}: a report is of a folder that gear-studio "
+            f"reproduce filled (--out {folder}); single runs are measured with gear-studio evaluate"
+        )
     runs = {name: Run.from_pretrained(folder / name) for name in (*TOKENIZERS, *GENERATORS)}
     parts = ["### Teacher and judge", teacher_table(folder), "### Tokenizers", tokenizer_table(runs)]
     parts += ["### Generators, each from scratch on the frozen tokenizer", generator_table(runs)]

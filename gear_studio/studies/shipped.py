@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import read_json, write_json
 from gear_studio.places import STUDIES as SHIPPED
 from gear_studio.places import ZOO
@@ -35,7 +36,7 @@ def find_runs(
             runs[label, seed] = run
     if missing:
         where = "the shipped runs" if out is None else str(out / "runs")
-        raise FileNotFoundError(
+        raise MissingError(
             f"study {study.name} needs {', '.join(missing)}, not among {where}; train what is missing with "
             f"gear-studio study {study.name}"
         )
@@ -109,7 +110,7 @@ def load_study(name: str, out: Path | str | None = None) -> tuple[dict, dict[tup
         return record_of_shipped(study), shipped_runs(name)
     path = Path(out) / name / "record.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"{out} holds no finished study {name}: there is no {path}; make it with "
             f"gear-studio study {name} --out {out}"
         )
@@ -131,7 +132,7 @@ def ship_study(study: Study, seeds: Sequence[int], out: Path) -> None:
     for run in runs:
         target = SHIPPED / "runs" / run.name
         if target.is_dir() and Run(target).config != run.config:
-            raise ValueError(
+            raise InputError(
                 f"{target} ships with another config, and other studies' tables may be of it; to ship anew, "
                 f"delete {SHIPPED} and ship all studies of one budget"
             )

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, write_json
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import Study
 from gear_studio.studies.chains import FD_SAMPLES
 from gear_studio.studies.measures import CURVES, LIKENESS, MEASURES, Measure, final_value
 from gear_studio.studies.world import World
-from gear_studio.training.recipes import EVALUATION, STAGES
+from gear_studio.training.recipes import BUDGET_NOTES, EVALUATION, STAGES
 
 
 def runs_by_arm(runs: dict[tuple[str, int], Run]) -> dict[str, list[Run]]:
@@ -81,7 +82,7 @@ def compare_arms(table: Sequence[dict], arm: str, other: str, key: str) -> tuple
     many seeds"). Raises ValueError where a seed has only one of the two."""
     ours, theirs = ({row["seed"]: row[key] for row in table if row["arm"] == each} for each in (arm, other))
     if ours.keys() != theirs.keys() or None in [*ours.values(), *theirs.values()]:
-        raise ValueError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
+        raise InputError(f"{key} of {arm} is there for seeds {list(ours)}, of {other} for {list(theirs)}")
     above = sum(ours[seed] > theirs[seed] for seed in ours)
     below = sum(ours[seed] < theirs[seed] for seed in ours)
     if above == below:
@@ -195,6 +196,13 @@ def make_record(study: Study, world: World, seeds: Sequence[int], settings: tupl
     }
 
 
+def describe_sizes(world: World) -> str:
+    """How large what a study trains is, as a sentence to put in front of its numbers."""
+    if world.recipe != "small":
+        return f"Recipe {world.recipe}."
+    return f"Budget {world.budget}: {BUDGET_NOTES[world.budget]}."
+
+
 def describe_record(record: dict) -> str:
     """What a record says, as a few sentences."""
     steps = ", ".join(f"{stage} {recipe['steps']:,}" for stage, recipe in record["recipe"].items())
@@ -218,7 +226,8 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
     from gear_studio import plots
 
     table = table_rows(study, runs)
-    text = f"{summarize(study, runs)}\n\n{describe_record(record)}"
+    title, rest = summarize(study, runs).split("\n\n", 1)
+    text = f"{title}\n\n{describe_sizes(World.from_record(record))}\n\n{rest}\n\n{describe_record(record)}"
     write_json(folder / "record.json", record)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])

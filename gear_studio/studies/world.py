@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes
 
 from gear_studio.data import SOURCES, Source, find_source, load
+from gear_studio.errors import InputError
+from gear_studio.ranges import Natural, check
 from gear_studio.training.execution import Execution
-from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_setting
+from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_settings
 from gear_studio.training.request import BudgetName, SourceName, Training
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class World:
     budget: BudgetName = "shipped"
     """Of the small recipe: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the
     plumbing)."""
-    workers: int | None = None
+    workers: Natural | None = None
     """Data-loading processes of every training. Default: 2 for a GPU, else 0."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights; with several teachers one for each."""
@@ -49,18 +51,19 @@ class World:
             object.__setattr__(self, "folder", Path(self.folder))
 
     def check(self) -> None:
-        """Raise ValueError for a recipe or budget that does not exist, for a folder that is missing or of no
-        use, and for `shard`, which needs several processes a training."""
+        """Raise ValueError for values out of range, for a recipe or budget that does not exist, for a folder
+        that is missing or of no use, and for `shard`, which needs several processes a training."""
+        check(self)
         on_disk = find_source(self.source).on_disk
         if on_disk and self.folder is None:
-            raise ValueError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
+            raise InputError(f"source {self.source!r} needs the place of its pictures; name it with --folder")
         if self.folder is not None and not on_disk:
             able = " or ".join(name for name, source in SOURCES.items() if source.on_disk)
-            raise ValueError(
+            raise InputError(
                 f"folder {self.folder} is of no use to source {self.source!r}; add --source {able}"
             )
         if self.execution.shard:
-            raise ValueError(
+            raise InputError(
                 "shard spreads a generator over several processes, and a study trains each run in one; leave "
                 "it out"
             )
@@ -92,10 +95,7 @@ class World:
         """The recipe of a stage with settings (NAME=VALUE) on top.
 
         Raises ValueError for a recipe, budget or setting that does not exist."""
-        recipe = recipe_of(self.recipe, stage, self.budget)
-        for setting in settings:
-            recipe = with_setting(recipe, *setting.partition("=")[::2])
-        return recipe
+        return with_settings(recipe_of(self.recipe, stage, self.budget), settings)
 
     def tokenizer_name(self, quantizer: str) -> str:
         """The name in `PRESETS` of the recipe's tokenizer with another quantizer."""

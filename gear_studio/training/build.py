@@ -18,6 +18,7 @@ from gear_studio.data import tokens
 from gear_studio.data.picture_output import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import digest_file
 from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
@@ -41,29 +42,29 @@ def check(training: Training) -> None:
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is checked"
     if recipe.token_views and recipe.text_encoder:
-        raise ValueError(
+        raise InputError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
         )
     if recipe.token_views and stage != "generator":
-        raise ValueError(
+        raise InputError(
             f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
             "encoded ahead; set it to 0, or use it in the generator stage"
         )
     generates = trains_generator(stage, arm)
     if recipe.fd_every and (not generates or training.execution.shard):
         why = "a sharded generator cannot be sampled" if generates else f"arm {arm} of stage {stage} has none"
-        raise ValueError(
+        raise InputError(
             f"fd_every={recipe.fd_every} measures what a generator samples, and {why}; set it to 0"
         )
     if (parent := training.parent) is None:
         return
     if not (parent / "tokenizer").is_dir():
-        raise FileNotFoundError(
+        raise MissingError(
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
             "or name another run with --parent"
         )
     if parent.resolve().parent != out.resolve().parent:
-        raise ValueError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
+        raise InputError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
 
 
 def new_accelerator() -> Accelerator:
@@ -81,12 +82,12 @@ def check_share(training: Training, accelerator: Accelerator) -> None:
     """Refuse a batch or an execution that does not suit the number of processes. Raises ValueError."""
     batch_size, processes = training.resolved.batch_size, accelerator.num_processes
     if batch_size < 1 or batch_size % processes:
-        raise ValueError(
+        raise InputError(
             f"batch_size {batch_size} does not divide among {processes} processes; use a multiple of it"
         )
     training.execution.pieces_of(batch_size // processes)
     if training.execution.shard and processes == 1:
-        raise ValueError(
+        raise InputError(
             "shard spreads the generator over several processes, and this is the only one; leave it out, or "
             "start with `accelerate launch`"
         )
@@ -97,7 +98,7 @@ def check_tokenizer(held: TokenizerConfig, asked: TokenizerConfig, parent: str |
     theirs, ours = (json.loads(json.dumps(dataclasses.asdict(config))) for config in (held, asked))
     if different := [name for name in ours if theirs[name] != ours[name]]:
         shown = ", ".join(f"{name} is {theirs[name]!r}, asked for {ours[name]!r}" for name in different[:3])
-        raise ValueError(
+        raise InputError(
             f"parent {parent} holds another tokenizer than the recipe's ({shown}); choose the --recipe or "
             "--tokenizer that fits it, or another --parent"
         )

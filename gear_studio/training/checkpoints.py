@@ -19,7 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from gear_studio.errors import InputError
 from gear_studio.files import atomic, one_line
+from gear_studio.run_files import read_metrics
 
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -116,9 +118,9 @@ class Checkpoints:
             # Mapped, so that the processes of a machine share one copy of what they read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if not isinstance(state, dict) or not {"step", "modules", "ema", "optimizers"} <= state.keys():
-                raise ValueError("it holds something else")
+                raise InputError("it holds something else")
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a complete checkpoint of this studio ({one_line(error)}); "
                 "delete it to continue from the one before, or from the start"
             ) from error
@@ -126,13 +128,9 @@ class Checkpoints:
 
 
 def drop_metrics_after(step: int, path: Path) -> None:
-    """Drop what was logged after `step`, and a last line torn by a kill: those steps are taken again."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            break
+    """Drop what was logged after `step`, and a last line torn by a kill: those steps are taken again.
+
+    Raises ValueError naming another line that is damaged."""
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
     with atomic(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -20,10 +20,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+from gear_studio.errors import InputError
 from gear_studio.models.autoencoders import ResBlock
 from gear_studio.models.generator import Block
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.ranges import Flag, Natural
 from gear_studio.training.aligned import AlignedGenerator
 
 
@@ -31,14 +33,14 @@ from gear_studio.training.aligned import AlignedGenerator
 class Execution:
     """Defaults suit models and batches that fit; each field gives up something for memory or speed."""
 
-    micro_batch: int = 0
+    micro_batch: Natural = 0
     """Images a process works on at a time; their gradients add up to the batch's. Default: its share of the
     batch."""
-    recompute: bool = False
+    recompute: Flag = False
     """Do not keep activations inside blocks: less memory, a third more work."""
-    compile: bool = False
+    compile: Flag = False
     """With torch.compile: faster, after some minutes at the start."""
-    shard: bool = False
+    shard: Flag = False
     """Spread the generator over the processes (FSDP2)."""
 
     def pieces_of(self, images: int) -> int:
@@ -46,7 +48,7 @@ class Execution:
         equal."""
         size = self.micro_batch or images
         if size < 1 or images % size:
-            raise ValueError(
+            raise InputError(
                 f"micro_batch {size} does not divide the {images} images that each process has of a batch"
             )
         return images // size

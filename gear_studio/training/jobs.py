@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from gear_studio.errors import FailedError, InputError
+
 
 @dataclass
 class Job:
@@ -37,12 +39,25 @@ def share_cores(at_once: int | None = None) -> tuple[int, int]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once is {at_once}; it takes at least 1 job at a time")
     at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
     return at_once, max(1, cores // at_once)
 
 
 def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def describe_left(seconds: float) -> str:
+    """How long the rest takes, where there is one, roughly: jobs differ."""
+    if seconds == 0:
+        return ""
+    if seconds < 90:
+        return f", about {seconds:.0f} s left"
+    return (
+        f", about {seconds / 60:.0f} min left" if seconds < 5400 else f", about {seconds / 3600:.1f} h left"
+    )
 
 
 def lock_file(path: Path) -> TextIO | None:
@@ -62,10 +77,13 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
     """Run jobs as their needs are met, at most `at_once` together with `threads` CPU threads each; stop at
     the first failure.
 
-    logs: folder of one file a job with what it prints. Raises RuntimeError naming the job that failed, its
-    log and the log's last line."""
+    logs: folder of one file a job with what it prints. Raises ValueError unless at least one may run at a
+    time, RuntimeError naming the job that failed, its log and the log's last line."""
+    if at_once < 1:
+        raise InputError(f"at_once is {at_once}; it takes at least 1 job at a time")
     waiting, done, seen_elsewhere = list(jobs), set[str](), set[str]()
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
+    began, took = dict[str, float](), list[float]()
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     logs.mkdir(parents=True, exist_ok=True)
     try:
@@ -96,6 +114,7 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
                             pass_fds=[lock.fileno()],
                         )
                 running[job.name] = process, log
+                began[job.name] = time.monotonic()
             time.sleep(0.1)
             for name, (process, log) in list(running.items()):
                 if process.poll() is None:
@@ -103,12 +122,14 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
                 del running[name]
                 if process.returncode:
                     *_, last = log.read_text().splitlines() or [""]
-                    raise RuntimeError(
+                    raise FailedError(
                         f"{name} failed (exit {process.returncode}); see {log}, which ends with {last!r}. "
                         "Run again to go on from there"
                     )
-                say(f"{name}: done")
                 done.add(name)
+                took.append(time.monotonic() - began[name])
+                left = (len(jobs) - len(done)) * sum(took) / len(took) / at_once
+                say(f"{name}: done, {len(done)} of {len(jobs)}{describe_left(left)}")
     finally:
         for process, _ in running.values():
             process.terminate()

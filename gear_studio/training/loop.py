@@ -16,7 +16,6 @@ Three promises, and how they are kept:
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -27,16 +26,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio import locks
-from gear_studio.files import to_json
+from gear_studio.errors import FailedError
+from gear_studio.files import naming, to_json
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
+from gear_studio.training.recipes import Rhythm
 from gear_studio.training.request import Training
 
 T = TypeVar("T")
 
+FIRST_CHECKPOINT = 30.0  # seconds after which a training does not wait longer for its first checkpoint
 
-class DivergedError(RuntimeError):
+
+class DivergedError(FailedError):
     """A loss became NaN or infinite."""
 
 
@@ -86,17 +89,6 @@ class Trainee(Protocol):
         """Write the trained weights. Returns what the record says of the end."""
 
 
-@dataclass(frozen=True)
-class Rhythm:
-    """How many steps of how many images, and what happens how often. checkpoint_every is a multiple of
-    log_every."""
-
-    steps: int
-    batch_size: int
-    log_every: int
-    checkpoint_every: int
-
-
 def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + process) % 2**63)
 
@@ -144,6 +136,7 @@ class Loop:
         self.progress = progress and self.main
         self.checkpoints, self.metrics = Checkpoints(out / "checkpoints"), out / "metrics.jsonl"
         self.start, self.seconds_before, self.began = 0, 0.0, time.monotonic()
+        self.has_checkpoint = False
 
     @property
     def seconds(self) -> float:
@@ -154,6 +147,7 @@ class Loop:
         """Go on from the newest checkpoint, if there is one."""
         if state := self.checkpoints.load():
             self.trainee.load_state_dict(state)
+            self.has_checkpoint = True
             self.start, self.seconds_before = state["step"], state["seconds"]
         if self.main:
             self.checkpoints.sweep()
@@ -197,6 +191,8 @@ class Loop:
                 self._log(step, row, bar)
             if checkpoint:
                 self._save_checkpoint(step)
+            elif self._first_is_due():
+                self._save_state(step)
             window = time.monotonic()
         bar.close()
         more = {**self.trainee.record, **self.trainee.save()}
@@ -215,7 +211,7 @@ class Loop:
     def _log(self, step: int, row: dict[str, float], bar: tqdm) -> None:
         if self.trainee.digits is not None:
             row = {name: round(value, self.trainee.digits) for name, value in row.items()}
-        with self.metrics.open("a") as file:
+        with naming(self.metrics), self.metrics.open("a") as file:
             file.write(to_json({"step": step, **row}) + "\n")
         bar.update(step - bar.n)
         bar.set_postfix({name: f"{row[name]:.3f}" for name in self.trainee.shown if name in row})
@@ -226,10 +222,21 @@ class Loop:
                 place, self.accelerator, self.seconds, finished=True, more=self.trainee.record
             )
 
-        state = self.trainee.state_dict()
         self.trainee.save_progress(step, write_record)
+        self._save_state(step)
+
+    def _save_state(self, step: int) -> None:
+        state = self.trainee.state_dict()
+        self.has_checkpoint = True
         if self.main:
             self.checkpoints.save(step, {**state, "seconds": self.seconds})
+
+    def _first_is_due(self) -> bool:
+        """Whether a training that has no checkpoint yet has gone on for so long that it should have one, at
+        the end of a window of metrics."""
+        return not self.has_checkpoint and agree(
+            self.accelerator, lambda: time.monotonic() - self.began > FIRST_CHECKPOINT
+        )
 
 
 def agree(accelerator: Accelerator, ask: Callable[[], T]) -> T:
@@ -277,9 +284,7 @@ def train(training: Training, progress: bool = True) -> Run:
         if not finished:
             trainee = build.StageTrainee(parts, accelerator, progress)
             agree(accelerator, lambda: run_folder.claim_folder(out, config))
-            recipe = parts.recipe
-            rhythm = Rhythm(recipe.steps, recipe.batch_size, recipe.log_every, recipe.checkpoint_every)
-            loop = Loop(trainee, rhythm, training.seed, out, accelerator, progress)
+            loop = Loop(trainee, parts.recipe.rhythm, training.seed, out, accelerator, progress)
             loop.restore()
             loop.run()
     return Run(out)

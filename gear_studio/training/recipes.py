@@ -7,14 +7,28 @@ evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpi
 """
 
 import ast
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from gear_studio.errors import InputError
 from gear_studio.models.generator import GeneratorConfig, paper_config
 from gear_studio.models.quantizers import QUANTIZERS
-from gear_studio.models.teachers import TEACHERS, teacher_names
+from gear_studio.models.teachers import SPATIAL_NORMS, TEACHERS, teacher_names
 from gear_studio.models.text_encoders import LENGTH, Words
 from gear_studio.models.tokenizer import PRESETS, TokenizerConfig, preset_name
+from gear_studio.ranges import (
+    Count,
+    Counts,
+    Decay,
+    Flag,
+    Natural,
+    NonNegative,
+    Positive,
+    Several,
+    Width,
+    check,
+)
 
 STAGES = ("warmup", "joint", "generator")
 _JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
@@ -32,68 +46,92 @@ def trains_generator(stage: str, arm: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of
-    `batch_size` images."""
+class Rhythm:
+    """How many steps of how many images, and what happens how often. Raises ValueError for values out of
+    range, and where checkpoint_every is no multiple of log_every."""
 
-    steps: int
-    batch_size: int
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    text_encoder: str = ""  # of the generator's captions (see `text_encoders`); "": class labels
-    held_out_combinations: bool = False  # of `shapes`: some are never seen in training (see `data.shapes`)
-    projector_hidden: int = 2048
-    teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
-    teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
-    spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
-    spatial_norm_alpha: float = 0.6
-    tokenizer_lr: float = 1e-4
-    generator_lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    ema: float = 0.9999
-    tau: float = 0.1  # temperature of the soft read-out
-    alignment_weight: float = 0.5  # lambda, on both sides
-    perceptual: str = "teacher"  # the first; or "tiny", whoever aligns; or "lpips", or its VGG-16's file
-    perceptual_weight: float = 1.0
-    perceptual_blocks: tuple[int, ...] = (2,)  # of the teacher, where it is the perceptual network
-    entropy_weight: float = 0.05
-    gan_weight: float = 0.0  # 0: no discriminator
-    token_views: int = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
-    log_every: int = 50
-    checkpoint_every: int = 250  # also when the validation images are looked at; a multiple of log_every
-    keep_every: int = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
-    validation_images: int = 512
-    fd_every: int = 0  # steps from one FD of samples to the next (`sampled_distance`), at the end too; 0: no
-    fd_samples: int = 2000  # the same for runs that are compared
-    fd_classes: str = "reference"  # asked for in the real pictures' proportions; or "equal": in turn
+    steps: Count
+    batch_size: Count
+    log_every: Count
+    checkpoint_every: Count
 
     def __post_init__(self):
+        check(self)
         if self.checkpoint_every % self.log_every:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}; "
                 "metrics are averaged from one log to the next and a checkpoint must not cut such a window"
             )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of
+    `batch_size` images. Raises ValueError for values out of range, and for some that do not fit each
+    other."""
+
+    steps: Count
+    batch_size: Count
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    text_encoder: str = ""  # of the generator's captions (see `text_encoders`); "": class labels
+    held_out_combinations: Flag = False  # of `shapes`: some are never seen in training (see `data.shapes`)
+    projector_hidden: Width = 2048
+    teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
+    teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
+    spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
+    spatial_norm_alpha: NonNegative = 0.6
+    tokenizer_lr: NonNegative = 1e-4
+    generator_lr: NonNegative = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    clip: Positive = 1.0
+    ema: Decay = 0.9999
+    tau: Positive = 0.1  # temperature of the soft read-out
+    alignment_weight: NonNegative = 0.5  # lambda, on both sides
+    perceptual: str = "teacher"  # the first; or "tiny", whoever aligns; or "lpips", or its VGG-16's file
+    perceptual_weight: NonNegative = 1.0
+    perceptual_blocks: Counts = (2,)  # of the teacher, where it is the perceptual network
+    entropy_weight: NonNegative = 0.05
+    gan_weight: NonNegative = 0.0  # 0: no discriminator
+    token_views: Natural = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
+    log_every: Count = 50
+    checkpoint_every: Count = 250  # also when the validation images are looked at; a multiple of log_every
+    keep_every: Natural = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
+    validation_images: Count = 512
+    fd_every: Natural = 0  # steps from one FD of samples to the next (`sampled_distance`), also last; 0: no
+    fd_samples: Several = 2000  # the same for runs that are compared
+    fd_classes: str = "reference"  # asked for in the real pictures' proportions; or "equal": in turn
+
+    def __post_init__(self):
+        check(self)
+        _ = self.rhythm
+        if self.spatial_norm not in SPATIAL_NORMS:
+            raise InputError(
+                f"unknown spatial_norm {self.spatial_norm!r}; choose one of {', '.join(SPATIAL_NORMS)}"
+            )
         if self.keep_every % self.checkpoint_every:
-            raise ValueError(
+            raise InputError(
                 f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
                 f"{self.checkpoint_every}; what is kept is written together with a checkpoint"
             )
         if self.fd_every % self.log_every:
-            raise ValueError(
+            raise InputError(
                 f"fd_every {self.fd_every} is not a multiple of log_every {self.log_every}; the distance is "
                 "logged with the other metrics"
             )
-
         if self.fd_classes not in CLASS_SHARES:
-            raise ValueError(f"fd_classes is {self.fd_classes!r}; choose {' or '.join(CLASS_SHARES)}")
+            raise InputError(f"fd_classes is {self.fd_classes!r}; choose {' or '.join(CLASS_SHARES)}")
+
+    @property
+    def rhythm(self) -> Rhythm:
+        return Rhythm(self.steps, self.batch_size, self.log_every, self.checkpoint_every)
 
     def asdict(self) -> dict:
         return asdict(self)
 
 
 _SMALL = Recipe(
-    steps=0,
+    steps=1,  # a budget has its own
     batch_size=32,
     generator=GeneratorConfig(dropout=0.0),  # the small world never shows a picture twice
     projector_hidden=256,
@@ -145,6 +183,11 @@ BUDGETS = {  # steps of each stage, and of the models that are trained on the wo
         "attribute-judge": 2,
     },
 }
+BUDGET_NOTES = {  # what the numbers of a budget are worth
+    "shipped": "as what ships",
+    "quick": "smaller models of 32 px pictures",
+    "smoke": "a few steps, to see that everything works; its numbers say nothing about the question",
+}
 EVALUATION = {  # samples behind every figure, sampling seeds
     "shipped": (5000, 3),
     "quick": (2000, 1),
@@ -155,9 +198,9 @@ EVALUATION = {  # samples behind every figure, sampling seeds
 def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
     """The small recipe of a stage. Raises ValueError for a stage or budget that does not exist."""
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget not in BUDGETS:
-        raise ValueError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
+        raise InputError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     recipe = replace(_SMALL_STAGES[stage], steps=BUDGETS[budget][stage])
     if budget == "quick":
         recipe = replace(recipe, **_QUICK)
@@ -197,11 +240,11 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
     if name == "small":
         return small_recipe(stage, budget)
     if name not in NAMES:
-        raise ValueError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
+        raise InputError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {stage!r}; choose one of {', '.join(STAGES)}")
     if budget != "shipped":
-        raise ValueError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
+        raise InputError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
         recipe = recipe_of("imagenet-xl-vq", stage)
         generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
@@ -232,25 +275,45 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
     )
 
 
-def with_setting(config: Any, name: str, value: str) -> Any:
-    """A config with the field `name` (dots reach into nested configs) set to `value`, read as the field's
-    type.
+def with_settings(config: Any, settings: Sequence[str]) -> Any:
+    """A config with NAME=VALUE set (dots reach into nested configs). All are set at once, so that they are
+    judged together.
 
-    Raises ValueError for a name it does not have or a value of another type."""
-    name, _, rest = name.partition(".")
+    Raises ValueError for a name it does not have, and for a value of another type or out of range."""
+    values: dict[str, Any] = {}
+    of_parts: dict[str, list[str]] = {}
     known = [each.name for each in fields(config)]
-    if name not in known:
-        raise ValueError(f"no setting {name!r} to change; choose from {', '.join(known)}")
-    old = getattr(config, name)
-    if rest:
-        if not is_dataclass(old):
-            raise ValueError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
-        return replace(config, **{name: with_setting(old, rest, value)})
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        name, _, rest = name.partition(".")
+        if name not in known:
+            raise InputError(f"no setting {name!r} to change; choose from {', '.join(known)}")
+        has_parts = is_dataclass(getattr(config, name))
+        if rest and not has_parts:
+            raise InputError(f"setting {name!r} has no part {rest!r}; write {name}=VALUE")
+        if has_parts and not rest:
+            parts = ", ".join(each.name for each in fields(getattr(config, name)))
+            raise InputError(f"setting {name!r} has parts; write {name}.PART=VALUE with one of {parts}")
+        if rest:
+            of_parts.setdefault(name, []).append(f"{rest}={value}")
+        else:
+            values[name] = _read_like(getattr(config, name), name, value)
+    for name, parts_set in of_parts.items():
+        values[name] = with_settings(getattr(config, name), parts_set)
+    return replace(config, **values)
+
+
+def _read_like(old: Any, name: str, text: str) -> Any:
+    """A value as it is written, of a setting that has been `old`. Raises ValueError for what is no value."""
+    if isinstance(old, str):
+        return text
     try:
-        new = value if isinstance(old, str) else type(old)(ast.literal_eval(value))
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(f"{name}={value!r}: expected a {type(old).__name__} like {old!r}") from None
-    return replace(config, **{name: new})
+        new = ast.literal_eval(text)
+        if isinstance(new, list):
+            return tuple(new)
+        return float(new) if isinstance(old, float) and type(new) is int else new
+    except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
+        raise InputError(f"{name}={text!r}: expected a {type(old).__name__} like {old!r}") from None
 
 
 WEIGHT_DECAY = 0.0  # of every AdamW

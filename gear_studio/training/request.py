@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.data import SOURCES
+from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
+from gear_studio.places import check_own_folder
+from gear_studio.ranges import Count, Natural, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
     ARMS,
@@ -24,7 +27,7 @@ from gear_studio.training.recipes import (
     Recipe,
     recipe_of,
     with_captions,
-    with_setting,
+    with_settings,
 )
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
@@ -56,10 +59,11 @@ class Training:
     latent. Default: gear, or warmup for the warm-up."""
     recipe: RecipeName = "small"
     """small, or one of the paper's; `gear-studio recipe NAME` prints it."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides weights, images and dropout."""
     out: Path | None = None
-    """The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED."""
+    """The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED, with a budget other than shipped before the
+    seed."""
     parent: Path | None = None
     """The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for the
     warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to start
@@ -69,9 +73,9 @@ class Training:
     folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'."""
     budget: BudgetName = "shipped"
     """Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps."""
-    steps: int | None = None
+    steps: Count | None = None
     """Steps, instead of the recipe's."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Images a step over all processes, instead of the recipe's."""
     tokenizer: TokenizerName | None = None
     """What the warm-up trains instead of the recipe's tokenizer. Given to the later stages too, it finds the
@@ -88,7 +92,7 @@ class Training:
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""
-    workers: int | None = None
+    workers: Natural | None = None
     """Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0."""
     execution: OmitArgPrefixes[Execution] = Execution()
     """How steps are computed."""
@@ -98,21 +102,26 @@ class Training:
     def completed(self) -> Training:
         """The same, with the arm, the run's folder and the run it builds on filled in.
 
-        Raises ValueError for an arm that the stage does not have, and as `resolved` does."""
+        Raises ValueError for values out of range and an arm that the stage does not have, and as `resolved`
+        does."""
+        check(self)
         if self.stage not in STAGES:
-            raise ValueError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
+            raise InputError(f"unknown stage {self.stage!r}; choose one of {', '.join(STAGES)}")
         arm = self.arm or ("warmup" if self.stage == "warmup" else "gear")
         if arm not in ARMS[self.stage]:
-            raise ValueError(
+            raise InputError(
                 f"stage {self.stage} has no arm {arm!r}; choose one of {', '.join(ARMS[self.stage])}"
             )
 
         def run_name(label: str, stage: str) -> str:
-            return "-".join([label, stage, *([] if stage == "warmup" else [arm]), f"s{self.seed}"])
+            kind = [] if stage == "warmup" else [arm]
+            budget = [] if self.budget == "shipped" else [self.budget]
+            return "-".join([label, stage, *kind, *budget, f"s{self.seed}"])
 
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
         captions = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
         out = Path(self.out or Path("runs") / run_name(label + captions, self.stage))
+        check_own_folder(out)
         parent = self.parent
         if parent is None and self.stage != "warmup":
             guided = self.stage == "generator" and arm != "baseline"  # the tokenizer that it is trained on
@@ -136,22 +145,37 @@ class Training:
         }
         recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
         if self.condition == "class" and recipe.text_encoder:
-            raise ValueError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
+            raise InputError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
         if self.condition == "caption":
             recipe = with_captions(recipe)
-        for setting in self.set:
-            recipe = with_setting(recipe, *setting.partition("=")[::2])
+        recipe = with_settings(recipe, self.set)
         if self.teacher_weights:  # absolute, so that the run finds them again from anywhere
             files = tuple(str(Path(file).resolve()) for file in self.teacher_weights)
             recipe = replace(recipe, teacher_weights=files)
         return recipe
+
+    def next_command(self) -> list[str]:
+        """The words after `gear-studio` for what follows this training: the next stage on it, or its
+        evaluation. Raises as `command`."""
+        done = self.completed()
+        if done.stage == "generator" or done.out is None:
+            return ["evaluate", str(done.out)]
+        stage = "joint" if done.stage == "warmup" else "generator"
+        arm = None if done.arm in ("warmup", "gear") else done.arm
+        after = replace(
+            self, stage=stage, arm=arm, out=None, parent=None, steps=None, batch_size=None, extend=False
+        )
+        if after.completed().parent != done.out:
+            name = after.completed().out
+            after = replace(after, out=done.out.with_name(name.name) if name else None, parent=done.out)
+        return after.command()
 
     def command(self) -> list[str]:
         """The words after `gear-studio` that ask for the same.
 
         Raises ValueError for a recipe that was made in Python and has no name."""
         if isinstance(self.recipe, Recipe):
-            raise ValueError("a recipe made in Python has no name to write on a command line; give its name")
+            raise InputError("a recipe made in Python has no name to write on a command line; give its name")
         return ["train", self.source, *options_of(self)]
 
 

@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from accelerate import Accelerator
 
 from gear_studio import data
 from gear_studio.data.source import OnDisk
+from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.tokenizer import TokenizerConfig
+from gear_studio.run_files import read_config, read_record
 from gear_studio.runs import Run
 from gear_studio.training.checkpoints import Checkpoints
 from gear_studio.training.recipes import Recipe
@@ -61,11 +64,21 @@ def check_folder(folder: Path, config: dict, extend: bool = False) -> bool:
             f"{name} is {held!r}, asked for {asked!r}"
             for name, (held, asked) in sorted(differences.items())[:3]
         )
-        raise ValueError(
-            f"{folder} already holds another run ({shown}); "
-            f"{'go on with it by --extend, ' if longer else ''}choose another --out or delete the folder"
+        made = _command_of(folder)
+        raise InputError(
+            f"{folder} already holds another run ({shown}){made and f', made by `{made}`'}; "
+            f"{'go on with it by --extend, ' if longer else ''}choose another --out, such as "
+            f"--out {folder}-2, or delete the folder"
         )
     return not differences and Run(folder).finished
+
+
+def _command_of(folder: Path) -> str:
+    """The command that a run was made by; "" where its record says none, or there is none."""
+    with suppress(ValueError, OSError):
+        command = str(read_record(folder)["command"])
+        return command if command.startswith("gear-studio train") else ""
+    return ""
 
 
 def claim_folder(folder: Path, config: dict) -> None:
@@ -124,19 +137,22 @@ def check_reopening(folder: Path) -> None:
     held = known_defaults(Recipe) | read_json(folder / "config.json", "a run")["recipe"]
     steps, rhythm = held["steps"], [name for name in ("checkpoint_every", "fd_every") if held[name]]
     if off := [f"{name} {held[name]}" for name in rhythm if steps % held[name]]:
-        raise ValueError(
+        raise InputError(
             f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "
             "have been measured at other steps. Train it anew with another --out"
         )
-    neighbours = folder.resolve().parent.glob("*/config.json")
-    configs = {path.parent.name: read_json(path, "a run") for path in neighbours}
-    if children := [name for name, config in configs.items() if config.get("parent") == folder.name]:
-        raise ValueError(
-            f"{folder} cannot go on: {', '.join(sorted(children))} started from what it is now. Train it "
-            "anew with another --out"
+    children = []
+    for path in sorted(folder.resolve().parent.glob("*/config.json")):
+        with suppress(ValueError, OSError):  # what is damaged, or no run, starts from nothing
+            if read_config(path.parent)["parent"] == folder.name:
+                children.append(path.parent.name)
+    if children:
+        raise InputError(
+            f"{folder} cannot go on: {', '.join(children)} started from what it is now. Train it anew with "
+            "another --out"
         )
     if Run(folder).finished and not Checkpoints(folder / "checkpoints").paths():
-        raise ValueError(
+        raise InputError(
             f"{folder} cannot go on: its checkpoints were deleted. Train it anew with another --out"
         )
 
@@ -165,7 +181,7 @@ def describe_pictures(folder: Path, source: data.Source) -> dict[str, dict]:
     if then is None:
         return {}
     if then["sha256"] != now["sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{folder} is a run on the pictures that were in {then['folder']}; those now in {now['folder']} "
             "are others (by names, labels or sizes, captions included); name the folder of the former, or "
             "choose another --out"

@@ -28,12 +28,14 @@ from torch import Tensor, nn
 
 from gear_studio import data, locks
 from gear_studio.analysis.probes import probe_patches
+from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.training.build import new_accelerator
 from gear_studio.training.checkpoints import gather_state, load_state
-from gear_studio.training.loop import Loop, Rhythm
+from gear_studio.training.loop import Loop
+from gear_studio.training.recipes import Rhythm
 
 NOTE = (
     "A tiny ViT trained with the embedded world's own labels (per-patch shape, texture, coverage, colour): "
@@ -240,13 +242,12 @@ def train(lesson: Lesson, folder: Path, device: str | None, log_every: int, chec
 
 def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, checkpoint_every: int) -> None:
     settings = lesson.settings
-    if checkpoint_every % log_every:
-        raise ValueError(f"checkpoint_every {checkpoint_every} must be a multiple of log_every {log_every}.")
+    rhythm = Rhythm(settings["steps"], settings["batch_size"], log_every, checkpoint_every)
     record: dict = {"settings": settings}
     if (folder / "record.json").exists():
         record = read_json(folder / "record.json", "a training run")
     if (held := record.get("settings")) != settings:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a run with {held}, asked for {settings}; "
             "give the same settings to continue it, or another folder."
         )
@@ -254,7 +255,6 @@ def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, che
         accelerator = new_accelerator()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         trainee = SupervisedTrainee(lesson, torch.device(device))
-        rhythm = Rhythm(settings["steps"], settings["batch_size"], log_every, checkpoint_every)
         loop = Loop(trainee, rhythm, settings["seed"], folder, accelerator, progress=True)
         loop.restore()
         loop.run()

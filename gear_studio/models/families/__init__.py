@@ -11,11 +11,14 @@ Notable:
 - Adding a family is a file here and a line in `TOKENIZERS` or `GENERATORS`.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from gear_studio.errors import InputError
 from gear_studio.files import atomic
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.base import GeneratorFamily, Names, State, TokenizerFamily
@@ -32,10 +35,12 @@ from gear_studio.models.families.llamagen import LlamaGen, Vq16
 from gear_studio.models.families.magvit2 import Lfq16
 from gear_studio.models.families.taming import Taming
 from gear_studio.models.generator import Generator
-from gear_studio.models.pretrained import check_shapes
+from gear_studio.models.pretrained import build_checked, check_shapes, shapes_of
 from gear_studio.models.published import fetch
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.tokenizer import Tokenizer
+
+M = TypeVar("M", bound=Tokenizer | Generator)
 
 # Asked in this order; the last reads, or refuses with reasons, what none holds.
 TOKENIZERS: tuple[TokenizerFamily, ...] = (Vq16(), Lfq16(), Taming())
@@ -53,7 +58,7 @@ def load_tokenizer(source: str | Path, image_size: int = 256, quantizer: str | N
     raw = read(path)
     states = unwrap(raw, holds_tokenizer)
     if not states:
-        raise ValueError(describe_lack(raw, "tokenizer", source))
+        raise InputError(describe_lack(raw, "tokenizer", source))
     state = next(iter(states.values()))
     return tokenizer_from(state, image_size, str(source), choose_quantizer(raw, state, path, quantizer))
 
@@ -70,7 +75,7 @@ def load_generator(source: str | Path, grid: int | None = None, heads: int | Non
     raw = read(fetch(source))
     states = unwrap(raw, holds_generator)
     if not states:
-        raise ValueError(describe_lack(raw, "generator", source))
+        raise InputError(describe_lack(raw, "generator", source))
     return generator_from(next(iter(states.values())), grid, str(source), heads)
 
 
@@ -82,7 +87,7 @@ def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: st
     answer = quantizer or raw.get("quantizer")
     if answer:
         if answer not in QUANTIZERS:
-            raise ValueError(f"unknown quantizer {answer!r}; choose one of {', '.join(QUANTIZERS)}")
+            raise InputError(f"unknown quantizer {answer!r}; choose one of {', '.join(QUANTIZERS)}")
         return str(answer)
     by_keys, beside = tokenizer_family(state).quantizer_of(state), quantizer_beside(path)
     if by_keys and beside and by_keys != beside:
@@ -94,7 +99,7 @@ def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: st
             f"{path} has keys that several quantizers share, and neither its entries nor a config beside it "
             "(.yaml or .json) say which"
         )
-    raise ValueError(
+    raise InputError(
         f"{problem}; read as another it gives wrong codes. Say it: --quantizer {'|'.join(QUANTIZERS)}"
     )
 
@@ -112,7 +117,7 @@ def find_pair(raw: dict[str, Any], source: str | Path) -> tuple[dict | None, dic
             if is_averaged(tokenizer_name, tokenizer) == is_averaged(generator_name, generator):
                 return tokenizer, generator
     one, other = (" and ".join(name or "no key" for name in states) for states in (tokenizers, generators))
-    raise ValueError(
+    raise InputError(
         f"{source} holds a tokenizer under {one} and a generator under {other}: of one there are only EMA "
         "weights, of the other only live ones, and the two are no pair. To have them all the same, put each "
         "into a file of its own with torch.save and import the tokenizer, then the generator with --parent"
@@ -148,18 +153,18 @@ def generator_family(state: dict) -> GeneratorFamily:
 def tokenizer_from(state: dict, image_size: int, where: str, quantizer: str) -> Tokenizer:
     """The tokenizer of a released state dict, in eval mode; `where` names it in errors."""
     family, weights = tokenizer_family(state), weights_of(state)
-    tokenizer = Tokenizer(family.config_of(weights, image_size, where, quantizer))
-    _fill(tokenizer, weights, family.names_of(tokenizer), where)
-    return tokenizer.eval()
+    with _naming(where):
+        config = family.config_of(weights, image_size, where, quantizer)
+    return _filled(lambda: Tokenizer(config), weights, family.names_of, where)
 
 
 def generator_from(state: dict, grid: int | None, where: str, heads: int | None = None) -> Generator:
     """The generator of a released state dict, in eval mode; `where` names it in errors."""
     family, weights = generator_family(state), weights_of(state)
-    generator = Generator(family.config_of(weights, grid, where, heads))
+    with _naming(where):
+        config = family.config_of(weights, grid, where, heads)
     weights = {key: value for key, value in weights.items() if key not in family.not_weights}
-    _fill(generator, weights, family.names_of(generator), where)
-    return generator.eval()
+    return _filled(lambda: Generator(config), weights, family.names_of, where)
 
 
 def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discriminator | None:
@@ -180,9 +185,10 @@ def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discrimina
     layers = sum(key.endswith(".running_mean") for key in weights)
     if first is None or first.ndim != 4 or not layers:
         return None
-    discriminator = Discriminator(DiscriminatorConfig(len(first), layers))
-    own = discriminator.state_dict()
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+    try:
+        config = DiscriminatorConfig(len(first), layers)
+        discriminator = build_checked(lambda: Discriminator(config), shapes_of(weights), "it")
+    except ValueError:  # of another kind
         return None
     discriminator.load_state_dict(weights)
     return discriminator
@@ -199,7 +205,7 @@ def names_of(model: Tokenizer | Generator) -> Names:
         if family.has_names_for(config):
             return family.names_of(model)
     *names, last = (family.name for family in TOKENIZERS)
-    raise ValueError(
+    raise InputError(
         f"the released format has no names for a {config.quantizer} tokenizer of architecture "
         f"{config.architecture}, patch {config.patch} and mid {config.mid}; it knows those of "
         f"{', '.join(names)} and {last}"
@@ -228,14 +234,41 @@ def save(model: Tokenizer | Generator, path: str | Path) -> None:
         torch.save(held, temporary)
 
 
-def _fill(model: Tokenizer | Generator, state: State, names: Names, where: str) -> None:
-    """Copy a released state dict into a model. Raises ValueError naming keys that differ."""
-    own = model.state_dict()
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Around what reads a config off a file: an error names the file."""
+    try:
+        yield
+    except ValueError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where} is no model that there can be: {error}") from error
+
+
+def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names], where: str) -> M:
+    """A model with the weights of a released state dict, in eval mode. It is built without memory first: what
+    a file claims to be is compared with what it holds before anything is made of that size.
+
+    Raises ValueError naming keys that differ, and weights that are not numbers."""
+    with torch.device("meta"):
+        sketch = build()
+    own: State = sketch.state_dict()
+    names: Names = names_of(sketch)
     expected = {
-        name: (own[key].shape[0] // len(parts), *own[key].shape[1:])
-        for key, parts in names.items()
-        for name in parts
+        theirs: (own[ours].shape[0] // len(parts), *own[ours].shape[1:])
+        for ours, parts in names.items()
+        for theirs in parts
     }
-    check_shapes(where, type(model).__name__, {k: tuple(v.shape) for k, v in state.items()}, expected)
-    for key, parts in names.items():
-        own[key].copy_(torch.cat([state[name] for name in parts]))
+    check_shapes(where, type(sketch).__name__, shapes_of(state), expected)
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"{where} holds weights that are not numbers (NaN or infinite), first in {name}; its "
+                "training diverged or the file is damaged, take an earlier one"
+            )
+    model = build()
+    weights: State = model.state_dict()
+    for ours, parts in names.items():
+        weights[ours].copy_(torch.cat([state[theirs] for theirs in parts]))
+    model.eval()
+    return model

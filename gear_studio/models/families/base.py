@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -88,7 +89,7 @@ class TokenizerFamily(ABC):
         latent = shape_of(state, "encoder.conv_out.weight", where)[0]
         codes, dim = self.code_sizes(state, where, quantizer)
         if not levels or image_size % 2 ** (levels - 1):
-            raise ValueError(
+            raise InputError(
                 f"{where}: {levels} levels do not fit pictures of {image_size} px; give another size"
             )
         return TokenizerConfig(
@@ -186,7 +187,7 @@ def has_key(state: dict, beginning: str) -> bool:
 def shape_of(state: State, key: str, where: str) -> tuple[int, ...]:
     """The shape of one tensor; ValueError naming the key where it is missing."""
     if key not in state:
-        raise ValueError(f"{where} does not fit any released model: missing {key}")
+        raise InputError(f"{where} does not fit any released model: missing {key}")
     return tuple(state[key].shape)
 
 

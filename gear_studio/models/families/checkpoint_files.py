@@ -8,6 +8,7 @@ in training (DDP, FSDP, torch.compile, a Lightning module) leaves its name in th
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gear_studio.errors import InputError
 from gear_studio.files import one_line
 from gear_studio.models.families.base import State
 
@@ -43,19 +45,22 @@ def read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         # Training scripts put their parsed command line beside the weights; it is plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are older or newer than torch's own
             raw = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged, or holds more than weights and plain values ({one_line(error)}), which "
             "could run code and is refused; save its state dict alone with torch.save and give that file"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete file of weights ({one_line(error)}); copy it again"
         ) from error
+    except Exception as error:  # what unpickling raises on bytes that are no pickle is an open list
+        raise InputError(f"{path} is no file of weights; give a .pt, .ckpt or .safetensors file") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}; expected a dict of weights")
+        raise InputError(f"{path} holds a {type(raw).__name__}; expected a dict of weights")
     return raw
 
 
@@ -78,7 +83,7 @@ def plain_keys(state: dict) -> dict:
     for key, value in state.items():
         name = _AROUND.sub("", _WITHIN.sub("", key)) if isinstance(key, str) else key
         if name in plain:
-            raise ValueError(f"the file holds {name} twice, as itself and within a wrapper ({key})")
+            raise InputError(f"the file holds {name} twice, as itself and within a wrapper ({key})")
         plain[name] = value
     return plain
 
@@ -132,7 +137,7 @@ def weights_of(state: dict[str, Any]) -> State:
         return live
     shadow_keys = {key: key.replace(".", "") for key in live}
     if lacking := [f"model_ema.{key}" for key in shadow_keys.values() if key not in shadows]:
-        raise ValueError(
+        raise InputError(
             f"the file has EMA weights for some keys only, and mixing them with others is no model "
             f"({len(lacking)} missing: {', '.join(lacking[:5])})"
         )

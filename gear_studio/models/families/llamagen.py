@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+from gear_studio.errors import InputError
 from gear_studio.models.families.base import (
     GeneratorFamily,
     Names,
@@ -76,11 +77,11 @@ class LlamaGen(GeneratorFamily):
         if "freqs_cis" in state:
             stored_heads = dim // (2 * state["freqs_cis"].shape[1])  # an angle for two channels of a head
             if heads not in (None, stored_heads):
-                raise ValueError(f"{where} has {stored_heads} heads by its rotary table, not {heads}")
+                raise InputError(f"{where} has {stored_heads} heads by its rotary table, not {heads}")
             heads = stored_heads
         if not sizes and heads is None:
             known = ", ".join(f"{name} {b} x {d}" for name, (b, d, _, _) in SIZES.items())
-            raise ValueError(
+            raise InputError(
                 f"{where} has {blocks} blocks of width {dim}, and weights do not show how many heads: say "
                 f"so with --heads N (sizes that need no saying: {known})"
             )
@@ -92,9 +93,9 @@ class LlamaGen(GeneratorFamily):
             else:
                 stored = math.isqrt(rows - 1)
             if grid not in (None, stored):
-                raise ValueError(f"{where} is for {stored} x {stored} tokens, asked for {grid} x {grid}")
+                raise InputError(f"{where} is for {stored} x {stored} tokens, asked for {grid} x {grid}")
             if caption_length < 0:
-                raise ValueError(
+                raise InputError(
                     f"{where} has {rows} rotary positions, too few for {stored} x {stored} tokens"
                 )
             grid = stored
