@@ -128,7 +128,7 @@ def test_some_pictures_are_the_first_of_the_world_and_drawn_of_a_folder():
 
 def test_a_run_starts_with_what_it_was_trained_on_where_that_is_at_hand(tmp_path):
     tiny.pngs(tmp_path / "mine", {"train": 4, "val": 2})
-    own = {"stage": "warmup", "pictures": {"folder": str(tmp_path / "mine")}}
+    own = {"stage": "warmup", "pictures": {"folder": str(tmp_path / "mine"), "sha256": "0"}}
     trained = make_run(tmp_path / "trained", **own)
     assert pictures_of(trained).key == ("folder", str(tmp_path / "mine")) and len(pictures_of(trained)) == 2
     shutil.rmtree(tmp_path / "mine")
