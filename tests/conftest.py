@@ -20,8 +20,9 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Files that start a browser, a notebook, other processes or trainings in nearly every test.
-SLOW = {"benchmarks", "cli", "explorer", "loop", "notebooks"}
+# What starts a browser, a notebook or processes, compiles, or trains for more than seconds: whole files
+# here, single tests by the mark.
+SLOW = {"benchmarks", "cli", "explorer", "inspection", "loop", "notebooks"}
 SLOW |= {"processes", "prompt_tab", "readme", "studies", "supervised"}
 
 

@@ -243,6 +243,7 @@ def evaluate_together(rank: int, run: Path, out: Path, given: EvaluationOptions)
         write_json(out / "by-two.json", result)
 
 
+@pytest.mark.slow
 def test_two_processes_score_what_one_scores(run_folder, album, clip, tmp_path):
     given = options(clip, folder=album, seeds=1)
     one = evaluate(Run.from_pretrained(run_folder), given)

@@ -66,6 +66,7 @@ def test_shapes_batch_is_its_pictures_one_by_one():
     assert torch.equal(world.truth(indices)["image"], together["image"])
 
 
+@pytest.mark.slow
 def test_shapes_is_the_same_in_another_process():
     code = (
         "import hashlib; from gear_studio.data import Shapes; b = Shapes('val', seed=3).read(range(40));"

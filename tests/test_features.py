@@ -269,6 +269,7 @@ def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
         features.umap_layout(rows[:3])
 
 
+@pytest.mark.slow
 def test_umap_layout_is_a_function_of_features_and_seed():
     """Umap itself, which compiles first: up to a minute on a busy machine."""
     rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))

@@ -785,6 +785,7 @@ def evaluate_together(rank: int, folder: Path, out: Path) -> None:
         write_json(out / "by-two.json", result)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_measures(run_folder, small_inception, tmp_path):
     run = Run.from_pretrained(run_folder)
     one = evaluate(run, options(tmp_path / "cache-0", batch_size=5, save_samples=tmp_path / "by-one.npz"))

@@ -45,6 +45,7 @@ def test_evaluate_measures_it_where_it_is_asked_for(tmp_path):
     assert "16 images (shapes, held out)" in found["likeness"]["protocol"]
 
 
+@pytest.mark.slow
 def test_a_generator_s_evaluation_holds_it_beside_the_distances(tmp_path, monkeypatch):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", 4)
     run = Run.from_pretrained("generator-gear")

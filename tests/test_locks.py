@@ -34,6 +34,7 @@ def held_by_another_thread(folder: Path):
     other.join()
 
 
+@pytest.mark.slow
 def test_who_comes_second_is_told_who_is_first_and_waits_for_no_dead(tmp_path):
     folder, (held, done) = tmp_path / "run", (tiny.processes.Event() for _ in range(2))
     other = tiny.processes.Process(target=hold_until, args=(folder, held, done))

@@ -119,6 +119,7 @@ def test_as_the_perceptual_term_of_a_stage(lpips, vgg_file, monkeypatch):
     assert tiny.stage("generator", "gear", perceptual=str(vgg_file)).lpips is None
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_a_file_that_lies_elsewhere_and_with_no_other(
     vgg_file, teacher_folder, tmp_path
 ):

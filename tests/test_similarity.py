@@ -253,6 +253,7 @@ def correlated(rng: np.random.Generator, images: int, patches: int) -> np.ndarra
     return np.stack([x, np.sqrt(0.5) * (x + noise)])
 
 
+@pytest.mark.slow
 def test_interval_covers_and_needs_to_know_what_belongs_together():
     rng = np.random.default_rng(0)
     known = unaware = 0

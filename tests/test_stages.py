@@ -503,6 +503,7 @@ def test_recomputing_activations_changes_nothing(arm):
     assert len(ran) == 2 * 2 * forward  # two steps, each block again in the backward pass
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_steps(monkeypatch):
     """Traced and differentiated by the compiler, and run without its code generator."""
     eager = functools.partial(torch.compile, backend="aot_eager")

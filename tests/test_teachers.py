@@ -353,6 +353,7 @@ def test_offline_the_hub_s_cache_serves(offline, published):
     assert torch.equal(cached(pictures()), given(pictures()))
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_timm():
     code = "import sys; from gear_studio.models import projector, teachers; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

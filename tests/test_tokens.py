@@ -236,6 +236,7 @@ def train_together(rank: int, *arguments) -> None:
         train(*arguments, name, token_views=VIEWS, alignment_weight=weight)
 
 
+@pytest.mark.slow
 def test_training_on_kept_tokens_alone_and_together(pictures, tmp_path, teacher_folder):
     train(tmp_path, teacher_folder, pictures, "warmup")
     tiny.in_two(train_together, tmp_path, teacher_folder, pictures)
