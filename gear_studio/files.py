@@ -53,6 +53,26 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder at or below root, with the names of its files, in the same order everywhere.
+
+    Links are followed, but not back into a folder that one is in. Hidden folders are passed over, and so are
+    pipes and devices, which would keep who reads them waiting."""
+    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(root, ())]
+    while waiting:
+        here, above = waiting.pop()
+        stat = here.stat()
+        if (stat.st_dev, stat.st_ino) in above:
+            continue
+        with os.scandir(here) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        # A link to nowhere is named when it is read.
+        yield here, [each.name for each in inside if each.is_file() or not os.path.exists(each.path)]
+        above = *above, (stat.st_dev, stat.st_ino)
+        folders = [each for each in inside if each.is_dir() and not each.name.startswith(".")]
+        waiting += [(Path(each.path), above) for each in reversed(folders)]
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, replacing the file atomically."""
     with atomic(path) as temporary:

@@ -13,18 +13,21 @@ import warnings
 import zlib
 from collections import Counter
 
+import hostile
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from gear_studio import data
+from gear_studio.analysis.reference import open_reference
 from gear_studio.data import prompts, shapes
 from gear_studio.data.folder import Folder
 from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Captioned, Fingerprinted, ListedSource, OnDisk, Ordered, Skipping
 from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.looking.pictures import pictures_of_folder
 from gear_studio.models.text_encoders import Words
 
 # Pictures 0 to 2 of val. Should these have to change, retrain everything that ships.
@@ -906,3 +909,25 @@ def test_to_float_spans_the_models_range_and_to_uint8_is_its_inverse():
     assert data.to_float(levels)[[0, 255]].tolist() == [-1.0, 1.0]
     assert torch.equal(data.to_uint8(data.to_float(levels)), levels)
     assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path):
+    usual = hostile.jpeg_of_scans(tmp_path / "usual.jpg", 12)
+    assert open_rgb(usual).size == (64, 64)
+    with pytest.raises(UnreadableImage, match="it has 4,000 scans, at most 64 are decoded"):
+        open_rgb(hostile.jpeg_of_scans(tmp_path / "slow.jpg", 4000))
+
+
+def test_links_back_and_pipes_add_nothing_to_a_folder(tmp_path):
+    folder = hostile.folder_in_itself(tmp_path / "set")
+    for name in "ab":
+        for number in range(3):
+            path = folder / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    hostile.pipe(folder / "a" / "pipe.png")
+    (folder / "b" / "again").symlink_to(folder / "a")  # a link that is no way back
+    train, val = (data.load("folder", split, 32, folder) for split in ("train", "val"))
+    assert train.classes == ["a", "b"] and len(train) + len(val) == 9
+    assert open_reference(folder, 32).count == 9
+    assert len(pictures_of_folder(folder)) == 9

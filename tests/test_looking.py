@@ -1,7 +1,6 @@
 """The pictures looked at, and what is computed of each: once, by whoever asks first."""
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -84,15 +83,6 @@ def test_any_folder_is_looked_at_and_damaged_files_are_passed_over_and_counted(t
     assert pictures.passed_over == 1
     assert pictures.caption(1) == f"Picture 1 of {tmp_path.name}: deep/er/c.jpg."
     assert pictures.tensor(0, 8).shape == (1, 3, 8, 8) and pictures.passed_over == 1
-
-
-def test_links_in_a_folder_do_not_multiply_its_pictures_and_pipes_are_not_opened(tmp_path):
-    (tmp_path / "inside").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "inside" / "a.png")
-    (tmp_path / "inside" / "up").symlink_to(tmp_path)
-    os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for a writer
-    pictures = pictures_of_folder(tmp_path)
-    assert len(pictures) == 1 and pictures.caption(0).endswith("inside/a.png.")
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

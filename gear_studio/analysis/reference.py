@@ -23,7 +23,7 @@ from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
 from gear_studio.data.source import Fingerprinted, Source
 from gear_studio.errors import InputError, MissingError
-from gear_studio.files import atomic, one_line
+from gear_studio.files import atomic, one_line, walk_folders
 from gear_studio.models.inception import DIMS
 
 KEYS = {  # ADM's names
@@ -186,11 +186,7 @@ def _finite(statistics: Statistics) -> Statistics | None:
 
 def _walk(folder: Path) -> list[Path]:
     """Every file below a folder, in an order that is the same everywhere. Hidden folders are passed over."""
-    files = []
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(here, name) for name in names]
-    return sorted(files)
+    return sorted(here / name for here, names in walk_folders(folder) for name in names)
 
 
 def _digest_files(files: Sequence[Path]) -> bytes:

@@ -10,6 +10,7 @@ from gear_studio.data.images import is_picture
 from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import check_split, digest_arrays, numbers_of_split
 from gear_studio.errors import InputError
+from gear_studio.files import walk_folders
 
 _HELD_OUT = ("val", "validation", "test")  # folders beside `train`: the first that is there is the split val
 
@@ -140,9 +141,8 @@ def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], list[str], list[str]]]:
     """Yield for each folder at or below root: its path inside root, its files, and those that are pictures.
 
     Hidden folders are not looked into, and hidden files are no pictures."""
-    for here, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield Path(here).relative_to(root).parts, names, [name for name in names if is_picture(name)]
+    for here, names in walk_folders(root):
+        yield here.relative_to(root).parts, names, [name for name in names if is_picture(name)]
 
 
 def _list_pictures(folder: Path, root: str, captions: bool) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ FORMATS = {
 }
 SUFFIXES = tuple(sorted(suffix for suffixes in FORMATS.values() for suffix in suffixes))
 
+SCANS = 64  # of a progressive JPEG; programs write some ten
 LARGEST = 2**24  # pixels of a picture that `resize_short_side` makes
 
 
@@ -51,6 +52,8 @@ def open_rgb(
     try:
         with Image.open(file) as opened:
             kind = opened.format
+            if kind == "JPEG" and opened.info.get("progressive"):
+                _check_scans(opened)
             _scale_transparent_colour(opened)
             if at_least is not None:
                 opened.draft(None, (2 * at_least, 2 * at_least))  # a camera's photo: several times faster
@@ -78,6 +81,19 @@ def _scale_transparent_colour(opened: ImageFile.ImageFile) -> None:
         opened.info["transparency"] = colour * (85 if stored_as == "L;2" else 17)
     elif stored_as == "RGB;16B":
         opened.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _check_scans(opened: ImageFile.ImageFile) -> None:
+    """Raise ValueError for a progressive JPEG of more scans than any program writes: each costs as much time
+    as the whole picture, so that a small file could take hours."""
+    file = opened.fp
+    assert file is not None  # it has just been opened
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > SCANS:
+        raise InputError(f"it has {scans:,} scans, at most {SCANS} are decoded; save it anew")
 
 
 def _scale_grays(picture: Image.Image, kind: str | None) -> np.ndarray:

@@ -5,7 +5,7 @@ knows: a caption always, a class where there are classes.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -22,6 +22,7 @@ from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Batch, Captioned, Skipping, Source, choose_pictures
 from gear_studio.data.upload import read_upload
 from gear_studio.errors import InputError
+from gear_studio.files import walk_folders
 from gear_studio.models.teachers import to_size
 from gear_studio.runs import Run
 
@@ -175,7 +176,8 @@ class AnyFolder(PictureFiles):
         self.classes, self.skipped = [], set()
         if not self.folder.is_dir():
             raise InputError(f"{folder} is not a folder; name one that holds picture files")
-        self._paths = sorted(_find_pictures(self.folder))
+        found = ((here, name) for here, names in walk_folders(self.folder) for name in names)
+        self._paths = sorted(here / name for here, name in found if is_picture(name))
         if not self._paths:
             raise InputError(f"{folder} holds no picture files ({', '.join(SUFFIXES)})")
         self._decode(0)  # a folder without one readable picture is known now
@@ -226,20 +228,6 @@ class AnyFolder(PictureFiles):
 
     def _label(self, index: int) -> int:
         return 0
-
-
-def _find_pictures(folder: Path) -> Iterator[Path]:
-    """Every picture file in a folder, at any depth. Links to folders are followed, each folder once."""
-    seen = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # A pipe or a device would hang whoever reads it.
-        yield from (Path(here, name) for name in names if is_picture(name) and Path(here, name).is_file())
 
 
 @dataclass(frozen=True)
