@@ -98,6 +98,8 @@ def build(page: Page) -> None:
     page.demo.load(draw, **unlisted)
     again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
     choices[0].change(offer_classes, [choices[0], label], label, **QUIET)
+    # What is typed then replaces the class chosen, instead of being added to its name.
+    label.focus(None, js="() => document.querySelector('#class input').select()", **QUIET)
 
 
 def _draw(

@@ -115,7 +115,7 @@ def stage(name: str, arm: str, seed: int = 0, execution: Execution | None = None
 def caption_runs(folder: Path) -> Path:
     """Runs with a generator asked in words, made as the explorer says how but at the smoke budget."""
     runs = folder / "runs"
-    shutil.copytree(ZOO / "gear", runs / "shapes-joint-gear-s0")
+    shutil.copytree(ZOO / "gear", runs / "shapes-joint-gear-smoke-s0")
     out = runs / "shapes-caption-generator-gear-s0"
     train(Training("shapes", "generator", condition="caption", budget="smoke", out=out), progress=False)
     return runs
