@@ -48,10 +48,17 @@ class Looking:
     others: list
     ticket: gr.Number
 
-    def connect(self, chosen: list[Any]) -> None:
-        """Draw on emptied views at another Run and after each event of `chosen`."""
+    def connect(self, load: Callable, chosen: list[Any]) -> None:
+        """Draw on emptied views at another Run and after each event of `chosen`. load: the event of the page
+        being there."""
         drawing = self.ticket.change(self.draw, self.inputs, self.outputs, **OVERTAKEN)
         self.tab.select(None, self.ticket, self.ticket, js="(ticket) => ticket || 1", **QUIET)
+        # A visitor may have opened the tab before the page could hear of it.
+        opened = (
+            "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
+        )
+        is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
+        load(None, self.ticket, self.ticket, js=f"(ticket) => ticket || Number({is_open})", **QUIET)
         nothing = json.dumps(list(emptied(self.cleared).values()))
         clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
         for choose in (self.run.change, *(event.success for event in chosen)):
@@ -103,7 +110,7 @@ class Page:
         for looking in self._looking:
             # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
             looking.ticket.render()
-            looking.connect(chosen)
+            looking.connect(self.demo.load, chosen)
 
 
 def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:
