@@ -64,6 +64,19 @@ def clicks(page: Page, selector: str, answer: str, repeats: int) -> list[float]:
     return times
 
 
+def swaps(page: Page, repeats: int) -> list[float]:
+    """Seconds from replacing the clicked token's code to the new picture."""
+    times = []
+    for code in range(repeats):
+        page.locator("#new-code input").fill(str(code))
+        wait = renewed(page, "#edited")
+        begin = time.perf_counter()
+        page.locator("#replace").click()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
 def sample(page: Page, count: int, prefix: str = "", sheet: str = "#left-sheet", done: str = DONE):
     """Seconds to the first row of tokens and to the last, in the tab whose ids begin with `prefix`."""
     page.locator(f"#{prefix}count input[type=number]").fill(str(count))
@@ -155,14 +168,7 @@ def look_at_released(page: Page, file: Path, repeats: int) -> dict[str, list[flo
     click_cell(page, "#indices", 0, 0)
     page.locator("#gallery img").wait_for()
     times["a token clicked"] = clicks(page, "#indices", "#gallery", repeats)
-    swaps = times["its code replaced"] = []
-    for code in range(repeats):
-        page.locator("#new-code input").fill(str(code))
-        wait = renewed(page, "#edited")
-        begin = time.perf_counter()
-        page.locator("#replace").click()
-        wait()
-        swaps.append(time.perf_counter() - begin)
+    times["its code replaced"] = swaps(page, repeats)
     return times
 
 
@@ -261,15 +267,7 @@ def main() -> None:
             click_cell(page, "#indices", 0, 0)
             page.locator("#gallery img").wait_for()
             row_of("a token clicked", clicks(page, "#indices", "#gallery", repeats))
-            swaps = []
-            for code in range(repeats):
-                page.locator("#new-code input").fill(str(code))
-                wait = renewed(page, "#edited")
-                begin = time.perf_counter()
-                page.locator("#replace").click()
-                wait()
-                swaps.append(time.perf_counter() - begin)
-            row_of("its code replaced", swaps)
+            row_of("its code replaced", swaps(page, repeats))
             page.get_by_role("tab", name="Alignment").click()
             row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
             for name, times in look_at_released(page, write_vq16(Path(folder)), repeats).items():
