@@ -155,7 +155,7 @@ def test_classes_that_no_sample_is_of_are_named(tmp_path):
         for label in classes:
             write(tmp_path / f"{split}-{label}.tar", range(3 * label, 3 * label + 3), cls=label, json=None)
     with pytest.warns(UserWarning, match="1 of 3 classes .* no picture to train on; the first is 'bee'"):
-        Shards(tmp_path)
+        assert Shards(tmp_path).classes == ["ant", "bee", "cat"]
 
 
 def test_members_that_other_tools_write(tmp_path):
@@ -269,7 +269,7 @@ def test_a_shard_that_does_not_end_as_a_tar_does_is_named_and_counted(six, kind,
 def test_whole_shards_are_taken_without_a_word(six):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Shards(six)
+        assert len(Shards(six)) > 0
 
 
 # The index
