@@ -116,17 +116,21 @@ def supervise(
         out: Folder. Default: runs/MODEL.
     """
     from gear_studio import locks
+    from gear_studio.models.judges import AttributeJudge, Judge
     from gear_studio.training import supervised
 
     out = out or Path("runs") / model
-    train_model, evaluate_model = {
-        "teacher": (supervised.train_teacher, supervised.evaluate_teacher),
-        "judge": (supervised.train_judge, supervised.evaluate_judge),
-        "attribute-judge": (supervised.train_attribute_judge, supervised.evaluate_attribute_judge),
-    }[model]
+    settings: Any = {"steps": steps or BUDGETS["shipped"][model], "seed": seed}
     with locks.hold(out):
-        train_model(out, steps or BUDGETS["shipped"][model], seed)
-        evaluate_model(out)
+        if model == "teacher":
+            supervised.train_teacher(out, **settings)
+            supervised.evaluate_teacher(out)
+        elif model == "judge":
+            supervised.train_judge(out, Judge, **settings)
+            supervised.evaluate_judge(out)
+        else:
+            supervised.train_judge(out, AttributeJudge, **settings)
+            supervised.evaluate_attribute_judge(out)
     print(f"finished: {out}")
     if model == "teacher":
         say_next("gear-studio", "train", "shapes", "--set", f"teacher={out}", "--out", f"{out}-warmup")

@@ -67,6 +67,7 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
 # Keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VQ-16", "LFQ-16", "IBQ-16", "LlamaGen-B"])
 def test_every_released_key_finds_its_place_and_comes_back(name):
     torch.manual_seed(0)
@@ -237,6 +238,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapping", WRAPPED)
 @pytest.mark.parametrize("kind", SMALL)
 def test_every_wrapping_of_a_tokenizer(kind, wrapping, tmp_path):

@@ -14,6 +14,8 @@ from gear_studio.models.perceptual import LPIPS
 from gear_studio.training import loop
 from gear_studio.training.request import Training
 
+pytestmark = pytest.mark.slow  # a VGG in its own size
+
 
 @pytest.fixture(scope="module")
 def vgg_file(tmp_path_factory) -> Path:

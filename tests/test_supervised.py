@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -228,12 +229,9 @@ def test_saved_and_loaded_judge_is_the_same_and_small(tmp_path):
 # Training
 
 
-@pytest.mark.parametrize(
-    ("train", "load"),
-    [("train_teacher", Teacher), ("train_judge", Judge), ("train_attribute_judge", AttributeJudge)],
-)
-def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, train, load):
-    run = getattr(training, train)
+@pytest.mark.parametrize("kind", [Teacher, Judge, AttributeJudge])
+def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, kind):
+    run = training.train_teacher if kind is Teacher else partial(training.train_judge, kind=kind)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(whole, steps=6, seed=3, **QUICK)
 
@@ -262,7 +260,7 @@ def test_an_interrupted_run_continues_exactly(tmp_path, monkeypatch, train, load
     assert not (broken / "checkpoints").exists()
 
     calls.clear()
-    assert isinstance(run(broken, steps=6, seed=3, **QUICK), load)
+    assert isinstance(run(broken, steps=6, seed=3, **QUICK), kind)
     assert calls == []
 
 

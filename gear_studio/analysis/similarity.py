@@ -3,17 +3,17 @@
 x and y hold one row an image or a patch, (N, d) and (N, d'), row i of both being the same image or patch.
 `sample_rows` makes such rows of patch features; `features.extract` also says under which protocol.
 
-- `cka` sees all pairs of rows, so that a few far directions can decide it.
-- `cknna` (Huh et al. 2024, arXiv 2405.07987) sees pairs that are near neighbours in both.
-- `mutual_knn` only counts those neighbours.
+- `cka` compares the similarities of all pairs of rows. A few directions of large variance can decide it.
+- `cknna` (Huh et al. 2024, arXiv 2405.07987) compares only pairs that are near neighbours in both sets.
+- `mutual_knn` counts those neighbours and leaves their similarities out.
 
 Notable here:
-- Nothing N x N is ever held. Linear CKA is a matter of d x d' sums. Of CKNNA's masked kernels at most k
-  entries a row are not zero, and once the neighbours are found its sums run over those alone.
-- Products are taken in the rows' own type, on their own device; sums that cancel are float64. Give float64
-  rows for float64 answers. Half precision is raised to float32.
-- A value says little without its chance level (`null_baseline`) and its uncertainty (`interval`): biased CKA
-  of unrelated wide features is near 1 when rows are few.
+- No N x N matrix is held in memory. Linear CKA needs sums of d x d' values. A masked kernel of CKNNA has at
+  most k entries a row that are not zero; after the search for neighbours, its sums run over those entries.
+- Products are computed in the dtype and on the device of the rows; sums in which large terms cancel are
+  float64. Rows in half precision are converted to float32; for float64 results give float64 rows.
+- Read a value beside its chance level (`null_baseline`) and its uncertainty (`interval`): the biased CKA of
+  unrelated wide features is near 1 when rows are few.
 """
 
 import math
@@ -59,9 +59,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest rows of every row by cosine, without the row itself.
+    """The m nearest other rows of every row, by cosine.
 
-    rows: (N, d), of length 1. indices: int64 (N, m), nearest first. cosines: (N, m)."""
+    rows: (N, d), scaled to length 1. indices: int64 (N, m), nearest first. cosines: (N, m)."""
 
     rows: Tensor
     indices: Tensor
@@ -75,9 +75,9 @@ class Neighbours:
         return Neighbours(self.rows[order], torch.argsort(order)[self.indices[order]], self.cosines[order])
 
     def within(self, chosen: Tensor, k: int) -> "Neighbours":
-        """The neighbours of the chosen rows, k each, among the chosen rows alone. chosen: bool (N,).
+        """The k nearest neighbours of each chosen row among the chosen rows. chosen: bool (N,).
 
-        They are read off this list where it goes far enough, else searched again."""
+        Rows whose list holds k chosen neighbours are not searched again; the others are."""
         kept = chosen.nonzero().flatten()
         if len(kept) <= k:
             raise InputError(f"k is {k} and a half has {len(kept)} rows; give more rows, or a smaller k")
@@ -96,10 +96,10 @@ class Neighbours:
 
 @torch.no_grad()
 def neighbours(x: Rows, k: int = 10) -> Neighbours:
-    """The k nearest rows of every row of x, and one more to see ties by. x: (N, d).
+    """Search the k + 1 nearest rows of every row of x, (N, d); the last one shows whether the k-th is tied.
 
-    `cknna` and `mutual_knn` take the result in the place of x, so that features which are compared with many
-    others, such as a teacher's, are searched once.
+    `cknna` and `mutual_knn` accept the result instead of x. Features that are compared with many others, such
+    as a teacher's, are then searched only once.
     Raises ValueError for k >= N, a row of zeros or values that are not finite."""
     return _search_all(_to_matrix(x, "x"), k, k + 1, "x")
 
@@ -116,7 +116,7 @@ def cka(x: Rows, y: Rows, debiased: bool = True) -> float:
     slightly negative. Otherwise the biased one, in [0, 1], which grows with d / N on rows that have nothing
     in common. Turning or scaling all of x, or shifting it, changes neither. Rows are not normalised.
 
-    Sums over d x d' where that is the smaller work, over chunks of the kernels where rows are few and wide.
+    It sums over d x d' products, or over chunks of the N x N kernels where that is less work (few wide rows).
     Raises ValueError for shapes that do not match, too few rows, values that are not finite, and rows that do
     not vary."""
     x, y = _to_matrices(x, y)
@@ -134,19 +134,21 @@ def cka(x: Rows, y: Rows, debiased: bool = True) -> float:
 def cknna(x: Rows | Neighbours, y: Rows | Neighbours, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment (Huh et al. 2024), as REPA and GEAR use it with k = 10.
 
-    Rows are first scaled to length 1; K = XX', L = YY'. The mask a_ij is 1 when j is among the k nearest of i
-    both in K and in L, i itself left out; a_KK asks only K. Then
+    Rows are first scaled to length 1; K = XX', L = YY'. The mask a_ij is 1 when j is among the k nearest
+    neighbours of i both in K and in L (i is not its own neighbour); a_KK uses the neighbours in K alone. Then
     HSIC_u(a K, a L) / sqrt(HSIC_u(a_KK K, a_KK K) HSIC_u(a_LL L, a_LL L)), HSIC_u of Song et al. 2012.
     1 for equal neighbourhoods, about k / N or less for unrelated rows; with k = N - 1 it is debiased CKA of
     the scaled rows. It depends on k and on N: compare only values of the same two.
 
-    The masks are not symmetric: j may be near i and i not near j. HSIC_u is taken by its formula all the
-    same, as in the authors' code: its trace counts pairs that chose each other, and exchanging x and y can
-    change the value a little. That code adds 1e-6 to the denominator, which lowers its values by 1 to 10 % at
-    N = 500 to 8,000, more the larger N; nothing is added here. x: (N, d), y: (N, d'), or their `neighbours`.
+    The masks are not symmetric: j can be a neighbour of i without i being one of j. As the authors' code
+    does, HSIC_u is still computed by its formula: its trace then counts the mutual neighbours, and exchanging
+    x and y can change the value slightly. That code adds 1e-6 to the denominator, which lowers its values by
+    1 to 10 % at N = 500 to 8,000, more the larger N; nothing is added here.
 
-    Raises ValueError as `neighbours` does, for N < 4, and where more than 5 % of the rows cannot tell their
-    k-th neighbour from the next, as quantized features with many equal rows cannot."""
+    x: (N, d), y: (N, d'), or their `neighbours`.
+
+    Raises ValueError as `neighbours` does, for N < 4, and where for more than 5 % of the rows the k-th
+    neighbour is as near as the next one, as among quantized features, many of whose rows are equal."""
     x, y = _take_neighbours(x, y, k)
     n = len(x)
     if n < 4:
@@ -185,8 +187,8 @@ Measure = Callable[[Any, Any], float]  # of two row matrices, or of two Neighbou
 
 @torch.no_grad()
 def null_baseline(measure: Measure, x: Rows, y: Rows, permutations: int = 100, seed: int = 0) -> Null:
-    """Chance level: what `measure` gives when the rows of y are shuffled, so that only the shape of the
-    features is left to have in common.
+    """Chance level: the values of `measure` after the rows of y are shuffled, so that row i of x and row i
+    of y come from different images.
 
     measure: `cka`, `cknna`, `mutual_knn`, a functools.partial of one (k=5, debiased=False), or any function
     of two row matrices. Neighbours are searched once, not once a permutation."""
@@ -219,18 +221,19 @@ def interval(
     permutations: int = 20,
     seed: int = 0,
 ) -> Estimate:
-    """`measure` of x and y, with a confidence interval from random halves and, with permutations > 0, chance.
+    """Measure x and y, with a confidence interval from random halves and (permutations > 0) the chance level.
 
     groups: (N,) which image each row came from; None where every row is an image of its own. Patches of one
     image resemble each other, so images are drawn, never single patches. measure: as in `null_baseline`.
     level: in (0, 1).
 
-    Each time half of the groups is drawn, *without* replacement. Half of the groups differ from all of them
-    as much as all of them differ from the truth (Politis & Romano 1994; the delete-half jackknife), so the
-    standard deviation of the halves' values is the standard error. The interval reaches Student's t times
-    that error to either side of the value of all rows. A bootstrap with replacement would not do: copies of a
-    row would be each other's nearest neighbours. Halves have the same k among fewer rows, which moves their
-    mean; only their spread is used. Rough below some 20 groups.
+    Half of the groups is drawn `halves` times, each time *without* replacement. The value of a half differs
+    from the value of all groups as much as that one differs from the true value (Politis & Romano 1994; the
+    delete-half jackknife), so the standard deviation over halves estimates the standard error. The interval
+    is the value of all rows plus and minus Student's t times that error. A bootstrap with replacement is no
+    choice here: copies of a row would be each other's nearest neighbours. A half has the same k among fewer
+    rows, which shifts its value; therefore only the spread of the halves is used. Below about 20 groups the
+    interval is rough.
 
     Raises ValueError for fewer than 8 groups."""
     from scipy.special import stdtrit  # here: figures need this file and not scipy
@@ -273,11 +276,11 @@ def interval(
 def sample_rows(
     *features: Rows, level: str = "patch", count: int | None = None, seed: int = 0
 ) -> tuple[list[Tensor], Tensor]:
-    """Rows to compare from features (B, N, d) of the same B images: one (n, d) for each, and groups (n,).
+    """Make rows to compare of features (B, N, d) of the same images: matrices (n, d) and groups (n,).
 
-    level: "image", rows are images, averaged over their patches; "patch", rows are patches of all images. The
-    same rows are taken from every one of `features`. count: how many, drawn without replacement; None takes
-    all. groups: the image of each row, for `interval`. The draw depends on B, N, count and seed alone.
+    level: "image" makes a row of each image, the mean over its patches; "patch" makes a row of each patch.
+    Every matrix holds the same rows. count: how many rows to draw, without replacement; None takes all.
+    groups: the image of each row, for `interval`. The draw depends on B, N, count and seed alone.
 
     Raises ValueError for another level, features of unequal B or N, and a count above what there is."""
     parts = [torch.as_tensor(part) for part in features]
@@ -347,7 +350,7 @@ def _device(x: Tensor | Neighbours) -> torch.device:
     return (x.rows if isinstance(x, Neighbours) else x).device
 
 
-# CKA: K = XX' of centred rows, so that K 1 = 0 and sums without the diagonal are sums of the diagonal
+# CKA. With K = XX' of centred rows, K 1 = 0: a row's sum without its diagonal entry is minus that entry.
 
 
 def _centre(x: Tensor, name: str) -> Tensor:
@@ -417,7 +420,7 @@ def _check_positive(value: float, x: Tensor, name: str) -> float:
 
 
 def _search(rows: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices and cosines of the `count` nearest among `rows`, themselves left out, for rows number `of`."""
+    """Indices and cosines of the `count` nearest other rows, for the rows whose numbers are `of`."""
     indices, cosines = [], []
     for part in of.split(_chunk_rows(len(rows))):
         similar = rows[part] @ rows.T
@@ -515,8 +518,8 @@ def _k_of(measure: Measure) -> int | None:
 def _search_if_needed(
     measure: Measure, x: Tensor, y: Tensor, margin: int
 ) -> tuple[Tensor, Tensor] | tuple[Neighbours, Neighbours]:
-    """x and y as `measure` takes them: their neighbours where it looks at those. margin: how many times the
-    needed k + 1 to keep."""
+    """x and y as they are, or their neighbours for a measure of neighbours. margin: how many times k + 1
+    neighbours to keep."""
     k = _k_of(measure)
     if k is None:
         return x, y

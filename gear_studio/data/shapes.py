@@ -1,16 +1,16 @@
 """Shapes: an endless labelled world that needs no download.
 
 Notable:
-- picture i of a world is a pure function of (seed, i). Its randomness is Philox keyed by exactly that pair,
-  so a picture is the same bytes rendered alone, in any batch, in any process.
-- per-pixel arithmetic is only + - * / sqrt abs round min max, which IEEE 754 rounds exactly: no vector
-  library gets to change a bit between a batch of one and a batch of many.
-- lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
-- every picture knows its truth: class, caption, mask, and labels for each cell of the 8x8 token grid.
-- captions say it in many ways (`captions`): phrasing, order and what is left out follow from (seed, i) too,
-  by random numbers of their own. 24 combinations of texture, shape and colour can be kept from training
-  (`combinations`), so that a generator may be asked for what it has never seen together.
-- the pixel noise is deliberate: detail that reconstruction wants and that nobody can predict.
+- Picture i of a world is a pure function of (seed, i): its random numbers come from a Philox generator keyed
+  by that pair. It has the same bytes drawn alone, in any batch and in any process.
+- Arithmetic on pixels uses only + - * / sqrt abs round min max, which IEEE 754 rounds exactly. The result
+  cannot depend on the size of the batch or on a vector library.
+- Lengths are in world units, 64 to a side; at the default image_size of 64 a unit is a pixel.
+- The truth of every picture is known: class, caption, mask, and labels for each cell of the 8x8 token grid.
+- Captions (`captions`) vary in phrasing, in order and in what they leave out; this too follows from
+  (seed, i), by random numbers of its own. 24 combinations of texture, shape and colour can be held out
+  of training (`combinations`), to ask a generator for combinations it has not seen.
+- The pixel noise is deliberate: reconstruction has to keep it, and no generator can predict it.
 """
 
 import math
@@ -128,8 +128,8 @@ HELD_OUT = tuple(
 
 
 def describe(attributes: Mapping[str, str], rng: np.random.Generator | None = None) -> str:
-    """Write a caption that says these attributes and no others, such as "on a dark blue background there is a
-    striped small star in the top left".
+    """Write a caption that names these attributes and no others, such as "on a dark blue background there is
+    a striped small star in the top left".
 
     attributes: any of size, color, texture, shape, position and background, by name. rng: chooses phrasing
     and order; None gives the plainest."""
@@ -164,10 +164,11 @@ def describe(attributes: Mapping[str, str], rng: np.random.Generator | None = No
 class Shapes(ListedSource):
     """One object of 6 shapes x 4 textures on a plain ground; satisfies `Source`.
 
-    split: train, val, probe or judge: disjoint, each 2**40 pictures long.
-    image_size: pixels a side, a multiple of 8. seed: which world. captions: whether `read` gives them.
-    combinations: all; or "seen", without the held-out combinations of texture, shape and colour (`HELD_OUT`);
-    or "unseen", those alone. Picture i is then the first that fits of the ordinary ones i, i + k, i + 2k, ...
+    split: train, val, probe or judge; they are disjoint, each of 2**40 pictures.
+    image_size: pixels a side, a multiple of 8. seed: which world. captions: whether `read` returns captions.
+    combinations: "all"; "seen", without the held-out combinations of texture, shape and colour (`HELD_OUT`);
+    or "unseen", only those. For the last two, picture i is the first allowed one of the pictures i, i + k,
+    i + 2k, ... of the world with all combinations.
     Raises ValueError for an unknown split or combinations, or a size that the 8x8 grid does not divide.
     """
 
@@ -286,7 +287,7 @@ class Shapes(ListedSource):
         return [self._first_that_fits(int(i)) for i in indices]
 
     def _first_that_fits(self, number: int) -> int:
-        """The first of the pictures number, number + k, ... with a combination that `combinations` allows."""
+        """The first of the pictures number, number + k, ... whose combination `combinations` allows."""
         wanted = self.combinations == "unseen"
         while True:
             # The first two factors, drawn as `_draw` does.

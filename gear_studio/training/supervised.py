@@ -96,47 +96,16 @@ def train_teacher(
 
 def train_judge(
     folder: str | Path,
+    kind: type[Judge] | type[AttributeJudge] = Judge,
     steps: int = 1600,
     seed: int = 0,
     batch_size: int = 64,
     device: str | None = None,
     log_every: int = 50,
     checkpoint_every: int = 250,
-) -> Judge:
-    """Train the class judge into `folder`, or continue the run that is there; returns it in eval mode.
-
-    Arguments and errors as in `train_teacher`.
-    """
-    world = data.Shapes("judge")
-
-    def compute_losses(model: Any, step: int) -> dict[str, Tensor]:
-        batch = to_device(world.read(choose_batch(seed, step, batch_size)), model)
-        logits = model(augment(batch["image"], seed, step))
-        return {"class": F.cross_entropy(logits, batch["label"], label_smoothing=0.05)}
-
-    settings = {"model": "judge", "steps": steps, "seed": seed, "batch_size": batch_size}
-    lesson = Lesson(
-        settings,
-        lambda: Judge(len(world.classes)),
-        compute_losses,
-        lambda model: model.save_pretrained(folder),
-        peak_rate=2e-3,
-    )
-    train(lesson, Path(folder), device, log_every, checkpoint_every)
-    return Judge.from_pretrained(folder)
-
-
-def train_attribute_judge(
-    folder: str | Path,
-    steps: int = 1600,
-    seed: int = 0,
-    batch_size: int = 64,
-    device: str | None = None,
-    log_every: int = 50,
-    checkpoint_every: int = 250,
-) -> AttributeJudge:
-    """Train the judge of single attributes into `folder`, or continue the run that is there; returns it in
-    eval mode.
+) -> Judge | AttributeJudge:
+    """Train a judge, of classes or of single attributes, into `folder`, or continue the run that is there;
+    returns it in eval mode.
 
     Arguments and errors as in `train_teacher`.
     """
@@ -144,21 +113,21 @@ def train_attribute_judge(
 
     def compute_losses(model: Any, step: int) -> dict[str, Tensor]:
         truth = to_device(world.truth(choose_batch(seed, step, batch_size)), model)
-        said = model(augment(truth["image"], seed, step))
+        answers = model(augment(truth["image"], seed, step))
+        if kind is Judge:  # one answer, the class
+            truth["class"], answers = truth["label"], {"class": answers}
         return {
-            name: F.cross_entropy(logits, truth[name], label_smoothing=0.05) for name, logits in said.items()
+            name: F.cross_entropy(logits, truth[name], label_smoothing=0.05)
+            for name, logits in answers.items()
         }
 
-    settings = {"model": "attribute-judge", "steps": steps, "seed": seed, "batch_size": batch_size}
-    lesson = Lesson(
-        settings,
-        AttributeJudge,
-        compute_losses,
-        lambda model: model.save_pretrained(folder),
-        peak_rate=2e-3,
-    )
+    def save(model: Any) -> None:
+        model.save_pretrained(folder)
+
+    settings = {"model": kind.kind, "steps": steps, "seed": seed, "batch_size": batch_size}
+    lesson = Lesson(settings, kind, compute_losses, save, peak_rate=2e-3)
     train(lesson, Path(folder), device, log_every, checkpoint_every)
-    return AttributeJudge.from_pretrained(folder)
+    return kind.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
