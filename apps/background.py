@@ -22,12 +22,12 @@ from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
 from gear_studio.looking.likeness import Likeness, compare
-from gear_studio.looking.pictures import SMALL
-from gear_studio.looking.view import Kept
+from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
+LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
 
@@ -56,36 +56,31 @@ class Background:
         self._work: dict[Hashable, Future] = {}
         self._failed: dict[Hashable, float] = {}  # when; the page asks every second while it waits
         self._ordering = Lock()  # held for looking up, never while working
-        self._surveys = Kept()  # of the same pictures under two names, one
-        self._grown: dict[tuple[str, str], Grown] = {}
+        self._grown: dict[Hashable, Grown] = {}
         self._process = _start_pool()
 
-    def survey(self, name: str, source: str) -> Future[codes.Survey]:
-        """What the tokenizer of Run `name` does with pictures of a collection, done or under way."""
+    def survey(self, name: str, pictures: SourcePictures) -> Future[codes.Survey]:
+        """What the tokenizer of Run `name` does with some of the pictures, done or under way."""
+        key = "survey", name, pictures.key
 
         def work() -> codes.Survey:
             tokenizer = self.runs.tokenizer(name)
-            pictures = self.pictures.collection(source, self.runs[name])
             size = tokenizer.config.image_size
             some = pictures.some(size, SURVEY if size <= SMALL else LARGE_SURVEY)
+            begun = time.monotonic()
+            for survey in codes.grow_survey(tokenizer, some, len(some)):
+                self._grown[key] = Grown(survey, len(some), time.monotonic() - begun)
+            return survey
 
-            def grow() -> codes.Survey:
-                begun = time.monotonic()
-                for survey in codes.grow_survey(tokenizer, some, len(some)):
-                    self._grown[name, source] = Grown(survey, len(some), time.monotonic() - begun)
-                return survey
+        return self._begin(key, work)
 
-            return self._surveys.get((name, pictures.key), grow)
+    def survey_so_far(self, name: str, pictures: SourcePictures) -> Grown | None:
+        """How far a survey is; None before its first pictures."""
+        return self._grown.get(("survey", name, pictures.key))
 
-        return self._begin(("survey", name, source), work)
-
-    def survey_so_far(self, name: str, source: str) -> "Grown | None":
-        """How far a survey under way is; None before its first pictures."""
-        return self._grown.get((name, source))
-
-    def known_survey(self, name: str, source: str) -> Future[codes.Survey] | None:
+    def known_survey(self, name: str, pictures: SourcePictures) -> Future[codes.Survey] | None:
         """The survey if it has been begun, maybe failed."""
-        return self._work.get(("survey", name, source))
+        return self._work.get(("survey", name, pictures.key))
 
     def teacher(self, name: str, asked: str) -> Future[Teacher]:
         """A teacher with a vector for each token of Run `name`, being read or there. asked: OWN_TEACHER, or
@@ -97,40 +92,43 @@ class Background:
             ("teacher", asked, grid), lambda: Teacher.from_pretrained(asked, grid).to(self.runs.device)
         )
 
-    def likeness(self, name: str, source: str, asked: str, teacher: Teacher) -> Future[Likeness]:
-        """How alike z and c_q of Run `name` are to a teacher, over pictures of a collection."""
+    def likeness(self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher) -> Future[Likeness]:
+        """How alike z and c_q of Run `name` are to a teacher, over some of the pictures."""
 
         def work() -> Likeness:
             tokenizer = self.runs.tokenizer(name)
-            pictures, size = self.pictures.collection(source, self.runs[name]), tokenizer.config.image_size
+            size = tokenizer.config.image_size
             some = pictures.some(size, LIKE if size <= SMALL else LARGE_LIKE)
             return compare(tokenizer, teacher, some, pictures.name)
 
-        return self._begin(("likeness", name, source, asked), work)
+        return self._begin(("likeness", name, pictures.key, asked), work)
 
-    def layout(self, name: str) -> Future[np.ndarray]:
-        """UMAP of the codebook of Run `name`, (K, 2), done or under way; tried again where its process has
-        died."""
-        key = "layout", name
+    def layout(self, name: str, pictures: SourcePictures, survey: codes.Survey) -> Future[np.ndarray]:
+        """UMAP of the codes of Run `name` that a whole survey of the pictures has found in use, as
+        `codes.code_layout` gives it, done or under way; tried again where its process has died."""
+        key = "layout", name, pictures.key
         with self._ordering:
             future = self._work.get(key)
             if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
                 return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
+        counts = survey.counts.numpy()
         with self._ordering:
             try:
-                self._work[key] = self._process.submit(codes.code_layout, codebook)
+                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
             except BrokenProcessPool:
                 self._process = _start_pool()
-                self._work[key] = self._process.submit(codes.code_layout, codebook)
+                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
             return self._work[key]
 
     def warm_up(self, name: str) -> None:
         """Begin what the first visitor will ask for, in a thread."""
 
         def begin() -> None:
-            self.survey(name, OWN).exception()
-            self.layout(name)
+            pictures = self.pictures.collection(OWN, self.runs[name])
+            survey = self.survey(name, pictures)
+            if not survey.exception():
+                self.layout(name, pictures, survey.result())
 
         Thread(target=begin, daemon=True).start()
 
@@ -140,6 +138,7 @@ class Background:
             if key in self._work and time.monotonic() < self._failed.get(key, math.inf) + AGAIN:
                 return self._work[key]
             self._failed.pop(key, None)
+            self._forget()
             future = self._work[key] = Future()
 
         def run() -> None:
@@ -151,6 +150,13 @@ class Background:
 
         Thread(target=run, daemon=True).start()
         return future
+
+    def _forget(self) -> None:
+        """Let go of what was begun longest ago and has ended, where there is too much."""
+        for key in list(self._work)[: max(0, len(self._work) - LIMIT)]:
+            if self._work[key].done():
+                del self._work[key]
+                self._grown.pop(key, None)
 
 
 def _start_pool() -> ProcessPoolExecutor:

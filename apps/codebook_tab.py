@@ -1,17 +1,19 @@
-"""Codebook: what a tokenizer makes of a picture, which codes a token could have had, what codes stand for."""
+"""Codebook: what a tokenizer makes of a picture, which codes a token could have had, what codes stand for.
+
+A second tokenizer can stand beside it: the same picture, the same place in it."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from concurrent.futures import wait
+from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
-import torch
-from background import Background
+from codebook_look import Edits, Look
 from components import (
     LAST_COUNTS,
     SIDE,
-    clicked_token,
+    Place,
+    clicked_place,
     div,
     heading,
     panel,
@@ -20,17 +22,11 @@ from components import (
     square,
     status,
 )
-from page import OVERTAKEN, Page, emptied
+from page import ALONE, OVERTAKEN, Page, emptied
 from pictures import Choice, is_foreign
-from PIL.Image import Image
-from torch import Tensor
 
 from gear_studio import plots
-from gear_studio.analysis import codes
-from gear_studio.analysis.codebook import usage_statistics
-from gear_studio.analysis.codes import Survey
 from gear_studio.errors import InputError
-from gear_studio.looking.view import View
 
 TITLE = "Codebook"
 FOREIGN = (
@@ -40,21 +36,75 @@ FOREIGN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Editing:
-    """What a visitor did to the picture. token: the position looked at. edits: position -> its new code."""
+class Asked:
+    """What a visitor asks to see, in the order of the tab's inputs. edits: made to the picture's tokens."""
 
-    token: int | None = None
-    edits: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    run: str
+    beside: str
+    chosen: Choice
+    tau: float
+    place: Place
+    edits: Edits
+
+    @property
+    def subject(self) -> tuple:
+        """What is looked at, however it is drawn."""
+        return self.run, self.beside, self.chosen
+
+
+class TokenizerMaps:
+    """Three panels of one tokenizer: reconstruction, indices, entropy. prefix: of their ids in the page."""
+
+    def __init__(self, prefix: str = ""):
+        with gr.Column():
+            self.rebuilt = panel("Dec(q)", "its reconstruction", f"{prefix}reconstruction")
+            self.quality = gr.HTML(elem_id=f"{prefix}quality", padding=False)
+        with gr.Column():
+            self.indices = panel("q = argmax A", "indices, on their codes' mean colours", f"{prefix}indices")
+        with gr.Column():
+            self.entropy = panel("H(softmax(A / τ))", "entropy of the soft assignment", f"{prefix}entropy")
+            self.scale = gr.HTML(elem_id=f"{prefix}entropy-scale", padding=False)
+
+    @property
+    def pictures(self) -> list[gr.components.Component]:
+        return [self.rebuilt, self.indices, self.entropy]
+
+    @property
+    def texts(self) -> list[gr.components.Component]:
+        return [self.quality, self.scale]
+
+    def draw_reconstruction(self, seen: Look) -> dict:
+        view = seen.view
+        remark = FOREIGN if is_foreign(view.picture, view.run) else ""
+        return {
+            self.rebuilt: seen.framed(plots.enlarge(plots.to_rgb(view.reconstruction), SIDE)),
+            self.quality: div("note", f"PSNR {view.psnr:.1f} dB") + div("note", remark),
+        }
+
+    def draw_indices(self, seen: Look) -> dict:
+        return {self.indices: seen.framed(plots.index_map(seen.view.indices, seen.colors, SIDE))}
+
+    def draw_entropy(self, seen: Look, tau: float) -> dict:
+        entropy, limit = seen.view.entropy(tau), math.log(seen.view.tokenizer.config.codes)
+        said = (
+            f"nats; mean {entropy.mean():.2f}, effectively {entropy.exp().mean():.1f} codes a token; "
+            f"framed token {entropy[seen.token]:.2f}"
+        )
+        return {
+            self.entropy: seen.framed(plots.heat_map(entropy, 0, limit, "viridis", SIDE)),
+            self.scale: plots.legend(said, 0, limit),
+        }
 
 
 def build(page: Page) -> None:
     """Lay the tab out. It follows the picture that is chosen."""
     runs, background = page.runs, page.background
     default = runs.default(runs.tokenizers, "joint", "gear")
-    editing = gr.State(Editing())
+    edits = gr.State({})
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=170):
             run = page.choose_run(runs.tokenizers, default, "Tokenizer", "tokenizer-run")
+            beside = page.choose_beside(runs.tokenizers, "tokenizer-beside")
         controls = page.add_picker("codebook", run)
         with gr.Column(scale=3, min_width=200):
             tau = gr.Slider(
@@ -65,14 +115,12 @@ def build(page: Page) -> None:
     with gr.Row(elem_classes="maps"):
         with gr.Column():
             original = panel("x", "the picture; click a token", "original")
+        maps = TokenizerMaps()
+    with gr.Row(elem_classes="maps", visible="hidden", elem_id="beside") as beside_row:
         with gr.Column():
-            rebuilt = panel("Dec(q)", "its reconstruction", "reconstruction")
-            quality = gr.HTML(elem_id="quality", padding=False)
-        with gr.Column():
-            indices_map = panel("q = argmax A", "indices, on their codes' mean colours", "indices")
-        with gr.Column():
-            entropy_map = panel("H(softmax(A / τ))", "entropy of the soft assignment", "entropy")
-            entropy_scale = gr.HTML(elem_id="entropy-scale", padding=False)
+            beside_title = gr.HTML(elem_id="beside-title", padding=False)
+            beside_table = gr.HTML(elem_id="beside-codes", padding=False)
+        beside_maps = TokenizerMaps("beside-")
     with gr.Row(elem_classes="maps"):
         with gr.Column():
             token_text = gr.HTML(elem_id="codebook-token", padding=False)
@@ -81,9 +129,7 @@ def build(page: Page) -> None:
                 choice = gr.Dropdown([], label="Replace by top code", elem_id="new-choice", min_width=120)
                 code = gr.Number(label="or any code", precision=0, elem_id="new-code", min_width=100)
             with gr.Row():
-                replace = gr.Button(
-                    "Replace", variant="primary", interactive=False, elem_id="replace", min_width=100
-                )
+                replace = gr.Button("Replace", variant="primary", elem_id="replace", min_width=100)
                 reset = gr.Button("Undo all", elem_id="reset", min_width=100)
         with gr.Column():
             edited = panel("Dec(q′)", "with your codes", "edited")
@@ -106,42 +152,39 @@ def build(page: Page) -> None:
         with gr.Column(scale=3, min_width=420):
             layout_text = gr.HTML(padding=False)
             layout = gr.Plot(show_label=False, elem_id="layout", format="png")
-
-    place = "codebook"
-    image_views: list[gr.components.Component] = [
-        original,
-        rebuilt,
-        indices_map,
-        entropy_map,
-        edited,
-        difference,
-        gallery,
-    ]
-    text_views: list[gr.components.Component]
-    text_views = [quality, entropy_scale, token_text, table, edits_text, difference_text, difference_scale]
-    text_views += [gallery_text, usage_title, usage_text, layout_text, state_line, controls.caption]
-    cleared = [*image_views, *text_views, usage, layout]
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
-    outputs = [*cleared, editing, known, controls.index, choice, code, replace, waiting]
-    base = [run, page.choice, tau]
 
-    def look(name: str, chosen: Choice) -> Look:
-        """What is looked at. Raises what may be said to the visitor."""
-        picture = page.pictures.picture(chosen, runs[name])
-        return Look(runs.view(name, picture), name, chosen.surveyed, background)
+    clickable: list[Any] = [original, *maps.pictures, *beside_maps.pictures, edited, difference]
+    cleared = [*clickable, gallery, *maps.texts, *beside_maps.texts, beside_title, beside_table, token_text]
+    cleared += [table, edits_text, difference_text, difference_scale, gallery_text, usage_title, usage_text]
+    cleared += [layout_text, state_line, controls.caption, usage, layout]
+    inputs = [run, beside, page.choice, tau, page.place, edits]
+    outputs = [*cleared, edits, page.place, known, controls.index, choice, code, beside_row, waiting]
 
-    def draw(name: str, chosen: Choice, tau: float, request: gr.Request) -> Iterator[dict]:
+    def look(asked: Asked) -> tuple[Look, Look | None]:
+        """What is looked at, and what beside it. Raises what may be said to the visitor."""
+
+        picture = page.pictures.picture(asked.chosen, runs[asked.run])
+        surveyed = page.pictures.collection(asked.chosen.surveyed, runs[asked.run])
+
+        def through(name: str) -> Look:
+            return Look(runs.view(name, picture), name, surveyed, asked.place, background)
+
+        return through(asked.run), None if asked.beside == ALONE else through(asked.beside)
+
+    def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
         """The views of another Run or picture, one after the other."""
-        ticket = page.newest.take(place, request, (name, chosen))
+        asked = dataclasses.replace(Asked(*values), edits={})
+        ticket = page.newest.take(TITLE, request, (asked.subject, asked.place))
         yield emptied(cleared) | {  # what was still on its way when the page emptied them goes, too
-            state_line: status(f"reading {name} …"),
-            editing: Editing(),
+            state_line: status(f"reading {asked.run} …"),
+            edits: {},
             waiting: gr.Timer(active=False),
         }
         try:
             with polite():
-                for updates in steps(name, chosen, tau, Editing()):
+                for updates in steps(asked):
                     if not ticket.valid:
                         return
                     yield updates
@@ -149,276 +192,170 @@ def build(page: Page) -> None:
             yield {state_line: status("This cannot be shown; the message says why.", done=True)}
             raise
 
-    def steps(name: str, chosen: Choice, tau: float, state: Editing) -> Iterator[dict]:
-        seen = look(name, chosen)
-        yield controls.show(seen.view.picture, chosen) | draw_picture(seen, state) | says("encoding")
+    def steps(asked: Asked) -> Iterator[dict]:
+        seen, other = look(asked)
+        yield controls.show(seen.view.picture, asked.chosen) | draw_picture(seen) | says("encoding")
         _ = seen.view.assignment
         yield says("decoding")
-        yield draw_reconstruction(seen, state) | says("the indices")
-        yield draw_indices(seen, state) | draw_edits(seen, state) | says("the entropy")
-        yield draw_entropy(seen, tau, state) | draw_token(seen, tau, state) | says("the survey")
-        seen.wait(2)  # most often it is there: then nothing is drawn twice
-        yield draw_surveyed(seen, tau, state)
+        yield maps.draw_reconstruction(seen) | says("the indices")
+        yield maps.draw_indices(seen) | draw_edits(seen, asked) | says("the entropy")
+        yield maps.draw_entropy(seen, asked.tau) | draw_token(seen, asked)
+        if other:
+            yield says(f"the same of {other.name}")
+        yield draw_beside(other, asked) | says("the survey")
+        for each in filter(None, (seen, other)):
+            each.wait(2)  # most often it is there: then nothing is drawn twice
+        yield draw_surveyed(seen, other, asked)
 
-    def answer(name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request) -> Iterator[dict]:
-        """All views at once, after a click or an edit; most of what they show has been computed before."""
-        ticket = page.newest.take(place, request, (name, chosen))
+    def answer(request: gr.Request, *values: Any) -> Iterator[dict]:
+        """All views at once, after a slider; most of what they show has been computed before."""
+        yield from redraw(request, Asked(*values))
+
+    def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
+        ticket = page.newest.take(TITLE, request, (asked.subject, asked.place))
         with polite():
-            seen = look(name, chosen)
-            updates = {editing: state, **controls.show(seen.view.picture, chosen)}
-            for part in (draw_picture, draw_reconstruction, draw_indices, draw_edits, draw_gallery):
-                updates |= part(seen, state)
-            updates |= draw_entropy(seen, tau, state) | draw_token(seen, tau, state)
+            seen, other = look(asked)
+            updates = {edits: asked.edits, page.place: asked.place}
+            updates |= controls.show(seen.view.picture, asked.chosen) | draw_picture(seen)
+            updates |= maps.draw_reconstruction(seen) | maps.draw_indices(seen)
+            updates |= maps.draw_entropy(seen, asked.tau) | draw_token(seen, asked)
+            updates |= draw_edits(seen, asked) | draw_gallery(seen, asked)
             if ticket.valid:
                 yield updates
             if ticket.valid:
-                seen.wait(0)
-                yield draw_surveyed(seen, tau, state)
+                yield draw_beside(other, asked)
+            if ticket.valid:
+                for each in filter(None, (seen, other)):
+                    each.wait(0)
+                yield draw_surveyed(seen, other, asked)
 
-    def click(
-        name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request, event: gr.SelectData
-    ) -> Iterator[dict]:
-        state = dataclasses.replace(state, token=clicked_token(event, runs.tokenizer(name).grid))
-        yield from answer(name, chosen, tau, state, request)
+    def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
+        """What another tab has changed meanwhile: the place looked at."""
+        asked, newest = Asked(*values), page.newest
+        new = not newest.is_looking_at((asked.subject, asked.place), TITLE, request)
+        if newest.has_looked(TITLE, request) and new:
+            yield from redraw(request, asked)
+        else:
+            yield {known: gr.skip()}
 
-    def swap(
-        name: str, chosen: Choice, tau: float, state: Editing, code: float | None, request: gr.Request
-    ) -> Iterator[dict]:
-        codes_in_all = runs.tokenizer(name).config.codes
+    def click(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
+        yield from redraw(request, dataclasses.replace(Asked(*values), place=clicked_place(event)))
+
+    def swap(request: gr.Request, code: float | None, *values: Any) -> Iterator[dict]:
+        asked = Asked(*values)
         with polite():
+            codes_in_all = runs.tokenizer(asked.run).config.codes
             if code is None or not 0 <= code < codes_in_all:
                 raise InputError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
-            if state.token is None:
-                raise InputError("A token is wanted: click one in any picture.")
-        state = dataclasses.replace(state, edits={**state.edits, state.token: int(code)})
-        yield from answer(name, chosen, tau, state, request)
+            token = look(asked)[0].token
+        yield from redraw(request, dataclasses.replace(asked, edits={**asked.edits, token: int(code)}))
 
-    def undo(name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request) -> Iterator[dict]:
-        yield from answer(name, chosen, tau, dataclasses.replace(state, edits={}), request)
+    def undo(request: gr.Request, *values: Any) -> Iterator[dict]:
+        yield from redraw(request, dataclasses.replace(Asked(*values), edits={}))
 
-    def poll(
-        name: str, chosen: Choice, tau: float, state: Editing, before: tuple, request: gr.Request
-    ) -> dict:
+    def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
         """What the background has finished by now."""
-        if not page.newest.is_looking_at((name, chosen), place, request):
+        asked = Asked(*values)
+        if not page.newest.is_looking_at((asked.subject, asked.place), TITLE, request):
             return {known: before}
         with polite():
-            seen = look(name, chosen)
-            return {known: before} if seen.news == before else draw_surveyed(seen, tau, state)
+            seen, other = look(asked)
+            return {known: before} if news(seen, other) == before else draw_surveyed(seen, other, asked)
+
+    def news(seen: Look, other: Look | None) -> tuple:
+        return seen.news + (other.news if other else ())
 
     def says(what: str) -> dict:
         return {state_line: status(f"computing: {what} …")}
 
-    def draw_picture(seen: Look, state: Editing) -> dict:
-        return {original: seen.framed(plots.enlarge(plots.to_rgb(seen.view.image[0]), SIDE), state)}
+    def draw_picture(seen: Look) -> dict:
+        return {original: seen.framed(plots.enlarge(plots.to_rgb(seen.view.image[0]), SIDE))}
 
-    def draw_reconstruction(seen: Look, state: Editing) -> dict:
-        view = seen.view
-        remark = FOREIGN if is_foreign(view.picture, view.run) else ""
+    def draw_token(seen: Look, asked: Asked) -> dict:
+        choices, second = seen.replacements(asked.tau)
         return {
-            rebuilt: seen.framed(plots.enlarge(plots.to_rgb(view.reconstruction), SIDE), state),
-            quality: div("note", f"PSNR {view.psnr:.1f} dB") + div("note", remark),
+            token_text: seen.token_title(asked.edits),
+            table: seen.token_table(asked.tau),
+            choice: choices,
+            code: second,
         }
 
-    def draw_indices(seen: Look, state: Editing) -> dict:
-        return {indices_map: seen.framed(plots.index_map(seen.view.indices, seen.colors, SIDE), state)}
+    def draw_beside(other: Look | None, asked: Asked) -> dict:
+        """The second tokenizer's row; hidden where there is none."""
+        if other is None:
+            return {beside_row: gr.Row(visible="hidden")}
+        drawn = maps_of_other(other, asked)
+        return drawn | {beside_row: gr.Row(visible=True)}
 
-    def draw_entropy(seen: Look, tau: float, state: Editing) -> dict:
-        entropy, limit = seen.view.entropy(tau), math.log(seen.view.tokenizer.config.codes)
-        said = f"nats; mean {entropy.mean():.2f}, effectively {entropy.exp().mean():.1f} codes a token"
+    def maps_of_other(other: Look, asked: Asked) -> dict:
+        drawn = beside_maps.draw_reconstruction(other) | beside_maps.draw_indices(other)
+        return drawn | beside_maps.draw_entropy(other, asked.tau) | draw_beside_token(other, asked)
+
+    def draw_beside_token(other: Look, asked: Asked) -> dict:
+        used = div("note", other.usage_said or other.survey_note)
         return {
-            entropy_map: seen.framed(plots.heat_map(entropy, 0, limit, "viridis", SIDE), state),
-            entropy_scale: plots.legend(said, 0, limit),
+            beside_title: heading(other.name, "the same picture, the same place") + used,
+            beside_table: other.token_title({}) + other.token_table(asked.tau),
         }
 
-    def draw_token(seen: Look, tau: float, state: Editing) -> dict:
-        parts = token_text, table, choice, code, replace
-        return dict(zip(parts, _describe_token(seen, tau, state), strict=True))
-
-    def draw_edits(seen: Look, state: Editing) -> dict:
-        view, edits = seen.view, len(state.edits)
-        after = view.decode(state.edits)
+    def draw_edits(seen: Look, asked: Asked) -> dict:
+        view, count = seen.view, len(asked.edits)
+        after = view.decode(asked.edits)
         change = (after - view.reconstruction).abs().mean(0) * 127.5
         top = max(float(change.max()), 1.0)
-        shown = seen.framed(plots.enlarge(plots.colored(change, 0, top, "magma"), SIDE), state)
+        shown = seen.framed(plots.enlarge(plots.colored(change, 0, top, "magma"), SIDE))
         scale = plots.legend("grey levels of 255, mean over the channels", 0, top, "magma")
         return {
-            edited: seen.framed(plots.enlarge(plots.to_rgb(after), SIDE), state),
-            edits_text: div("note", f"{edits} of {len(view.indices)} tokens replaced", edits=edits),
-            difference_text: heading("|Dec(q′) − Dec(q)|", "what changed" if edits else "no change yet"),
-            difference: shown if edits else None,
-            difference_scale: scale if edits else "",
+            edited: seen.framed(plots.enlarge(plots.to_rgb(after), SIDE)),
+            edits_text: div("note", f"{count} of {len(view.indices)} tokens replaced", edits=count),
+            difference_text: heading("|Dec(q′) − Dec(q)|", "what changed" if count else "no change yet"),
+            difference: shown if count else None,
+            difference_scale: scale if count else "",
         }
 
-    def draw_gallery(seen: Look, state: Editing) -> dict:
-        return dict(zip((gallery_text, gallery), _show_gallery(seen, state), strict=True))
+    def draw_gallery(seen: Look, asked: Asked) -> dict:
+        return dict(zip((gallery_text, gallery), seen.gallery(asked.edits), strict=True))
 
-    def draw_surveyed(seen: Look, tau: float, state: Editing) -> dict:
-        """All that waits for the survey or the layout, as far as they are there."""
-        survey, current = seen.survey, seen.current_code(state)
-        planned = background.layout(seen.name)
-        news = seen.news
-        ready = seen.surveyed and seen.laid_out
-        what = "the layout of the codes is still being computed" if seen.surveyed else seen.survey_note
-        line = "done" if ready else f"{what}; it appears here by itself"
+    def draw_surveyed(seen: Look, other: Look | None, asked: Asked) -> dict:
+        """All that waits for a survey or the layout, as far as they are there."""
+        missing = seen.missing or (other.survey_note if other and not other.surveyed else "")
+        line = f"{missing}; it appears here by itself" if missing else "done"
         updates = {
-            state_line: status(line, done=ready),
-            known: news,
-            waiting: gr.Timer(active=not ready),
-            **draw_gallery(seen, state),
+            state_line: status(line, done=not missing),
+            known: news(seen, other),
+            waiting: gr.Timer(active=bool(missing)),
+            **draw_gallery(seen, asked),
         }
-        if survey is None:
+        if other:
+            updates |= beside_maps.draw_indices(other) | draw_beside_token(other, asked)
+        if seen.survey is None:
             updates |= {usage_title: heading("Usage", seen.survey_note), usage: None, usage_text: ""}
             return updates | {layout_text: heading("UMAP", seen.survey_note), layout: None}
-        counts = survey.counts
-        statistics, used, total = usage_statistics(counts), int((counts > 0).sum()), len(counts)
-        said = (
-            f"{used} of {total} codes used; perplexity {statistics['perplexity']:.0f} "
-            f"(it would be {total} if all were used alike)"
-        )
+        counts, current, planned = seen.survey.counts, seen.current_code(asked.edits), seen.layout
         so_far = "" if seen.surveyed else " so far"
         chart, note = None, "still being computed; it appears here by itself"
-        if planned.done() and planned.exception():
+        if planned and planned.done() and planned.exception():
             note = f"cannot be computed: {planned.exception()}"
-        elif planned.done():
-            note = "of the L2-normalised codes, by cosine distance"
-            chart = plots.code_map(planned.result(), counts, survey.colors, "UMAP", current)
-        return (
-            updates
-            | draw_indices(seen, state)
-            | {
-                table: _describe_token(seen, tau, state)[1],
-                usage_title: heading("Usage", f"of {seen.pictures_said}{so_far}"),
-                usage: plots.usage_histogram(counts, current),
-                usage_text: div("note", said),
-                layout_text: heading("UMAP", note),
-                layout: chart,
-            }
-        )
+        elif planned and planned.done():
+            note = "of the L2-normalised codes that the survey found in use, by cosine distance"
+            chart = plots.code_map(planned.result(), counts, seen.colors, "UMAP", current)
+        return updates | {
+            **maps.draw_indices(seen),
+            table: seen.token_table(asked.tau),
+            usage_title: heading("Usage", f"of {seen.pictures_said}{so_far}"),
+            usage: plots.usage_histogram(counts, current),
+            usage_text: div("note", seen.usage_said),
+            layout_text: heading("UMAP", note),
+            layout: chart,
+        }
 
-    drawn = dict(outputs=outputs, **OVERTAKEN)
-    others = [released(tau)(answer, [*base, editing], **drawn)]
-    for map_ in (original, rebuilt, indices_map, entropy_map, edited, difference):
-        others.append(map_.select(click, [*base, editing], **drawn))
-    others.append(replace.click(swap, [*base, editing, code], **drawn))
-    others.append(reset.click(undo, [*base, editing], **drawn))
-    others.append(waiting.tick(poll, [*base, editing, known], outputs, **LAST_COUNTS))
+    drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
+    others = [released(tau)(answer, inputs, **drawn)]
+    others += [each.select(click, inputs, **drawn) for each in clickable]
+    others.append(replace.click(swap, [code, *inputs], **drawn))
+    others.append(reset.click(undo, inputs, **drawn))
+    others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
     choice.input(lambda code: code, choice, code, **LAST_COUNTS)
-    page.add_looking(run, draw, base, outputs, cleared=cleared, others=others)
-
-
-class Look:
-    """One picture through one tokenizer, with what the background knows of the collection's others.
-
-    source: the collection that is surveyed."""
-
-    def __init__(self, view: View, name: str, source: str, background: Background):
-        self.view, self.name = view, name
-        self._background, self._source = background, source
-        self._coming = background.known_survey(name, source)
-        self._grown = background.survey_so_far(name, source)  # one for all that this Look shows
-        self._collection = background.pictures.collection(source, view.run).name
-
-    def wait(self, seconds: float) -> None:
-        """Have the survey made, and wait for it, but not for long."""
-        self._coming = self._background.survey(self.name, self._source)
-        wait([self._coming], timeout=seconds)
-        self._grown = self._background.survey_so_far(self.name, self._source)
-
-    @property
-    def surveyed(self) -> bool:
-        """Whether the survey has ended, well or not."""
-        return self._coming is not None and self._coming.done()
-
-    @property
-    def laid_out(self) -> bool:
-        return self._background.layout(self.name).done()
-
-    @property
-    def news(self) -> tuple:
-        """What changes when there is more to see."""
-        return self.surveyed, self.laid_out, self._grown.count if self._grown else 0
-
-    @property
-    def survey(self) -> Survey | None:
-        """As far as it has grown; None before that, and where it cannot be made."""
-        if self._coming is None or not self.surveyed:
-            return self._grown.survey if self._grown else None
-        return None if self._coming.exception() else self._coming.result()
-
-    @property
-    def survey_note(self) -> str:
-        """What to say of a survey that is not there, or not whole."""
-        if self._coming is not None and self.surveyed:
-            return f"the survey cannot be made: {self._coming.exception()}"
-        if self._grown is None:
-            return "the survey is being computed"
-        grown = self._grown
-        return f"surveyed {grown.count} of {grown.total} pictures, about {grown.seconds_left:.0f} s left"
-
-    @property
-    def pictures_said(self) -> str:
-        """What was surveyed, such as "10 pictures of photos"."""
-        return f"{len(self.survey.images) if self.survey else 0:,} pictures of {self._collection}"
-
-    @property
-    def colors(self) -> Tensor:
-        """The codes' mean colours, (K, 3) in [0, 1]; grey while they are not known."""
-        return self.survey.colors if self.survey else torch.full((self.view.tokenizer.config.codes, 3), 0.75)
-
-    def framed(self, picture: Image, state: Editing) -> Image:
-        """The picture with the token looked at framed."""
-        return plots.mark(picture, state.token, self.view.grid)
-
-    def current_code(self, state: Editing) -> int | None:
-        """The code that the token looked at has now, replaced or not."""
-        return None if state.token is None else int(self.view.edited(state.edits)[state.token])
-
-
-def _describe_token(seen: Look, tau: float, state: Editing) -> tuple:
-    """Heading, table of the top codes, the choices to replace by, the first of them, and the button."""
-    view, token, colors = seen.view, state.token, seen.colors
-    if token is None:
-        title = heading("Token", "Click a token in any picture.")
-        return title, "", gr.Dropdown(choices=[], value=None), None, gr.Button(interactive=False)
-    candidates = codes.top_codes(view.assignment.scores[0, token], tau)
-    row, column = divmod(token, view.grid)
-    was, now = int(view.indices[token]), seen.current_code(state)
-    replaced = f", replaced by {now}" if now != was else ""
-    place = f"Token {token} (row {row + 1}, column {column + 1})"
-    title = div("title", f"{place}: code {was}{replaced}", token=token)
-    title += div("note", "Its likeliest codes, and their weight in the two read-outs of GEAR")
-    lines = []
-    for c in candidates:
-        swatch = "rgb(" + ",".join(str(round(255 * v)) for v in colors[c.code].tolist()) + ")"
-        lines.append(
-            f'<tr><td>{c.code}</td><td><i class="swatch" style="background:{swatch}"></i></td>'
-            f"<td>{c.score:.3f}</td><td>{c.hard:.0f}</td>{_weight_cell(c.soft)}</tr>"
-        )
-    rest = 1 - sum(c.soft for c in candidates)
-    table = (
-        '<table class="codes"><tr><th>code</th><th>colour</th><th>score A</th><th>hard</th><th>soft</th>'
-        "</tr>"
-        + "".join(lines)
-        + f'<tr class="rest"><td colspan="4">all other codes</td>{_weight_cell(rest)}</tr></table>'
+    page.add_looking(
+        [run, beside], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
     )
-    choices = [(str(c.code), c.code) for c in candidates]
-    second = choices[1][1]
-    return title, table, gr.Dropdown(choices=choices, value=second), second, gr.Button(interactive=True)
-
-
-def _show_gallery(seen: Look, state: Editing) -> tuple:
-    """Heading and patches of the code of the token looked at."""
-    code, survey = seen.current_code(state), seen.survey
-    if code is None:
-        return heading("Patches", "that share the token's code"), None
-    if survey is None:
-        return heading(f"Patches of code {code}", seen.survey_note), None
-    crops, total = codes.gallery(survey, code, count=16)
-    note = f"{total} of {survey.indices.numel():,} patches in {seen.pictures_said} use it"
-    return heading(f"Patches of code {code}", note), plots.patch_gallery(crops, columns=4) if total else None
-
-
-def _weight_cell(share: float) -> str:
-    """A table cell with a share in [0, 1] and a bar behind it."""
-    return f'<td class="weight" style="--share:{100 * share:.1f}%">{share:.3f}</td>'

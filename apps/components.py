@@ -20,6 +20,8 @@ from gear_studio.errors import describe
 from gear_studio.files import atomic
 
 SIDE = 512  # of every square picture and map in the page, in pixels
+Place = tuple[float, float]  # in a picture: shares of its width and height, in [0, 1]
+MIDDLE: Place = (0.45, 0.45)  # of most pictures' object: every visitor sees a map of it at once
 # Of an event that answers in place: no progress bar, and no entry in the app's API.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # Of clicks and sliders: while an answer is on its way, only the last of further ones counts.
@@ -92,9 +94,15 @@ def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: 
     )
 
 
-def clicked_token(event: gr.SelectData, grid: int) -> int:
-    """The token under a click on a picture SIDE pixels wide and high, in raster order."""
-    column, row = (min(grid - 1, max(0, int(pixel * grid // SIDE))) for pixel in event.index)
+def clicked_place(event: gr.SelectData) -> Place:
+    """Where a picture SIDE pixels wide and high was clicked."""
+    across, down = (min(max(pixel / SIDE, 0.0), 1.0) for pixel in event.index)
+    return across, down
+
+
+def token_at(place: Place, grid: int) -> int:
+    """The token that covers a place, in raster order, of any grid."""
+    column, row = (min(int(share * grid), grid - 1) for share in place)
     return row * grid + column
 
 

@@ -31,6 +31,11 @@ class Newest:
                 self._last.popitem(last=False)
         return Ticket(self, key, number)
 
+    def has_looked(self, place: str, request: gr.Request | None) -> bool:
+        """Whether there has been a request at all."""
+        with self._lock:
+            return _key(place, request) in self._last
+
     def is_looking_at(self, what: Hashable, place: str, request: gr.Request | None) -> bool:
         """Whether the last request was for the same."""
         with self._lock:

@@ -56,7 +56,7 @@ def build(page: Page) -> None:
 
     def refresh() -> list:
         """Every list of Runs as it is now."""
-        lists = [gr.Dropdown(choices=list(names)) for _, names in page.lists]
+        lists = [gr.Dropdown(choices=[*first, *names]) for _, names, first in page.lists]
         return [gr.Dropdown(choices=[ALONE, *runs.tokenizers]), list_runs(runs), *lists]
 
     # The names of the parameters are the app's API.
@@ -93,7 +93,7 @@ def build(page: Page) -> None:
         said = f"{opened} is in the lists of {', '.join(places_of(runs, opened))}"
         yield dict(zip(outputs, refresh(), strict=True)) | {state_line: status(said, done=True)}
 
-    outputs = [parent, offered, *(choice for choice, _ in page.lists)]
+    outputs = [parent, offered, *(choice for choice, *_ in page.lists)]
     inputs = [source, name, parent, size, quantizer, heads]
     gr.on(
         [go.click, source.submit],

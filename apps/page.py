@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import gradio as gr
 import picker
 from background import Background
-from components import QUIET
+from components import MIDDLE, QUIET
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
+ALONE = "no other"  # instead of a second Run
 # Of what draws a picture's views: the page takes what the newest request says, and drops the others.
 OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
@@ -36,12 +37,14 @@ class Looking:
 
     Drawn when the tab is first opened: before that it is not in the page. At the choice of another, the page
     itself empties `cleared` and drops answers under way; then `draw` fills the views again. draw: a generator
-    of updates by component. run: the choice of the Run. others: further events that draw here, such as
-    clicks. ticket: a number in the page that changes with every choice; 0 until the tab is opened."""
+    of updates by component. reopen: the same, of what has changed in other tabs. runs: the choices of Runs.
+    others: further events that draw here, such as clicks. ticket: a number in the page that changes with
+    every choice; 0 until the tab is opened."""
 
     tab: gr.Tab
-    run: gr.Dropdown
+    runs: Sequence[gr.Dropdown]
     draw: Callable
+    reopen: Callable
     inputs: list
     outputs: list
     cleared: Sequence[gr.components.Component]
@@ -53,6 +56,7 @@ class Looking:
         being there."""
         drawing = self.ticket.change(self.draw, self.inputs, self.outputs, **OVERTAKEN)
         self.tab.select(None, self.ticket, self.ticket, js="(ticket) => ticket || 1", **QUIET)
+        self.tab.select(self.reopen, self.inputs, self.outputs, **OVERTAKEN)
         # A visitor may have opened the tab before the page could hear of it.
         opened = (
             "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
@@ -61,17 +65,18 @@ class Looking:
         load(None, self.ticket, self.ticket, js=f"(ticket) => ticket || Number({is_open})", **QUIET)
         nothing = json.dumps(list(emptied(self.cleared).values()))
         clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
-        for choose in (self.run.change, *(event.success for event in chosen)):
+        for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
             choose(None, cancels=[drawing, *self.others])  # first: what comes later is not dropped
             choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
 
 
 @dataclass
 class Page:
-    """One page under construction. choice: which picture one visitor looks at, a Choice, shared by the tabs.
+    """One page under construction. choice: which picture one visitor looks at, a Choice, and place: where in
+    it, a Place; the tabs share both.
 
     tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
-    the names that it offers, which grow when one is opened."""
+    the names that it offers, which grow when one is opened, and what else stands before them."""
 
     runs: RunsOnOffer
     background: Background
@@ -79,25 +84,32 @@ class Page:
     pictures: PicturesOnOffer = field(default_factory=PicturesOnOffer)
     newest: Newest = field(default_factory=Newest)
     choice: gr.State = field(init=False, default_factory=lambda: gr.State(Choice()))
+    place: gr.State = field(init=False, default_factory=lambda: gr.State(MIDDLE))
     tab: gr.Tab = field(init=False)
-    lists: list[tuple[gr.Dropdown, list[str]]] = field(init=False, default_factory=list)
+    lists: list[tuple[gr.Dropdown, list[str], list[str]]] = field(init=False, default_factory=list)
     _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
 
     def choose_run(self, names: list[str], value: str, label: str, elem_id: str) -> gr.Dropdown:
         """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
         choice = gr.Dropdown(names, value=value, label=label, elem_id=elem_id)
-        self.lists.append((choice, names))
+        self.lists.append((choice, names, []))
+        return choice
+
+    def choose_beside(self, names: list[str], elem_id: str) -> gr.Dropdown:
+        """Lay out the choice of a second Run, at first of none."""
+        choice = gr.Dropdown([ALONE, *names], value=ALONE, label="Beside it", elem_id=elem_id)
+        self.lists.append((choice, names, [ALONE]))
         return choice
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:
             tab.build(self)
 
-    def add_looking(self, run: gr.Dropdown, draw: Callable, inputs: list, outputs: list, **more: Any) -> None:
+    def add_looking(self, runs: Sequence[gr.Dropdown], draw: Callable, inputs: list, **more: Any) -> None:
         """Draw when the tab is opened, and again whenever another Run or picture is chosen: see `Looking`."""
         ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
-        self._looking.append(Looking(self.tab, run, draw, inputs, outputs, ticket=ticket, **more))
+        self._looking.append(Looking(self.tab, runs, draw, inputs=inputs, ticket=ticket, **more))
 
     def add_picker(self, prefix: str, run: gr.Dropdown) -> picker.Picker:
         """Lay out the choice of the picture, the same in all tabs that have one. prefix: of its ids."""

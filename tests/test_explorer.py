@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +34,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from gear_studio import official, studies
+from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
 from gear_studio.models import families
 from gear_studio.models.generator import Generator, paper_config
@@ -258,7 +259,7 @@ def test_a_number_beyond_the_slider_is_clamped(page: Page):
 
 def test_a_token_is_clicked_and_swapped(page: Page):
     open_tab(page, "Codebook", "#indices")
-    expect(page.locator("#replace")).to_be_disabled()
+    expect(page.locator("#codebook-token")).to_contain_text("Token 27 (row 4, column 4)")  # at first
     click_cell(page, "#indices", row=3, column=5)
     expect(page.locator("#codebook-token")).to_contain_text("Token 29 (row 4, column 6)")
     expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
@@ -374,6 +375,43 @@ def test_alignment_follows_patch_and_block(page: Page):
     expect(page.locator("#generator-title")).to_contain_text("h after block 1")
     assert len({page.locator(f"#{name}-scale").inner_text() for name in MODELS}) == 1
     np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
+
+
+def choose(page: Page, selector: str, option: str) -> None:
+    page.locator(f"{selector} input").click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_two_runs_stand_side_by_side_with_the_same_token(page: Page):
+    open_tab(page, "Codebook", "#indices")
+    assert not page.locator("#beside").is_visible()
+    choose(page, "#tokenizer-beside", "warmup")
+    page.locator("#beside-entropy img").wait_for()
+    expect(page.locator("#beside-title")).to_contain_text("warmup")
+    expect(page.locator("#codebook-status")).to_have_text(re.compile("done|appears here by itself"))
+    click_cell(page, "#beside-indices", row=6, column=1)
+    for selector in ("#codebook-token", "#beside-codes"):
+        expect(page.locator(selector)).to_contain_text("Token 49 (row 7, column 2)")
+    assert (pixels(page, "#beside-reconstruction") != pixels(page, "#reconstruction")).any()
+
+    open_tab(page, "Alignment", "#generator-similarity")  # the place is the same in every tab
+    expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 49")
+    choose(page, "#alignment-beside", "generator-continued")
+    page.locator("#beside-generator-similarity img").wait_for()
+    expect(page.locator("#beside-facts [data-cosine]")).to_have_count(1)
+    both = [
+        float(page.locator(f"{place} [data-cosine]").get_attribute("data-cosine"))
+        for place in ("#alignment-facts", "#beside-facts")
+    ]
+    assert both[0] != both[1]
+    click_cell(page, "#beside-generator-pca", row=1, column=2)
+    for place in ("#alignment-facts", "#beside-facts"):
+        expect(page.locator(place)).to_contain_text("at the framed patch 10")
+
+    page.get_by_role("tab", name="Codebook").click()  # which was drawn before: it follows
+    expect(page.locator("#codebook-token")).to_contain_text("Token 10 (row 2, column 3)")
+    choose(page, "#tokenizer-beside", "no other")
+    page.locator("#beside").wait_for(state="hidden")
 
 
 def test_eight_users_at_once_all_get_answers(address: str):
@@ -526,12 +564,16 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
-    name, coming = f"generator {HOSTILE}", Future()
+    background = explorer.Background(runs)
+    name = f"generator {HOSTILE}"
     monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
-    coming.set_result(runs.teacher(name))
-    view = runs.view(name, Picture(pictures_of_source("shapes")))
-    protocol = tab.Look(view, tab.OWN_TEACHER, coming, 3, "z", 27).protocol
+    assert background.teacher(name, tab.OWN_TEACHER).result(60).note == HOSTILE
+    pictures = pictures_of_source("shapes")
+    view = runs.view(name, Picture(pictures))
+    runs.generator(name)
+    look = tab.Look(view, name, tab.OWN_TEACHER, pictures, 3, "z", (0.4, 0.4), background)
+    protocol = look.protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
 
 
@@ -679,11 +721,16 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
 def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest.MonkeyPatch):
     runs = explorer.RunsOnOffer(None)
     background = explorer.Background(runs)
-    monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.shape)
+    monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.take)
     died = background._process.submit(os._exit, 1)
     assert isinstance(died.exception(60), BrokenProcessPool)
-    background._work["layout", "gear"] = died
-    assert background.layout("gear").result(60) == (1024, 8)
+    pictures = pictures_of_source("shapes")
+    background._work["layout", "gear", pictures.key] = died
+    nothing = torch.empty(0, dtype=torch.uint8)
+    survey = Survey(nothing, nothing, torch.arange(1024), torch.zeros(1024, 3))
+    laid_out = background.layout("gear", pictures, survey).result(60)
+    codebook = runs.tokenizer("gear").quantizer.codebook.detach().numpy()
+    np.testing.assert_array_equal(laid_out, codebook.flatten()[:1024])
 
 
 def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.MonkeyPatch):

@@ -262,9 +262,12 @@ def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
     rows = torch.randn(9, 6)
     np.testing.assert_array_equal(features.umap_layout(rows, seed=3), rows[:, :2].numpy())
-    codes.code_layout(rows.numpy())
+    counts = np.array([3, 0, 1, 1, 1, 1, 1, 1, 2])
+    laid_out = codes.code_layout(rows.numpy(), counts, limit=7)  # 1 is unused, 7 among the least
+    np.testing.assert_array_equal(np.isnan(laid_out[:, 0]).nonzero()[0], [1, 7])
+    np.testing.assert_array_equal(laid_out[[0, 2, 8]], rows[[0, 2, 8], :2].numpy())
     settings = {"n_neighbors": 8, "metric": "cosine", "random_state": 3, "n_jobs": 1}
-    assert asked == [settings, {**settings, "random_state": 0}]
+    assert asked == [settings, {**settings, "random_state": 0, "n_neighbors": 6}]
     with pytest.raises(ValueError, match=r"features have shape \(3, 6\); a layout takes"):
         features.umap_layout(rows[:3])
 
@@ -592,6 +595,14 @@ def test_charts_of_a_codebook_render(found):
         figure.savefig(stream, format="png")
         assert np.asarray(Image.open(stream).convert("L")).std() > 5
         assert any(text.get_text() == "code 3" for axes in figure.axes for text in axes.texts)
+
+
+def test_codes_that_are_not_laid_out_are_left_out_of_the_chart(found):
+    layout = np.random.default_rng(0).normal(size=(64, 2))
+    layout[10:] = np.nan
+    figure = plots.code_map(layout, found.counts, found.colors, "UMAP", chosen=12)
+    assert [len(axes.collections[0].get_offsets()) for axes in figure.axes[:2]] == [10, 10]
+    assert not any(axes.texts for axes in figure.axes)
 
 
 def test_maps_have_one_crisp_cell_a_token():

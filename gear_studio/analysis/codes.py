@@ -80,10 +80,16 @@ def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tupl
     return torch.cat(crops), len(places)
 
 
-def code_layout(codebook: np.ndarray) -> np.ndarray:
-    """UMAP of code vectors (K, D) by cosine distance: (K, 2) float32, the same on every call. See
-    `features.umap_layout`."""
-    return umap_layout(codebook)
+def code_layout(codebook: np.ndarray, counts: np.ndarray, limit: int = 4096) -> np.ndarray:
+    """UMAP of the code vectors that are used, by cosine distance: (K, 2) float32, the same on every call.
+
+    codebook: (K, D). counts: (K,), tokens of each code. Codes that are never used are not laid out, nor are
+    more than the `limit` most used ones: their rows are NaN. See `features.umap_layout`."""
+    most_used = np.argsort(-counts, kind="stable")[:limit]
+    laid_out = np.sort(most_used[counts[most_used] > 0])
+    positions = np.full((len(codebook), 2), np.nan, np.float32)
+    positions[laid_out] = umap_layout(codebook[laid_out])
+    return positions
 
 
 class Candidate(NamedTuple):

@@ -455,27 +455,29 @@ def usage_histogram(counts: Tensor, chosen: int | None = None) -> Figure:
 def code_map(
     layout: np.ndarray, counts: Tensor, colors: Tensor, method: str, chosen: int | None = None
 ) -> Figure:
-    """The codebook laid out in two dimensions, once coloured by usage and once by mean colour.
+    """The used codes laid out in two dimensions, once coloured by usage and once by mean colour.
 
-    layout: (K, 2). counts: (K,), tokens of each code. colors: (K, 3) in [0, 1]. method: what made the layout,
-    for the title. chosen: a code to point out."""
+    layout: (K, 2), NaN for codes that are not laid out. counts: (K,), tokens of each code. colors: (K, 3) in
+    [0, 1]. method: what made the layout, for the title. chosen: a code to point out, if it is laid out."""
     figure = Figure(figsize=(9.2, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    uses = counts.cpu().numpy()
-    used = uses > 0
+    shown = np.isfinite(layout[:, 0])
+    uses, total = counts.cpu().numpy(), len(layout)
     points = left.scatter(
-        *layout[used].T, c=uses[used], s=14, cmap="viridis", norm=matplotlib.colors.LogNorm()
+        *layout[shown].T, c=uses[shown], s=14, cmap="viridis", norm=matplotlib.colors.LogNorm()
     )
-    left.scatter(*layout[~used].T, s=14, marker="x", linewidths=0.8, color="#9aa5b1")
     figure.colorbar(points, ax=left, label="tokens in the survey (log scale)")
-    left.set_title(f"{method} of the codes: usage" + ("" if used.all() else " (x: never used)"))
-    right.scatter(*layout[used].T, c=colors.cpu().numpy()[used], s=16, edgecolors="#7b8794", linewidths=0.25)
+    which = "all codes" if shown.all() else f"{shown.sum():,} used codes of {total:,}"
+    left.set_title(f"{method} of {which}: usage")
+    right.scatter(
+        *layout[shown].T, c=colors.cpu().numpy()[shown], s=16, edgecolors="#7b8794", linewidths=0.25
+    )
     right.set_title("mean colour of their patches")
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         axes.set_aspect("equal", adjustable="datalim")
-        if chosen is not None:
+        if chosen is not None and shown[chosen]:
             axes.scatter(
                 *layout[chosen][:, None], s=130, facecolors="none", edgecolors=OKABE_ITO[1], linewidths=2.2
             )
