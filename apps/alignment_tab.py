@@ -17,6 +17,7 @@ from components import (
     SIDE,
     Place,
     clicked_place,
+    computing,
     div,
     heading,
     panel,
@@ -204,14 +205,18 @@ def build(page: Page) -> None:
 
     def steps(asked: Asked) -> Iterator[dict]:
         seen, other = look(asked)
-        yield (
-            controls.show(seen.view.picture, asked.chosen)
-            | draw_picture(seen)
-            | says("the tokenizer's features")
-        )
-        yield draw_features(seen, columns[1:]) | says(f"teacher {seen.asked}")
+        view, steps = seen.view, 3 if other else 2
+
+        def says(what: str, step: int, seconds: float | None) -> dict:
+            return {state_line: computing(what, step, steps, seconds)}
+
+        yield controls.show(view.picture, asked.chosen) | draw_picture(seen)
+        yield says("the tokenizer's features", 1, view.seconds("z"))
+        yield draw_features(seen, columns[1:])
         if other:
+            yield says(f"those of {other.name}", 2, other.view.seconds("z"))
             yield draw_features(other, beside_columns) | {beside_rows: gr.Column(visible=True)}
+        yield says(f"teacher {seen.asked}", steps, view.seconds("teacher"))
         wait([each.coming for each in (seen, other) if each], timeout=5)
         yield draw_all(*look(asked))
 
@@ -253,9 +258,6 @@ def build(page: Page) -> None:
 
     def news(seen: Look, other: Look | None) -> tuple:
         return seen.news + (other.news if other else ())
-
-    def says(what: str) -> dict:
-        return {state_line: status(f"computing: {what} …")}
 
     def draw_picture(seen: Look) -> dict:
         choice = gr.Slider(interactive=False)

@@ -14,6 +14,7 @@ from components import (
     SIDE,
     Place,
     clicked_place,
+    computing,
     div,
     heading,
     panel,
@@ -27,6 +28,7 @@ from pictures import Choice, is_foreign
 
 from gear_studio import plots
 from gear_studio.errors import InputError
+from gear_studio.looking.view import View
 
 TITLE = "Codebook"
 FOREIGN = (
@@ -194,15 +196,23 @@ def build(page: Page) -> None:
 
     def steps(asked: Asked) -> Iterator[dict]:
         seen, other = look(asked)
-        yield controls.show(seen.view.picture, asked.chosen) | draw_picture(seen) | says("encoding")
-        _ = seen.view.assignment
-        yield says("decoding")
-        yield maps.draw_reconstruction(seen) | says("the indices")
-        yield maps.draw_indices(seen) | draw_edits(seen, asked) | says("the entropy")
+        view, steps = seen.view, 5 if other else 4
+
+        def says(what: str, step: int, *parts: tuple[View, str]) -> dict:
+            seconds = [view.seconds(part) or 0 for view, part in parts]
+            return {state_line: computing(what, step, steps, sum(seconds))}
+
+        yield (
+            controls.show(view.picture, asked.chosen) | draw_picture(seen) | says("encoding", 1, (view, "z"))
+        )
+        _ = view.assignment
+        yield says("decoding", 2, (view, "decoded"))
+        yield maps.draw_reconstruction(seen) | says("indices and entropy", 3)
+        yield maps.draw_indices(seen) | draw_edits(seen, asked)
         yield maps.draw_entropy(seen, asked.tau) | draw_token(seen, asked)
         if other:
-            yield says(f"the same of {other.name}")
-        yield draw_beside(other, asked) | says("the survey")
+            yield says(f"the same of {other.name}", 4, (other.view, "z"), (other.view, "decoded"))
+        yield draw_beside(other, asked) | says("the survey", steps)
         for each in filter(None, (seen, other)):
             each.wait(2)  # most often it is there: then nothing is drawn twice
         yield draw_surveyed(seen, other, asked)
@@ -264,9 +274,6 @@ def build(page: Page) -> None:
 
     def news(seen: Look, other: Look | None) -> tuple:
         return seen.news + (other.news if other else ())
-
-    def says(what: str) -> dict:
-        return {state_line: status(f"computing: {what} …")}
 
     def draw_picture(seen: Look) -> dict:
         return {original: seen.framed(plots.enlarge(plots.to_rgb(seen.view.image[0]), SIDE))}

@@ -116,6 +116,12 @@ def status(text: str, done: bool = False) -> str:
     return div("note", text, state="done" if done else "computing")
 
 
+def computing(what: str, step: int, steps: int, seconds: float | None = None) -> str:
+    """A line that says how far a view is, and how long a step takes where that is known, as HTML."""
+    long = f", about {seconds:.0f} s" if seconds is not None and seconds >= 1 else ""
+    return status(f"computing: {what} (step {step} of {steps}{long}) …")
+
+
 @contextmanager
 def polite() -> Iterator[None]:
     """Show an error that the visitor can act on as a message in the page, without a traceback in the log."""

@@ -12,7 +12,7 @@ from torch import nn
 from gear_studio import runs
 from gear_studio.errors import InputError
 from gear_studio.files import read_json
-from gear_studio.looking.pictures import Picture
+from gear_studio.looking.pictures import SMALL, Picture
 from gear_studio.looking.view import Kept, View
 from gear_studio.models.generator import Generator
 from gear_studio.models.projector import Projector
@@ -120,6 +120,8 @@ class RunsOnOffer:
         """A model of the Run `name`, on the device."""
         with self._reading[name]:
             model = read(self[name]).to(self.device)
+            if isinstance(model, Tokenizer) and model.config.image_size > SMALL:
+                model.to(memory_format=torch.channels_last)  # the faster order of its convolutions
         with self._adding:
             self._used.pop(name, None)
             self._used[name] = None  # last

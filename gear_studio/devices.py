@@ -1,5 +1,9 @@
 """Where models compute."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from gear_studio.errors import InputError
@@ -19,3 +23,15 @@ def choose_device(name: str | None = None) -> torch.device:
         raise InputError(
             f"device {name!r} is not to be had here ({reason}); choose cpu, or leave it out"
         ) from error
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Have torch use every core in this thread. Worth it for large models only: small ones lose more time
+    handing work over than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -179,6 +179,22 @@ def test_a_click_decodes_only_what_changed(run: Run, monkeypatch):
         look({3: 64})
 
 
+def test_only_large_tokenizers_take_every_core_and_it_is_known_how_long_they_took(run: Run, monkeypatch):
+    threads, decode = [], run.tokenizer.decode
+    monkeypatch.setattr(
+        run.tokenizer, "decode", lambda x: threads.append(torch.get_num_threads()) or decode(x)
+    )
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    before = torch.get_num_threads()
+    for smallest in (32, 31):
+        monkeypatch.setattr("gear_studio.looking.view.SMALL", smallest)
+        view = View(Kept(), run, Picture(pictures_of_source("digits"), 2))
+        assert view.seconds("decoded") is None
+        view.decode({3: 1})
+        assert 0 < view.seconds("decoded") < 60 and torch.get_num_threads() == before
+    assert threads == [before, 3]
+
+
 def test_views_of_other_pictures_and_runs_are_apart(run: Run, tmp_path):
     kept, other = Kept(), make_run(tmp_path / "other")
     digits, photos = pictures_of_source("digits"), pictures_of_source("photos")

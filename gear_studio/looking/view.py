@@ -5,9 +5,11 @@ are the same to the store, so that a click computes only what nobody has compute
 """
 
 import dataclasses
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import cached_property
 from threading import Lock
 from typing import Any, TypeVar
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gear_studio import devices
 from gear_studio.analysis import codes, features
 from gear_studio.analysis.reconstruction import psnr
-from gear_studio.looking.pictures import Picture
+from gear_studio.looking.pictures import SMALL, Picture
 from gear_studio.models.teachers import Teacher
 from gear_studio.readout import Assignment
 from gear_studio.runs import Run
@@ -36,6 +39,7 @@ class Kept:
         self.limit = limit
         self._futures: OrderedDict[Hashable, Future] = OrderedDict()  # the last used is last
         self._bytes: dict[Hashable, int] = {}  # of those that are done
+        self.seconds: dict[Hashable, float] = {}  # what a computation has last taken
         self._lock = Lock()  # held for looking up, never while computing
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
@@ -101,9 +105,26 @@ class View:
         self.tokenizer = run.tokenizer
         self.key = (str(run.folder), picture.key)
 
-    @torch.no_grad()
-    def _keep(self, what: Hashable, compute: Callable[[], Value]) -> Value:
-        return self.kept.get((self.key, what), compute)
+    def _keep(self, what: str | tuple, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, kept under `what`, or under a tuple that begins with what it is."""
+
+        @torch.no_grad()
+        def timed() -> Value:
+            large = self.tokenizer.config.image_size > SMALL
+            begun = time.monotonic()
+            with devices.all_cores() if large else nullcontext():
+                value = compute()
+            self.kept.seconds[self._kind(what)] = time.monotonic() - begun
+            return value
+
+        return self.kept.get((self.key, what), timed)
+
+    def _kind(self, what: str | tuple) -> tuple[str, str]:
+        return str(self.run.folder), what if isinstance(what, str) else what[0]
+
+    def seconds(self, what: str) -> float | None:
+        """How long the same has last taken with this Run, "z" say, or "decoded"; None at first."""
+        return self.kept.seconds.get(self._kind(what))
 
     @property
     def grid(self) -> int:
