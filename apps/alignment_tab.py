@@ -134,6 +134,7 @@ def build(page: Page) -> None:
                 [BEFORE, AFTER], value=BEFORE, label="Tokenizer features", info="before or after quantization"
             )
     controls.caption.render()
+    controls.strip.render()
     state_line = gr.HTML(elem_id="alignment-status", padding=False)
     facts = gr.HTML(elem_id="alignment-facts", padding=False)
     with gr.Row(elem_classes="maps"):
@@ -166,7 +167,17 @@ def build(page: Page) -> None:
         texts += column.texts
     cleared = [*clickable, *texts, controls.caption]
     inputs = [run, beside, page.choice, teacher, block, stage, page.place]
-    outputs = [*cleared, page.place, block, stage, controls.index, waiting, known, beside_rows]
+    outputs = [
+        *cleared,
+        page.place,
+        block,
+        stage,
+        controls.index,
+        controls.strip,
+        waiting,
+        known,
+        beside_rows,
+    ]
 
     def look(asked: Asked) -> tuple[Look, Look | None]:
         """What is looked at, and what beside it. Raises what may be said to the visitor."""
@@ -211,6 +222,7 @@ def build(page: Page) -> None:
             return {state_line: computing(what, step, steps, seconds)}
 
         yield controls.show(view.picture, asked.chosen) | draw_picture(seen)
+        yield controls.show_strip(page.pictures, asked.chosen, runs[asked.run])
         yield says("the tokenizer's features", 1, view.seconds("z"))
         yield draw_features(seen, columns[1:])
         if other:

@@ -113,6 +113,7 @@ def build(page: Page) -> None:
                 0.01, 1, 0.1, step=0.01, label="Temperature τ", info="of the soft read-out", elem_id="tau"
             )
     controls.caption.render()
+    controls.strip.render()
     state_line = gr.HTML(elem_id="codebook-status", padding=False)
     with gr.Row(elem_classes="maps"):
         with gr.Column():
@@ -147,11 +148,11 @@ def build(page: Page) -> None:
                 elem_classes="sheet", alt_text="Patches that use the code",
             )  # fmt: skip
     with gr.Row():
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=300):
             usage_title = gr.HTML(padding=False)
             usage = gr.Plot(show_label=False, elem_id="usage", format="png")
             usage_text = gr.HTML(padding=False)
-        with gr.Column(scale=3, min_width=420):
+        with gr.Column(scale=3, min_width=320):
             layout_text = gr.HTML(padding=False)
             layout = gr.Plot(show_label=False, elem_id="layout", format="png")
     waiting = gr.Timer(1, active=False)
@@ -162,7 +163,18 @@ def build(page: Page) -> None:
     cleared += [table, edits_text, difference_text, difference_scale, gallery_text, usage_title, usage_text]
     cleared += [layout_text, state_line, controls.caption, usage, layout]
     inputs = [run, beside, page.choice, tau, page.place, edits]
-    outputs = [*cleared, edits, page.place, known, controls.index, choice, code, beside_row, waiting]
+    outputs = [
+        *cleared,
+        edits,
+        page.place,
+        known,
+        controls.index,
+        controls.strip,
+        choice,
+        code,
+        beside_row,
+        waiting,
+    ]
 
     def look(asked: Asked) -> tuple[Look, Look | None]:
         """What is looked at, and what beside it. Raises what may be said to the visitor."""
@@ -202,9 +214,9 @@ def build(page: Page) -> None:
             seconds = [view.seconds(part) or 0 for view, part in parts]
             return {state_line: computing(what, step, steps, sum(seconds))}
 
-        yield (
-            controls.show(view.picture, asked.chosen) | draw_picture(seen) | says("encoding", 1, (view, "z"))
-        )
+        yield controls.show(view.picture, asked.chosen) | draw_picture(seen)
+        yield controls.show_strip(page.pictures, asked.chosen, runs[asked.run])
+        yield says("encoding", 1, (view, "z"))
         _ = view.assignment
         yield says("decoding", 2, (view, "decoded"))
         yield maps.draw_reconstruction(seen) | says("indices and entropy", 3)

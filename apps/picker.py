@@ -7,15 +7,18 @@ from typing import Any
 
 import gradio as gr
 from components import QUIET, as_markdown, polite, released
-from pictures import OWN, YOURS, Choice, PicturesOnOffer
+from pictures import OWN, STRIP, YOURS, Choice, PicturesOnOffer
+from PIL import Image
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.looking.pictures import WORLD_PICTURES, Picture, Upload
+from gear_studio.runs import Run
 
 
 @dataclass
 class Picker:
-    """The controls in one tab, whose Run is chosen in `run`; the tab renders the caption where it likes."""
+    """The controls in one tab, whose Run is chosen in `run`; the tab renders caption and strip where it
+    likes."""
 
     run: gr.Dropdown
     source: gr.Dropdown
@@ -23,6 +26,14 @@ class Picker:
     another: gr.Button
     upload: gr.UploadButton
     caption: gr.Markdown
+    strip: gr.Gallery
+
+    def show_strip(self, pictures: PicturesOnOffer, choice: Choice, run: Run) -> dict[Any, Any]:
+        """The pictures beside the chosen one."""
+        first, thumbs = pictures.strip(choice, run)
+        images = [Image.fromarray(thumb) for thumb in thumbs.movedim(1, -1).numpy()]
+        chosen = min(choice.index - first, len(images) - 1)
+        return {self.strip: gr.Gallery(images, selected_index=chosen)}
 
     def show(self, picture: Picture, choice: Choice) -> dict[Any, Any]:
         """What the controls say once the picture is known."""
@@ -45,7 +56,11 @@ def build(prefix: str, run: gr.Dropdown, pictures: PicturesOnOffer) -> Picker:
         # All types are let through: the reader says in words what it cannot read.
         upload = gr.UploadButton("Your own picture", elem_id=f"{prefix}-upload")
     caption = gr.Markdown("", render=False, elem_id=f"{prefix}-caption")
-    return Picker(run, source, index, another, upload, caption)
+    strip = gr.Gallery(
+        columns=STRIP, rows=1, object_fit="cover", allow_preview=False, show_label=False, buttons=[],
+        interactive=False, format="png", render=False, elem_id=f"{prefix}-strip", elem_classes="strip",
+    )  # fmt: skip
+    return Picker(run, source, index, another, upload, caption, strip)
 
 
 def connect(
@@ -68,6 +83,9 @@ def connect(
         others = [index for index in range(min(count, 10**6)) if index != choice.index]
         return chosen(dataclasses.replace(choice, index=random.choice(others or [0])))
 
+    def choose_in_strip(choice: Choice, event: gr.SelectData) -> list:
+        return chosen(dataclasses.replace(choice, index=choice.index // STRIP * STRIP + int(event.index)))
+
     def choose_upload(path: str, choice: Choice) -> list:
         with polite():
             return chosen(choice.with_upload(Upload(path, runs.largest_picture())))
@@ -78,6 +96,7 @@ def connect(
         events += [
             each.source.input(choose_source, [each.source, choice], outputs, **QUIET),
             released(each.index)(choose_number, [each.index, choice], outputs, **QUIET),
+            each.strip.select(choose_in_strip, choice, outputs, **QUIET),
             each.another.click(choose_another, [choice, each.run], outputs, **QUIET),
             each.upload.upload(choose_upload, [each.upload, choice], outputs, **QUIET),
         ]

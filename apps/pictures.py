@@ -3,9 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from gear_studio.data.images import to_uint8
 from gear_studio.errors import InputError
 from gear_studio.looking.pictures import (
     NAMES,
+    SMALL,
     Picture,
     SourcePictures,
     Upload,
@@ -18,6 +23,7 @@ from gear_studio.runs import Run
 
 OWN = "this run's own"
 YOURS = "yours"
+STRIP = 12  # pictures in a row to choose from
 UPLOADS = 20  # of a visitor's pictures that are kept, while the page is open
 WORLD = ("shapes",)  # the key of the embedded world's
 
@@ -78,6 +84,21 @@ class PicturesOnOffer:
         if last < 0:
             raise InputError("You have not given a picture yet; press “Your own picture”.")
         return Picture(choice.uploads[index])
+
+    def strip(self, choice: Choice, run: Run) -> tuple[int, Tensor]:
+        """The STRIP pictures among which the chosen one is: the number of the first, and all of them, uint8
+        (n, 3, SMALL, SMALL)."""
+        last = self.count(choice, run) - 1
+        first = min(max(choice.index, 0), last) // STRIP * STRIP
+        numbers = range(first, min(first + STRIP, last + 1))
+        if choice.source == YOURS:
+            own = torch.cat([choice.uploads[number].tensor(0, SMALL) for number in numbers])
+            return first, to_uint8(own)
+        pictures = self.collection(choice.source, run)
+        source = pictures.source(SMALL)
+        return first, self._kept.get(
+            ("strip", *pictures.key, first), lambda: source.read(list(numbers))["image"]
+        )
 
     def _same(self, pictures: SourcePictures) -> SourcePictures:
         """Of collections with the same key, one for all Runs."""

@@ -331,6 +331,12 @@ def test_photos_are_shown_as_they_are_meant(page: Page, tmp_path: Path):
         number.fill(typed)
         number.press("Tab")
         expect(page.locator("#codebook-caption")).to_contain_text(name)
+    thumbs = page.locator("#codebook-strip button")
+    expect(thumbs).to_have_count(2)
+    for number, name in enumerate(("clear.png", "turned.jpg")):
+        thumbs.nth(number).click()
+        expect(page.locator("#codebook-caption")).to_contain_text(name)
+        expect(thumbs.nth(number)).to_have_class(re.compile("selected"))
     open_tab(page, "Alignment", "#alignment-picture")  # the same picture, and it has no class
     expect(page.locator("#alignment-caption")).to_contain_text("turned.jpg")
     expect(page.locator("#protocol")).to_contain_text("null condition")
