@@ -1,6 +1,7 @@
 """The data room: the shapes world and its truth, digits, folders of pictures, and the order of training."""
 
 import colorsys
+import errno
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gear_studio import data
+from gear_studio import data, files
 from gear_studio.analysis.reference import open_reference
 from gear_studio.data import prompts, shapes
 from gear_studio.data.folder import Folder
@@ -608,6 +610,40 @@ def test_a_corrupt_file_is_named_once_skipped_and_counted(pets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # not reported again
         assert equal(source.read(range(38)), batch)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_the_disk_does_not_give_is_asked_for_again(pets, times, monkeypatch):
+    expected, source = Folder(pets).read(range(4)), Folder(pets)
+    left = Counter({Path(names(source)[1]): times})
+    really_read = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if left[path] > 0:
+            left[path] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return really_read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(source.read(range(4)), expected) and not source.skipped and not left.total()
+
+
+@pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 4), (errno.EACCES, 1), (errno.ENOENT, 1)])
+def test_what_the_disk_never_gives_is_skipped(pets, number, asked, monkeypatch):
+    source, reads = Folder(pets), []
+
+    def read(path: Path) -> bytes:
+        reads.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="none of the 38"):
+        source.read([0])
+    assert Counter(reads) == Counter(map(Path, names(source) * asked))
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

@@ -11,6 +11,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
@@ -173,6 +175,30 @@ def test_training_on_a_language_model_s_features(qwen, trained, teacher_folder, 
     run = train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
     assert (run.generator.config.caption_dim, run.generator.config.caption_length) == (16, 7)
     assert torch.equal(run.generator.condition.null, run.text_encoder([""])[0])
+
+    # What decides the run is what the folder holds, not where it lies.
+    moved = Path(shutil.copytree(qwen, tmp_path / "moved"))
+    changes |= {"text_encoder": str(moved)}
+    again = train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
+    assert again.finished
+    with safe_open(moved / "model.safetensors", "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}
+    weights["norm.weight"] += 1
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="already holds another run .text_encoder"):
+        train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
+
+
+def test_a_language_model_is_known_by_its_weights_in_any_precision_and_by_its_words(qwen, tmp_path):
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
+    known = encoder.fingerprint()
+    encoder(["a red ring"])
+    encoder.model.to(torch.bfloat16)
+    assert encoder.fingerprint() == known
+    other = Path(shutil.copytree(qwen, tmp_path / "other"))
+    words = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(words.replace('"red"', '"green"'))
+    assert text_encoders.load_text_encoder(str(other), 6).fingerprint() != known
 
 
 # Prompts

@@ -13,6 +13,7 @@ others are the word's features. Two kinds:
 """
 
 import hashlib
+import json
 import re
 import warnings
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.published import loading_transformers
 
 OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
@@ -46,6 +48,10 @@ class TextEncoder(Protocol):
 
     def count_cut(self, caption: str) -> int:
         """How many words (a language model's: tokens) of a caption are cut off its end."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of what decides its features, wherever its files lie; "" where no file does."""
         ...
 
 
@@ -116,6 +122,9 @@ class Words(_Cutting):
             row[: len(words), 1 + self.signs :] = self._places[: len(words)]
         return encoded
 
+    def fingerprint(self) -> str:
+        return ""
+
     def _of(self, word: str) -> Tensor:
         if word not in self._known:
             if len(self._known) > 10_000:
@@ -162,6 +171,12 @@ class LanguageModel(_Cutting):
 
     def _all(self, caption: str) -> list[int]:
         return self.tokenizer(caption)["input_ids"]
+
+    def fingerprint(self) -> str:
+        words = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        # On a GPU the weights are bfloat16: what they are rounded to is the same on every device.
+        weights = fingerprint(self.model, torch.bfloat16)
+        return hashlib.sha256(f"{words} {weights}".encode()).hexdigest()
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:

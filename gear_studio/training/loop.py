@@ -144,8 +144,10 @@ class Loop:
         return self.seconds_before + time.monotonic() - self.began
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if state := self.checkpoints.load():
+        """Go on from the newest checkpoint, if there is one. Which that is, the main process says: others may
+        see a network disk as it was before."""
+        if path := agree(self.accelerator, self.checkpoints.newest):
+            state = self.checkpoints.load(path)
             self.trainee.load_state_dict(state)
             self.has_checkpoint = True
             self.start, self.seconds_before = state["step"], state["seconds"]
