@@ -1,4 +1,4 @@
-"""Where models compute."""
+"""Where models compute, and where sums do that need float64."""
 
 import torch
 
@@ -19,3 +19,14 @@ def choose_device(name: str | None = None) -> torch.device:
         raise InputError(
             f"device {name!r} is not to be had here ({reason}); choose cpu, or leave it out"
         ) from error
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """Where numbers of a device can be float64: there, or of Apple's GPUs (mps), which have none, the CPU."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_float64(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as float64, on the CPU where its own device has no such numbers."""
+    return x.to(float64_device(x.device)).double()

@@ -21,6 +21,7 @@ from gear_studio.training import loop
 from gear_studio.training.request import Training
 
 VIEWS = 3
+HELD = [locks.LOCK, "labels.npy", "tokens.json", "tokens.npy"]  # by a folder of tokens
 
 
 @pytest.fixture
@@ -167,8 +168,7 @@ def test_they_are_made_once_and_anew_when_anything_changes(pictures, tmp_path):
     (pictures / "train" / "b" / "01.png").unlink()
     assert encoded_by(tokenizer, source(pictures), kept) == 22 * VIEWS
     assert len(EncodedSource(source(pictures), kept, False)) == 22
-    files = [locks.LOCK, "labels.npy", "tokens.json", "tokens.npy"]
-    assert sorted(path.name for path in kept.iterdir()) == files
+    assert sorted(path.name for path in kept.iterdir()) == HELD
 
 
 def test_killed_while_encoding_it_goes_on(pictures, tmp_path, monkeypatch):
@@ -195,11 +195,7 @@ def test_killed_while_encoding_it_goes_on(pictures, tmp_path, monkeypatch):
     for name in ("tokens.npy", "labels.npy"):
         one, other = (np.load(tmp_path / folder / name) for folder in ("whole", "kept"))
         assert np.array_equal(one, other)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
-        "labels.npy",
-        "tokens.json",
-        "tokens.npy",
-    ]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == HELD
 
 
 def test_a_merge_that_is_killed_does_not_leave_old_tokens_in_use(pictures, tmp_path, monkeypatch):

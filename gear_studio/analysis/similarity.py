@@ -10,8 +10,8 @@ x and y hold one row an image or a patch, (N, d) and (N, d'), row i of both bein
 Notable here:
 - Nothing N x N is ever held. Linear CKA is a matter of d x d' sums. Of CKNNA's masked kernels at most k
   entries a row are not zero, and once the neighbours are found its sums run over those alone.
-- Products are taken in the rows' own type, on their own device; sums that cancel are float64. Give float64
-  rows for float64 answers. Half precision is raised to float32.
+- Products are taken in the rows' own type, on their own device (on the CPU, where that has no float64); sums
+  that cancel are float64. Give float64 rows for float64 answers. Half precision is raised to float32.
 - A value says little without its chance level (`null_baseline`) and its uncertainty (`interval`): biased CKA
   of unrelated wide features is near 1 when rows are few.
 """
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.devices import float64_device
 from gear_studio.errors import InputError
 
 AT_ONCE = 2**24  # cosines worked on at a time: 64 MiB of float32
@@ -326,7 +327,7 @@ def _to_matrix(x: Rows, name: str) -> Tensor:
             f"{name} holds values that are not finite in {len(bad)} of its {len(x)} rows, the first of them "
             f"row {int(bad[0])}; leave those rows out of x and y, or find out where they come from"
         )
-    return _to_float(x)
+    return _to_float(x.to(float64_device(x.device)))
 
 
 def _to_matrices(x: Rows, y: Rows) -> tuple[Tensor, Tensor]:
