@@ -12,7 +12,8 @@ from background import OWN_TEACHER
 from components import (
     LAST_COUNTS,
     SIDE,
-    clicked_token,
+    Place,
+    clicked_place,
     div,
     heading,
     panel,
@@ -20,6 +21,7 @@ from components import (
     released,
     square,
     status,
+    token_at,
 )
 from page import OVERTAKEN, Page, emptied
 from pictures import Choice
@@ -45,7 +47,7 @@ def build(page: Page) -> None:
     runs, background = page.runs, page.background
     default = runs.default(runs.generators, "generator", "gear")
     config = runs.generator(default).config
-    patch = gr.State(27)  # near the middle: every visitor sees a heat map at once
+    where = gr.State((0.4, 0.4))  # near the middle: every visitor sees a heat map at once
     with gr.Row(equal_height=True):
         with gr.Column(scale=3, min_width=170):
             run = page.choose_run(runs.names, default, "Run", "alignment-run")
@@ -90,10 +92,10 @@ def build(page: Page) -> None:
 
     cleared: list[gr.components.Component] = [state_line, facts, original, cosine_title, cosine, cosine_scale]
     cleared += [*titles, *similarity_titles, *maps, *similarities, *scales, note, controls.caption]
-    outputs = [*cleared, patch, block, stage, controls.index, waiting, known]
-    inputs = [run, page.choice, teacher, block, stage, patch]
+    outputs = [*cleared, where, block, stage, controls.index, waiting, known]
+    inputs = [run, page.choice, teacher, block, stage, where]
 
-    def look(name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int) -> "Look":
+    def look(name: str, chosen: Choice, asked: str, block: float, stage: str, place: Place) -> "Look":
         picture = page.pictures.picture(chosen, runs[name])
         view = runs.view(name, picture)
         if view.run.has("generator"):
@@ -102,10 +104,10 @@ def build(page: Page) -> None:
             runs.projector(name)
         asked = teacher_for(view.run, asked)
         coming = background.teacher(name, asked)
-        return Look(view, asked, coming, int(block), stage, min(patch, view.grid**2 - 1))
+        return Look(view, asked, coming, int(block), stage, place)
 
     def draw(
-        name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int, request: gr.Request
+        name: str, chosen: Choice, asked: str, block: float, stage: str, place: Place, request: gr.Request
     ) -> Iterator[dict]:
         """The views, one after the other; a newer request stops it."""
         ticket = page.newest.take("alignment", request, (name, chosen, asked))
@@ -115,7 +117,7 @@ def build(page: Page) -> None:
         }
         try:
             with polite():
-                for updates in steps(name, chosen, asked, block, stage, patch):
+                for updates in steps(name, chosen, asked, block, stage, place):
                     if not ticket.valid:
                         return
                     yield updates
@@ -123,20 +125,22 @@ def build(page: Page) -> None:
             yield {state_line: status("This cannot be shown; the message says why.", done=True)}
             raise
 
-    def steps(name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int) -> Iterator[dict]:
-        seen = look(name, chosen, asked, block, stage, patch)
+    def steps(
+        name: str, chosen: Choice, asked: str, block: float, stage: str, place: Place
+    ) -> Iterator[dict]:
+        seen = look(name, chosen, asked, block, stage, place)
         yield controls.show(seen.view.picture, chosen) | draw_picture(seen) | says("the tokenizer's features")
         yield draw_columns(seen, range(1, 3)) | says(f"teacher {seen.asked}")
         wait([seen.coming], timeout=5)
         yield draw_all(seen, name, chosen)
 
     def answer(
-        name: str, chosen: Choice, asked: str, block: float, stage: str, patch: int, request: gr.Request
+        name: str, chosen: Choice, asked: str, block: float, stage: str, place: Place, request: gr.Request
     ) -> Iterator[dict]:
         """All views at once; most of what they show has been computed before."""
         ticket = page.newest.take("alignment", request, (name, chosen, asked))
         with polite():
-            seen = look(name, chosen, asked, block, stage, patch)
+            seen = look(name, chosen, asked, block, stage, place)
             updates = controls.show(seen.view.picture, chosen) | draw_picture(seen)
             updates |= draw_columns(seen, range(1, 3)) | draw_all(seen, name, chosen)
         if ticket.valid:
@@ -148,12 +152,13 @@ def build(page: Page) -> None:
         asked: str,
         block: float,
         stage: str,
-        patch: int,
+        place: Place,
         request: gr.Request,
         event: gr.SelectData,
     ) -> Iterator[dict]:
-        patch = clicked_token(event, runs.tokenizer(name).grid)
-        yield from answer(name, chosen, asked, block, stage, patch, request)
+        place = clicked_place(event)
+        for updates in answer(name, chosen, asked, block, stage, place, request):
+            yield updates | {where: place}
 
     def poll(
         name: str,
@@ -161,7 +166,7 @@ def build(page: Page) -> None:
         asked: str,
         block: float,
         stage: str,
-        patch: int,
+        place: Place,
         before: tuple,
         request: gr.Request,
     ) -> dict:
@@ -169,7 +174,7 @@ def build(page: Page) -> None:
         if not page.newest.is_looking_at((name, chosen, asked), "alignment", request):
             return {known: before}
         with polite():
-            seen = look(name, chosen, asked, block, stage, patch)
+            seen = look(name, chosen, asked, block, stage, place)
             like = likeness(seen, name, chosen)
             if (seen.coming.done(), bool(like and like.done())) == before:
                 return {known: before}
@@ -192,7 +197,6 @@ def build(page: Page) -> None:
             choice = gr.Slider(maximum=max(blocks, 2), value=seen.block, interactive=True)
         return {
             original: seen.framed(plots.enlarge(plots.to_rgb(view.image[0]), SIDE)),
-            patch: seen.patch,
             block: choice,
             stage: gr.Radio(interactive=has),
         }
@@ -287,12 +291,12 @@ def teacher_for(run: Run, asked: str | None) -> str:
 
 
 class Look:
-    """One picture through a Run and a teacher. coming: the teacher, being read or there. patch: the one that
-    the others are compared with."""
+    """One picture through a Run and a teacher. coming: the teacher, being read or there. place: of the patch
+    that the others are compared with; another grid has another patch there."""
 
-    def __init__(self, view: View, asked: str, coming: Future[Teacher], block: int, stage: str, patch: int):
+    def __init__(self, view: View, asked: str, coming: Future[Teacher], block: int, stage: str, place: Place):
         self.view, self.asked, self.coming = view, asked, coming
-        self.stage, self.patch = stage, patch
+        self.stage, self.patch = stage, token_at(place, view.grid)
         self.has_generator = view.run.has("generator")
         self.block = min(block, view.run.generator.config.blocks) if self.has_generator else block
         self.has_cosines = view.run.has("projector") and self.has_generator and asked == OWN_TEACHER

@@ -11,7 +11,7 @@ from background import Background
 from components import (
     LAST_COUNTS,
     SIDE,
-    clicked_token,
+    clicked_place,
     div,
     heading,
     panel,
@@ -19,6 +19,7 @@ from components import (
     released,
     square,
     status,
+    token_at,
 )
 from page import OVERTAKEN, Page, emptied
 from pictures import Choice, is_foreign
@@ -178,7 +179,7 @@ def build(page: Page) -> None:
     def click(
         name: str, chosen: Choice, tau: float, state: Editing, request: gr.Request, event: gr.SelectData
     ) -> Iterator[dict]:
-        state = dataclasses.replace(state, token=clicked_token(event, runs.tokenizer(name).grid))
+        state = dataclasses.replace(state, token=token_at(clicked_place(event), runs.tokenizer(name).grid))
         yield from answer(name, chosen, tau, state, request)
 
     def swap(

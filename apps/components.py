@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from gradio import processing_utils
@@ -19,6 +19,7 @@ from PIL.Image import Image
 from gear_studio.errors import describe
 from gear_studio.files import atomic
 
+Place: TypeAlias = tuple[float, float]  # in a picture: down and across, in parts of its sides
 SIDE = 512  # of every square picture and map in the page, in pixels
 # Of an event that answers in place: no progress bar, and no entry in the app's API.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -92,9 +93,15 @@ def sheet(elem_id: str, alt: str = "Sampled pictures with their maps", visible: 
     )
 
 
-def clicked_token(event: gr.SelectData, grid: int) -> int:
-    """The token under a click on a picture SIDE pixels wide and high, in raster order."""
-    column, row = (min(grid - 1, max(0, int(pixel * grid // SIDE))) for pixel in event.index)
+def clicked_place(event: gr.SelectData) -> Place:
+    """Where a picture SIDE pixels wide and high was clicked."""
+    across, down = (pixel / SIDE for pixel in event.index)
+    return down, across
+
+
+def token_at(place: Place, grid: int) -> int:
+    """The token of a grid that covers a place, in raster order."""
+    row, column = (min(grid - 1, max(0, int(part * grid))) for part in place)
     return row * grid + column
 
 

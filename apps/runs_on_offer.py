@@ -66,7 +66,8 @@ class RunsOnOffer:
         self.lacking = {} if folder is None else _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kept = Kept()
-        self._reading: dict[str, Lock] = defaultdict(Lock)  # two visitors who come at once read a model once
+        # Two visitors who come at once read a model once; a teacher that is downloaded stops no tab.
+        self._reading: dict[tuple[str, str], Lock] = defaultdict(Lock)
 
     def __getitem__(self, name: str) -> Run:
         return self._runs[name]
@@ -101,24 +102,25 @@ class RunsOnOffer:
         return names[-1]
 
     def tokenizer(self, name: str) -> Tokenizer:
-        return self._use(name, lambda run: run.tokenizer)
+        return self._use(name, "tokenizer", lambda run: run.tokenizer)
 
     def generator(self, name: str) -> Generator:
-        return self._use(name, lambda run: run.generator)
+        return self._use(name, "generator", lambda run: run.generator)
 
     def projector(self, name: str) -> Projector:
-        return self._use(name, lambda run: run.projector)
+        return self._use(name, "projector", lambda run: run.projector)
 
     def teacher(self, name: str) -> Teacher:
-        return self._use(name, lambda run: run.teacher)
+        self.tokenizer(name)  # whose grid it needs
+        return self._use(name, "teacher", lambda run: run.teacher)
 
     def text_encoder(self, name: str) -> TextEncoder | None:
-        with self._reading[name]:
+        with self._reading[name, "text encoder"]:
             return self[name].text_encoder
 
-    def _use(self, name: str, read: Callable[[Run], Model]) -> Model:
+    def _use(self, name: str, part: str, read: Callable[[Run], Model]) -> Model:
         """A model of the Run `name`, on the device."""
-        with self._reading[name]:
+        with self._reading[name, part]:
             model = read(self[name]).to(self.device)
         with self._adding:
             self._used.pop(name, None)

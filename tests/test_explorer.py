@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ from gear_studio import official, studies
 from gear_studio.looking.pictures import Picture, pictures_of_source
 from gear_studio.models import families
 from gear_studio.models.generator import Generator, paper_config
+from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
 
@@ -376,19 +378,34 @@ def test_alignment_follows_patch_and_block(page: Page):
     np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
 
 
-def test_eight_users_at_once_all_get_answers(address: str):
+@pytest.mark.parametrize("grid", [4, 8, 12, 16])
+def test_on_another_grid_the_patch_is_the_one_in_the_same_place(explorer, grid):
+    components, tab = sys.modules["components"], sys.modules["alignment_tab"]
+    run = types.SimpleNamespace(has=lambda part: False)
+    clicked = components.clicked_place(gr.SelectData(None, {"index": [330, 90], "value": None}))
+    look = tab.Look(types.SimpleNamespace(grid=grid, run=run), "tiny", Future(), 1, tab.BEFORE, clicked)
+    (row, column), size = divmod(look.patch, grid), components.SIDE / grid
+    assert row * size <= 90 < (row + 1) * size and column * size <= 330 < (column + 1) * size
+
+
+def test_eight_users_at_once_all_get_their_own_answers(address: str):
     clients = [Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000}) for _ in range(8)]
     start = threading.Barrier(8)
 
-    def user(number: int) -> np.ndarray:
-        start.wait()
-        left, *_, status = clients[number].predict(count=1, seed=number, api_name="/sample")
+    def ask(client: Client, seed: int) -> np.ndarray:
+        left, *_, status = client.predict(count=1, seed=seed, api_name="/sample")
         assert "token 64 of 64" in status
         return np.asarray(Image.open(left["path"] if isinstance(left, dict) else left).convert("RGB"))
+
+    def user(number: int) -> np.ndarray:
+        start.wait()
+        return ask(clients[number], seed=number)
 
     with ThreadPoolExecutor(8) as pool:
         pictures = list(pool.map(user, range(8)))
     assert len({picture.tobytes() for picture in pictures}) == 8
+    for number, picture in enumerate(pictures):  # each got its own: the one that it gets when it asks alone
+        np.testing.assert_array_equal(picture, ask(clients[0], seed=number))
     assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
 
 
@@ -696,6 +713,27 @@ def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.Monk
     assert "tokenizer" not in vars(runs["gear"]) and "tokenizer" in vars(runs["warmup"])
     assert torch.equal(runs.view("gear", picture).indices, first)
     assert "tokenizer" not in vars(runs["warmup"])
+
+
+def test_a_teacher_that_is_being_downloaded_stops_no_tab(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs, began, there = explorer.RunsOnOffer(None), threading.Event(), threading.Event()
+
+    def download(*_) -> Teacher:
+        began.set()
+        assert there.wait(60)
+        return tiny.teacher()
+
+    monkeypatch.setattr(Teacher, "from_pretrained", download)
+    monkeypatch.setitem(runs["gear"].config, "teacher_sha256", [tiny.teacher().fingerprint()])
+    picture = Picture(pictures_of_source("shapes"))
+    with ThreadPoolExecutor(2) as pool:
+        teacher = pool.submit(runs.teacher, "gear")
+        assert began.wait(60)
+        try:
+            assert pool.submit(lambda: runs.view("gear", picture).indices).result(30).shape == (64,)
+        finally:
+            there.set()
+        assert teacher.result(60).dim == 32
 
 
 def test_a_host_leaves_out_what_reads_its_files(explorer):
