@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
 from gear_studio.models import text_encoders
 from gear_studio.models.text_encoders import Words
-from gear_studio.training import loop, recipes, run_folder, stages
+from gear_studio.training import build, loop, recipes, run_folder, stages
 from gear_studio.training.request import Training
 
 # Of the hash of "red" and of the empty word.
@@ -148,6 +149,24 @@ def test_captions_are_encoded_once(qwen, monkeypatch):
     encoder.KEPT = 1
     encoder(["w1", "w2"])
     assert len(encoder._kept) == 1
+
+
+def test_a_step_on_captions_waits_for_no_answer_of_the_language_model_s_device(qwen, monkeypatch):
+    """As of the whole step on class labels in `test_stages`, where nothing is read between two logs."""
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
+    generator = tiny.replace(tiny.GENERATOR, classes=0, caption_dim=16, caption_length=6)
+    stage = tiny.stage("generator", "gear", generator=generator)
+    for optimizer in stage.optimizers.values():
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+    conditions = prompts.SourceCaptions(encoder, shapes.Shapes("val", 32), [0])
+    trainee = SimpleNamespace(conditions=conditions, accelerator=stage.accelerator, stage=stage)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with tiny.Waits() as waits:
+        for number, captions in enumerate((["a red ring", "a star"], ["a star", "blue"]), start=1):
+            batch = {"image": images, "caption": captions}
+            build.StageTrainee.step(trainee, number, batch)
+        assert not waits.found
+    assert encoder(["a red ring"]).device == encoder.device
 
 
 def test_a_language_model_says_once_that_it_cuts(qwen):

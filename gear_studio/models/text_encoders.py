@@ -38,8 +38,8 @@ class TextEncoder(Protocol):
     length: int
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Captions (B) -> (B, T, 1 + dim) on the CPU, in the encoder's precision. What is longer than T is
-        cut, with one warning."""
+        """Captions (B) -> (B, T, 1 + dim) on the encoder's own device, in its precision. What is longer than
+        T is cut, with one warning."""
         ...
 
     def words(self, caption: str) -> list[str]:
@@ -139,7 +139,8 @@ class LanguageModel(_Cutting):
     encoder's, of a model for pictures and text the language model's.
 
     Padding keeps the model's features of it (see `CaptionCondition`). Encodings of the last `KEPT` captions
-    are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU.
+    are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU, which is never waited
+    for.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
 
@@ -153,7 +154,8 @@ class LanguageModel(_Cutting):
             from transformers import AutoModel, AutoTokenizer
 
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")
-            model = AutoModel.from_pretrained(name, dtype=dtype)
+            # With any other attention, transformers asks the device at each call whether all is visible.
+            model = AutoModel.from_pretrained(name, dtype=dtype, attn_implementation="eager")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         model = getattr(model, "language_model", model)
@@ -190,7 +192,7 @@ class LanguageModel(_Cutting):
             ).to(self.device)
             states = self.model(**inputs).last_hidden_state
             encoded = torch.cat([inputs["attention_mask"][..., None].to(states.dtype), states], -1)
-            encodings = dict(zip(new, encoded.cpu(), strict=True))
+            encodings = dict(zip(new, encoded, strict=True))
         encodings |= {c: self._kept[c] for c in captions if c in self._kept}
         self._kept |= {c: encodings[c] for c in new}
         while len(self._kept) > self.KEPT:
