@@ -31,15 +31,15 @@ class RunsOnOffer:
     take more than LIMIT bytes, those of the Run used longest ago leave.
 
     names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
-    classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
-    by name. folder: where Runs that are opened in the page are put. device: where all models are. kept: what
-    has been seen of pictures."""
+    classes. captioned: of those with a generator of captions. lacking: why Runs cannot be offered, damaged
+    ones too, by name. folder: where Runs that are opened in the page are put. device: where all models are.
+    kept: what has been seen of pictures."""
 
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
         shipped = dict(runs.list_runs())
         shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
-        more = {} if folder is None else runs.list_runs(folder)
+        more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
         if folder is not None and not more:
             raise InputError(
                 f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
@@ -63,7 +63,7 @@ class RunsOnOffer:
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
-        self.lacking = {} if folder is None else _find_lacking(folder)
+        self.lacking = {} if folder is None else damaged | _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kept = Kept()
         # Two visitors who come at once read a model once; a teacher that is downloaded stops no tab.

@@ -954,6 +954,13 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path):
         open_rgb(hostile.jpeg_of_scans(tmp_path / "slow.jpg", 4000))
 
 
+@pytest.mark.parametrize("make", [hostile.pipe, lambda path: path.mkdir() or path])
+def test_a_picture_s_name_of_a_pipe_or_a_folder_is_refused(make, tmp_path):
+    path = make(tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match=f"{path}: it is a folder, a pipe or a device"):
+        open_rgb(path)
+
+
 def test_links_back_and_pipes_add_nothing_to_a_folder(tmp_path):
     folder = hostile.folder_in_itself(tmp_path / "set")
     for name in "ab":

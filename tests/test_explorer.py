@@ -715,6 +715,17 @@ def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.Monk
     assert "tokenizer" not in vars(runs["warmup"])
 
 
+def test_a_damaged_run_is_named_among_those_that_are_not_offered(explorer, tmp_path: Path):
+    shutil.copytree(ZOO / "gear", tmp_path / "good")
+    for name, content in {"null": "null", "alone": '{"stage": "generator", "parent": "alone"}'}.items():
+        (tmp_path / name / "generator").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(content)
+    runs = explorer.RunsOnOffer(tmp_path)
+    assert "good" in runs.names and runs.lacking.keys() == {"null", "alone"}
+    assert "holds no JSON object; the file is damaged" in runs.lacking["null"]
+    assert f"null: {runs.lacking['null']}" in html.unescape(sys.modules["open_tab"].list_runs(runs))
+
+
 def test_a_teacher_that_is_being_downloaded_stops_no_tab(explorer, monkeypatch: pytest.MonkeyPatch):
     runs, began, there = explorer.RunsOnOffer(None), threading.Event(), threading.Event()
 

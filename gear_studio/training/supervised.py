@@ -247,8 +247,9 @@ def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, che
     if (folder / "record.json").exists():
         record = read_json(folder / "record.json", "a training run")
     if (held := record.get("settings")) != settings:
+        there = f"holds a run with {held}" if held else "holds a run of another kind"
         raise InputError(
-            f"{folder} holds a run with {held}, asked for {settings}; "
+            f"{folder} {there}, asked for {settings}; "
             "give the same settings to continue it, or another folder."
         )
     if not record.get("finished"):
