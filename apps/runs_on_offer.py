@@ -158,7 +158,7 @@ def _find_lacking(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*/config.json")):
         try:
             run = Run(path.parent)
-        except ValueError:
+        except (ValueError, OSError):  # `find_runs` says what is wrong
             continue
         lack = _lack_of(run) if run.has("generator") else None
         if lack:

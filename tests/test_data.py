@@ -28,7 +28,7 @@ from gear_studio.data.folder import Folder
 from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Captioned, Fingerprinted, ListedSource, OnDisk, Ordered, Skipping
-from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.data.stream import _TrainingBatches, collect_skipped, describe_skipped
 from gear_studio.looking.pictures import pictures_of_folder
 from gear_studio.models.text_encoders import Words
 
@@ -652,6 +652,14 @@ def test_a_corrupt_file_changes_nothing_about_workers(pets):
     here = list(data.stream(Folder(pets), 8, seed=0, steps=5))
     there = list(data.stream(Folder(pets), 8, seed=0, steps=5, workers=2))
     assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("name", ["shapes", "digits", "folder"])
+def test_loading_processes_need_not_be_forked(name, pets):
+    """Python 3.14 starts them anew: what they are given has to survive pickling."""
+    source = data.load(name, "train", 32, pets)
+    reader = _TrainingBatches(source, 4, seed=0, part=slice(4))
+    assert equal(pickle.loads(pickle.dumps(reader))[3], reader[3])
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+import hostile
 import httpx
 import numpy as np
 import pytest
@@ -715,13 +716,27 @@ def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.Monk
     assert "tokenizer" not in vars(runs["warmup"])
 
 
+def test_the_class_of_any_run_can_be_asked_for(explorer):
+    """Also by who asks the API, whose list of classes is that of the run the page opens with."""
+    runs = explorer.RunsOnOffer(None)
+    parts = explorer.build(runs, explorer.Background(runs)).blocks.values()
+    (label,) = (part for part in parts if getattr(part, "elem_id", None) == "class")
+    assert label.preprocess("tabby") == "tabby"
+    name = runs.generators[0]
+    asked = sys.modules["sample_tab"]._draw(runs, (name, name), "tabby", 1, 1.0, 1.0, 0, 1.0, 0)
+    with pytest.raises(ValueError, match=f"Run {name} does not know the class 'tabby'; it knows solid"):
+        next(asked)
+
+
 def test_a_damaged_run_is_named_among_those_that_are_not_offered(explorer, tmp_path: Path):
     shutil.copytree(ZOO / "gear", tmp_path / "good")
     for name, content in {"null": "null", "alone": '{"stage": "generator", "parent": "alone"}'}.items():
         (tmp_path / name / "generator").mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "pipe").mkdir()
+    hostile.pipe(tmp_path / "pipe" / "config.json")
     runs = explorer.RunsOnOffer(tmp_path)
-    assert "good" in runs.names and runs.lacking.keys() == {"null", "alone"}
+    assert "good" in runs.names and runs.lacking.keys() == {"null", "alone", "pipe"}
     assert "holds no JSON object; the file is damaged" in runs.lacking["null"]
     assert f"null: {runs.lacking['null']}" in html.unescape(sys.modules["open_tab"].list_runs(runs))
 
