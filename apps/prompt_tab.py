@@ -209,7 +209,8 @@ def _draw(
 ) -> Iterator[tuple]:
     """Yields, in the order of `views`, after every row of tokens; words can be clicked after the last."""
     other = shapes.Shapes("val").caption(seed % WORLD_PICTURES) if control else ""
-    words = _text_encoder(runs, names[0]).words(text)
+    encoders = [_text_encoder(runs, name) for name in names]  # once for all visitors, before they encode
+    words = encoders[0].words(text)
     captions, numbers = [text] * count, list(range(count))
     if control:  # in one batch, which costs less than two
         captions, numbers = captions + [other] * count, numbers * 2

@@ -31,15 +31,15 @@ class RunsOnOffer:
     take more than LIMIT bytes, those of the Run used longest ago leave.
 
     names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
-    classes. captioned: of those with a generator of captions. lacking: what Runs that cannot be offered lack,
-    by name. folder: where Runs that are opened in the page are put. device: where all models are. kept: what
-    has been seen of pictures."""
+    classes. captioned: of those with a generator of captions. lacking: why Runs cannot be offered, damaged
+    ones too, by name. folder: where Runs that are opened in the page are put. device: where all models are.
+    kept: what has been seen of pictures."""
 
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
         shipped = dict(runs.list_runs())
         shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
-        more = {} if folder is None else runs.list_runs(folder)
+        more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
         if folder is not None and not more:
             raise InputError(
                 f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
@@ -63,10 +63,11 @@ class RunsOnOffer:
                 "there are no trained runs to explore: train some (gear-studio reproduce) "
                 "and name their folder with --runs FOLDER"
             )
-        self.lacking = {} if folder is None else _find_lacking(folder)
+        self.lacking = {} if folder is None else damaged | _find_lacking(folder)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kept = Kept()
-        self._reading: dict[str, Lock] = defaultdict(Lock)  # two visitors who come at once read a model once
+        # Two visitors who come at once read a model once; a teacher that is downloaded stops no tab.
+        self._reading: dict[tuple[str, str], Lock] = defaultdict(Lock)
 
     def __getitem__(self, name: str) -> Run:
         return self._runs[name]
@@ -101,24 +102,25 @@ class RunsOnOffer:
         return names[-1]
 
     def tokenizer(self, name: str) -> Tokenizer:
-        return self._use(name, lambda run: run.tokenizer)
+        return self._use(name, "tokenizer", lambda run: run.tokenizer)
 
     def generator(self, name: str) -> Generator:
-        return self._use(name, lambda run: run.generator)
+        return self._use(name, "generator", lambda run: run.generator)
 
     def projector(self, name: str) -> Projector:
-        return self._use(name, lambda run: run.projector)
+        return self._use(name, "projector", lambda run: run.projector)
 
     def teacher(self, name: str) -> Teacher:
-        return self._use(name, lambda run: run.teacher)
+        self.tokenizer(name)  # whose grid it needs
+        return self._use(name, "teacher", lambda run: run.teacher)
 
     def text_encoder(self, name: str) -> TextEncoder | None:
-        with self._reading[name]:
+        with self._reading[name, "text encoder"]:
             return self[name].text_encoder
 
-    def _use(self, name: str, read: Callable[[Run], Model]) -> Model:
+    def _use(self, name: str, part: str, read: Callable[[Run], Model]) -> Model:
         """A model of the Run `name`, on the device."""
-        with self._reading[name]:
+        with self._reading[name, part]:
             model = read(self[name]).to(self.device)
             if isinstance(model, Tokenizer) and model.config.image_size > SMALL:
                 model.to(memory_format=torch.channels_last)  # the faster order of its convolutions
@@ -158,7 +160,7 @@ def _find_lacking(folder: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*/config.json")):
         try:
             run = Run(path.parent)
-        except ValueError:
+        except (ValueError, OSError):  # `find_runs` says what is wrong
             continue
         lack = _lack_of(run) if run.has("generator") else None
         if lack:

@@ -41,7 +41,7 @@ def build(page: Page) -> None:
         with gr.Column(scale=1, min_width=240):
             label = gr.Dropdown(
                 [ANY, *classes], value=classes[min(13, len(classes) - 1)], label="Class", elem_id="class",
-                info="of the left run; type to search",
+                info="of the left run; type to search", allow_custom_value=True,  # the API asks any run
             )  # fmt: skip
             sliders, seed = sampling_controls(codes)
             go = gr.Button("Sample", variant="primary", elem_id="sample")

@@ -4,10 +4,12 @@ What is asked for is judged before anything is loaded (`ranges.checked`). What a
 what can be done with it next to stderr.
 """
 
+import ast
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from inspect import unwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -411,11 +413,6 @@ def study(
         say_next("python", "apps/explorer.py", "--runs", out / "runs")
 
 
-study.__doc__ = str(study.__doc__).replace(
-    "STUDIES", "\n\n    ".join(f"{name}: {each.question}" for name, each in STUDIES.items())
-)
-
-
 def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
     """Print the README's tables from the shipped runs, or from a folder of runs.
 
@@ -434,6 +431,15 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
     else:
         say_next("gear-studio", "reproduce", "--budget", "quick")
 
+
+if not __debug__:  # python -OO drops docstrings, and these are the help
+    for node in ast.parse(Path(__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            function = globals()[node.name]
+            function.__doc__ = unwrap(function).__doc__ = ast.get_docstring(node, clean=False)
+study.__doc__ = str(study.__doc__).replace(
+    "STUDIES", "\n\n    ".join(f"{name}: {each.question}" for name, each in STUDIES.items())
+)
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,

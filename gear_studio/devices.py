@@ -1,4 +1,4 @@
-"""Where models compute."""
+"""Where models compute, and where sums do that need float64."""
 
 import os
 from collections.abc import Iterator
@@ -35,3 +35,14 @@ def all_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """Where numbers of a device can be float64: there, or of Apple's GPUs (mps), which have none, the CPU."""
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def to_float64(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as float64, on the CPU where its own device has no such numbers."""
+    return x.to(float64_device(x.device)).double()

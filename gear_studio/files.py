@@ -7,20 +7,30 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gear_studio.errors import InputError, MissingError
 
 _FULL = re.compile(r"No space left on device|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+")
 LARGEST = 2**28  # bytes of a text that is read whole
+PAUSES = (0.1, 0.5, 2.0)  # seconds before a reading that failed is tried again
+# Errors of a network disk, or of the way to it, that may be gone a moment later; not every system has all.
+_NAMES = "EIO ESTALE ETIMEDOUT EAGAIN EREMOTEIO ECONNRESET ENOTCONN"
+_NAMES += " EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH"
+_PASSING = {getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name)}
+
+T = TypeVar("T")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error.
+    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error. It is
+    on the disk before it has its name, and so is the name when this returns: also a machine that loses power
+    leaves a whole file.
 
     Raises OSError naming `path` where it cannot be written."""
     with naming(path):
@@ -30,9 +40,21 @@ def atomic(path: Path) -> Iterator[Path]:
         try:
             yield Path(name)
             os.chmod(name, 0o644)
+            _sync(name)
             os.replace(name, path)
+            with suppress(OSError):  # not every system can do so for a folder
+                _sync(path.parent)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _sync(path: str | Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -51,6 +73,18 @@ def naming(path: Path) -> Iterator[None]:
         if not _FULL.search(str(error)):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+def read_patiently(read: Callable[[], T]) -> T:
+    """What `read` returns; tried again a few times where the disk fails in a way that may pass."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(pause)
+    return read()
 
 
 def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:

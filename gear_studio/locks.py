@@ -23,8 +23,9 @@ class FolderInUseError(FailedError):
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold a folder for as long as the block runs; a thread that holds it may do so again.
+def hold(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a folder for as long as the block runs; a thread that holds it may do so again. wait: until it is
+    free.
 
     A folder that is missing is made, and removed where nothing was put into it. The operating system keeps
     the lock: that of a process that was killed is gone with it. Raises FolderInUseError."""
@@ -32,7 +33,7 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK, is_singleton=True), folder / HOLDER
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(blocking=wait)
     except Timeout:
         raise FolderInUseError(
             f"{folder} is in use by {_describe(holder)}; wait until that is done, or end it"

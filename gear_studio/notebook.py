@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import ipywidgets
 from matplotlib.figure import Figure
 
 from gear_studio import plots, studies
+from gear_studio.files import one_line
 from gear_studio.runs import Run
 from gear_studio.training.recipes import BUDGETS, STAGES
 from gear_studio.training.request import options_of
@@ -140,20 +142,25 @@ class Retrain(ipywidgets.VBox):
             self.lines.append(line.rstrip())
 
     def _watch(self, process: subprocess.Popen) -> None:
-        while True:
-            try:
+        code = None
+        while code is None:
+            with suppress(subprocess.TimeoutExpired):
                 code = process.wait(self.every)
-            except subprocess.TimeoutExpired:
-                code = None
-            self._show_curves()
-            if code is not None:
-                break
+            try:
+                self._show_curves()
+                self._show_status("Training")
+            except (ValueError, OSError) as error:  # of a folder that someone moves or deletes
+                self._show_status(f"Training; its curves cannot be read ({one_line(error)})")
         self.reader.join(self.every)
         self._set_running(False)
+        ended = {0: "Finished", -signal.SIGTERM: "Stopped; Start goes on from here"}
+        state, lines = ended.get(code, f"Ended with an error ({code})"), 0 if code == 0 else 12
         if code == 0:
-            self._show_results()
-        stopped = {0: "Finished", -signal.SIGTERM: "Stopped; Start goes on from here"}
-        self._show_status(stopped.get(code, f"Ended with an error ({code})"), 0 if code == 0 else 12)
+            try:
+                self._show_results()
+            except OSError as error:
+                state = f"Finished, but its results are gone ({one_line(error)}); Start makes what is missing"
+        self._show_status(state, lines)
 
     def _show_status(self, state: str, count: int = 1) -> None:
         """Show the state, and below it the last `count` lines of what the process printed."""
@@ -182,8 +189,8 @@ class Retrain(ipywidgets.VBox):
         self.picture.layout.display = None
 
     def _show_curves(self) -> None:
-        """Show the curves of the last stage that has any, as they are on disk."""
-        self._show_status("Training")
+        """Show the curves of the last stage that has any, as they are on disk. Raises ValueError or OSError
+        where a run cannot be read."""
         by_stage: dict[str, dict[str, list[Run]]] = {}
         for link in [link for arm in self.study.arms for link in studies.chain_of(arm)]:
             folders = [self.folder / "runs" / f"{link.name}-s{seed}" for seed in self.seeds.value]
@@ -196,10 +203,7 @@ class Retrain(ipywidgets.VBox):
                 break
 
     def _draw(self, runs: dict[str, list[Run]]) -> None:
-        try:
-            rows = [row for of_name in runs.values() for run in of_name for row in run.metrics]
-        except ValueError:  # a line that is being written; the next look has it whole
-            return
+        rows = [row for of_name in runs.values() for run in of_name for row in run.metrics]
         logged = {key: label for key, label in WATCHED.items() if any(key in row for row in rows)}
         if logged:
             self.picture.value = _to_png(plots.curves(runs, logged))

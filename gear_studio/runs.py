@@ -179,7 +179,7 @@ class Run:
         return text_encoders.load_text_encoder(recipe["text_encoder"], length)
 
     def encode(self, captions: list[str]) -> torch.Tensor:
-        """Captions as a condition of the generator, (B, T, 1 + caption_dim).
+        """Captions as a condition of the generator, (B, T, 1 + caption_dim), on its device.
 
         Raises ValueError for a generator of class labels."""
         condition = self.generator.condition if self.text_encoder else None
@@ -189,7 +189,7 @@ class Run:
             )
         if not condition.null.any():  # an imported one: released files leave it to the encoder
             condition.null.copy_(self.text_encoder([""])[0])
-        return self.text_encoder(captions)
+        return self.text_encoder(captions).to(condition.null.device)
 
     @cached_property
     def projector(self) -> Projector:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gear_studio.devices import to_float64
 from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator
 from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
@@ -115,12 +116,12 @@ def sample_by_row(
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
-                probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1).double()
-                cumulative = probs.cumsum(-1)
+                probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
+                cumulative = to_float64(probs).cumsum(-1)
                 # Scaled by the total, a draw below 1 always lands on a code that has mass.
-                target = draws[:, i : i + 1].double() * cumulative[:, -1:]
+                target = to_float64(draws[:, i : i + 1]) * cumulative[:, -1:]
                 token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-                token = token.clamp(max=probs.shape[-1] - 1)
+                token = token.clamp(max=probs.shape[-1] - 1).to(device)
             log_p = logits.log_softmax(-1)
             indices[:, i] = token
             log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)

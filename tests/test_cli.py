@@ -1,5 +1,6 @@
 """The command line, end to end on budgets of a few steps."""
 
+import ast
 import io
 import os
 import re
@@ -287,6 +288,10 @@ def test_help_waits_for_no_library_that_takes_long_to_import():
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_option_is_explained_under_its_own_name(name, command):
     code, out, _ = command(name, "--help")
+    explains_every_option(name, code, out)
+
+
+def explains_every_option(name: str, code: int, out: str) -> None:
     assert code == 0 and "Args:" not in out  # which stands there where a docstring could not be read
     rows = re.sub(r"[│╭╮╰╯─]|-{4,}", " ", out).split(" options ", 1)[1]
     options = re.findall(r"^ +--([a-z][\w-]*)(.*?)(?=^ +--[a-z]|\Z)", rows, flags=re.DOTALL | re.MULTILINE)
@@ -294,6 +299,81 @@ def test_every_option_is_explained_under_its_own_name(name, command):
     for option, row in options:
         explained = re.sub(r"\{[^}]*\}|--[\w-]+|\b[A-Z]+\b", " ", row).split("(default")[0]
         assert len(re.findall(r"[a-z]{2,}", explained)) >= 2, f"{name} --{option}: {row!r}"
+
+
+# Before anything is imported: this package as `python -OO` compiles it, without asserts and docstrings. The
+# libraries would take half a minute.
+STRIPPED = """
+from importlib.machinery import SourceFileLoader as Loader
+
+really_get_code = Loader.get_code
+
+def get_code(self, name):
+    if not name.startswith("gear_studio"):
+        return really_get_code(self, name)
+    return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=2)
+
+Loader.get_code = get_code
+"""
+# This package as Windows has it.
+ON_WINDOWS = """
+import builtins, os
+
+really_import = builtins.__import__
+
+def import_there(name, globals=None, *rest, **more):
+    if name == "fcntl" and str((globals or {}).get("__name__")).startswith("gear_studio"):
+        raise ImportError("No module named 'fcntl'", name="fcntl")
+    return really_import(name, globals, *rest, **more)
+
+builtins.__import__ = import_there
+for name in ("sched_getaffinity", "nice", "posix_fadvise", "killpg"):
+    delattr(os, name)
+"""
+
+
+def told(setting: str, *commands: str, folder: Path) -> list[tuple[int, str]]:
+    """What each command ends with and prints, all in one process. setting: what that process begins with."""
+    lines = [setting, "import sys", "from gear_studio import cli"]
+    for words in commands:
+        asked = ["gear-studio", *words.split()]
+        lines += [
+            f"sys.argv, code = {asked}, 0",
+            "try: cli.main()",
+            "except SystemExit as end: code = end.code",
+        ]
+        lines += ["print('ended:', repr(code or 0))"]
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=folder, env=here
+    )
+    assert done.returncode == 0, done.stderr
+    parts = re.split(r"ended: (.*)\n", done.stdout)
+    return [(ast.literal_eval(code), out) for out, code in zip(parts[::2], parts[1::2], strict=False)]
+
+
+def test_without_docstrings_and_asserts_it_explains_itself_and_trains(tmp_path):
+    small = "--budget smoke --set steps=2 log_every=2 checkpoint_every=2 validation_images=4 --out run"
+    names, *helps, (code, trained) = told(
+        STRIPPED,
+        "--help",
+        *(f"{name} --help" for name in cli.COMMANDS),
+        f"train digits {small}",
+        folder=tmp_path,
+    )
+    assert names[0] == 0 and all(summary[:30] in names[1] for summary in cli.COMMANDS.values())
+    for name, (ended, out) in zip(cli.COMMANDS, helps, strict=True):
+        explains_every_option(name, ended, out)
+    assert code == 0 and trained == "finished: run\n" and Run(tmp_path / "run").finished
+
+
+def test_on_windows_only_jobs_side_by_side_are_missed(tmp_path):
+    study = "study lambda --budget smoke --seeds 0"
+    listed, refused, recipe = told(
+        ON_WINDOWS, f"{study} --commands", study, "recipe small --budget smoke", folder=tmp_path
+    )
+    assert listed[0] == recipe[0] == 0 and listed[1].startswith("gear-studio train shapes")
+    assert str(refused[0]).startswith("gear-studio: several trainings side by side need locks")
 
 
 def test_sampling_writes_the_same_picture_for_the_same_seed(shapes, command, tmp_path):

@@ -1,6 +1,7 @@
 """The data room: the shapes world and its truth, digits, folders of pictures, and the order of training."""
 
 import colorsys
+import errno
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -19,14 +21,14 @@ import pytest
 import torch
 from PIL import Image
 
-from gear_studio import data
+from gear_studio import data, files
 from gear_studio.analysis.reference import open_reference
 from gear_studio.data import prompts, shapes
 from gear_studio.data.folder import Folder
 from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.source import Captioned, Fingerprinted, ListedSource, OnDisk, Ordered, Skipping
-from gear_studio.data.stream import collect_skipped, describe_skipped
+from gear_studio.data.stream import _TrainingBatches, collect_skipped, describe_skipped
 from gear_studio.looking.pictures import pictures_of_folder
 from gear_studio.models.text_encoders import Words
 
@@ -610,12 +612,54 @@ def test_a_corrupt_file_is_named_once_skipped_and_counted(pets):
         assert equal(source.read(range(38)), batch)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_the_disk_does_not_give_is_asked_for_again(pets, times, monkeypatch):
+    expected, source = Folder(pets).read(range(4)), Folder(pets)
+    left = Counter({Path(names(source)[1]): times})
+    really_read = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if left[path] > 0:
+            left[path] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return really_read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(source.read(range(4)), expected) and not source.skipped and not left.total()
+
+
+@pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 4), (errno.EACCES, 1), (errno.ENOENT, 1)])
+def test_what_the_disk_never_gives_is_skipped(pets, number, asked, monkeypatch):
+    source, reads = Folder(pets), []
+
+    def read(path: Path) -> bytes:
+        reads.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="none of the 38"):
+        source.read([0])
+    assert Counter(reads) == Counter(map(Path, names(source) * asked))
+
+
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_a_corrupt_file_changes_nothing_about_workers(pets):
     open(names(Folder(pets))[5], "wb").write(b"")
     here = list(data.stream(Folder(pets), 8, seed=0, steps=5))
     there = list(data.stream(Folder(pets), 8, seed=0, steps=5, workers=2))
     assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.parametrize("name", ["shapes", "digits", "folder"])
+def test_loading_processes_need_not_be_forked(name, pets):
+    """Python 3.14 starts them anew: what they are given has to survive pickling."""
+    source = data.load(name, "train", 32, pets)
+    reader = _TrainingBatches(source, 4, seed=0, part=slice(4))
+    assert equal(pickle.loads(pickle.dumps(reader))[3], reader[3])
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
@@ -916,6 +960,13 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path):
     assert open_rgb(usual).size == (64, 64)
     with pytest.raises(UnreadableImage, match="it has 4,000 scans, at most 64 are decoded"):
         open_rgb(hostile.jpeg_of_scans(tmp_path / "slow.jpg", 4000))
+
+
+@pytest.mark.parametrize("make", [hostile.pipe, lambda path: path.mkdir() or path])
+def test_a_picture_s_name_of_a_pipe_or_a_folder_is_refused(make, tmp_path):
+    path = make(tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match=f"{path}: it is a folder, a pipe or a device"):
+        open_rgb(path)
 
 
 def test_links_back_and_pipes_add_nothing_to_a_folder(tmp_path):

@@ -117,6 +117,32 @@ def test_a_full_disk_is_named_with_the_file_and_leaves_the_old_one(error, tmp_pa
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_anything_follows(
+    tmp_path, monkeypatch
+):
+    done, path = [], tmp_path / "step.pt"
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino) or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("named") or replace(*names))
+    with atomic(path) as temporary:
+        temporary.write_text("whole")
+    assert done == [path.stat().st_ino, "named", tmp_path.stat().st_ino]
+
+
+def test_a_disk_that_is_full_when_it_comes_to_write_leaves_the_old_file(tmp_path, monkeypatch):
+    """Network disks say so no earlier."""
+    path = tmp_path / "step.pt"
+    path.write_text("old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=str(path)), atomic(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_real_full_device_is_named(tmp_path):
     with pytest.raises(OSError) as refused, naming(Path("/dev/full")), Path("/dev/full").open("w") as file:
         file.write("a line\n")

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+import hostile
 import httpx
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
 from gear_studio.models import families
 from gear_studio.models.generator import Generator, paper_config
+from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
 
@@ -420,19 +422,32 @@ def test_two_runs_stand_side_by_side_with_the_same_token(page: Page):
     page.locator("#beside").wait_for(state="hidden")
 
 
-def test_eight_users_at_once_all_get_answers(address: str):
+@pytest.mark.parametrize("grid", [4, 8, 12, 16])
+def test_on_another_grid_the_token_is_the_one_in_the_same_place(explorer, grid):
+    components = sys.modules["components"]
+    clicked = components.clicked_place(gr.SelectData(None, {"index": [330, 90], "value": None}))
+    (row, column), size = divmod(components.token_at(clicked, grid), grid), components.SIDE / grid
+    assert row * size <= 90 < (row + 1) * size and column * size <= 330 < (column + 1) * size
+
+
+def test_eight_users_at_once_all_get_their_own_answers(address: str):
     clients = [Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000}) for _ in range(8)]
     start = threading.Barrier(8)
 
-    def user(number: int) -> np.ndarray:
-        start.wait()
-        left, *_, status = clients[number].predict(count=1, seed=number, api_name="/sample")
+    def ask(client: Client, seed: int) -> np.ndarray:
+        left, *_, status = client.predict(count=1, seed=seed, api_name="/sample")
         assert "token 64 of 64" in status
         return np.asarray(Image.open(left["path"] if isinstance(left, dict) else left).convert("RGB"))
+
+    def user(number: int) -> np.ndarray:
+        start.wait()
+        return ask(clients[number], seed=number)
 
     with ThreadPoolExecutor(8) as pool:
         pictures = list(pool.map(user, range(8)))
     assert len({picture.tobytes() for picture in pictures}) == 8
+    for number, picture in enumerate(pictures):  # each got its own: the one that it gets when it asks alone
+        np.testing.assert_array_equal(picture, ask(clients[0], seed=number))
     assert not any((picture[448:512, :512] == GREY).all() for picture in pictures)
 
 
@@ -749,6 +764,52 @@ def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.Monk
     assert "tokenizer" not in vars(runs["gear"]) and "tokenizer" in vars(runs["warmup"])
     assert torch.equal(runs.view("gear", picture).indices, first)
     assert "tokenizer" not in vars(runs["warmup"])
+
+
+def test_the_class_of_any_run_can_be_asked_for(explorer):
+    """Also by who asks the API, whose list of classes is that of the run the page opens with."""
+    runs = explorer.RunsOnOffer(None)
+    parts = explorer.build(runs, explorer.Background(runs)).blocks.values()
+    (label,) = (part for part in parts if getattr(part, "elem_id", None) == "class")
+    assert label.preprocess("tabby") == "tabby"
+    name = runs.generators[0]
+    asked = sys.modules["sample_tab"]._draw(runs, (name, name), "tabby", 1, 1.0, 1.0, 0, 1.0, 0)
+    with pytest.raises(ValueError, match=f"Run {name} does not know the class 'tabby'; it knows solid"):
+        next(asked)
+
+
+def test_a_damaged_run_is_named_among_those_that_are_not_offered(explorer, tmp_path: Path):
+    shutil.copytree(ZOO / "gear", tmp_path / "good")
+    for name, content in {"null": "null", "alone": '{"stage": "generator", "parent": "alone"}'}.items():
+        (tmp_path / name / "generator").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "pipe").mkdir()
+    hostile.pipe(tmp_path / "pipe" / "config.json")
+    runs = explorer.RunsOnOffer(tmp_path)
+    assert "good" in runs.names and runs.lacking.keys() == {"null", "alone", "pipe"}
+    assert "holds no JSON object; the file is damaged" in runs.lacking["null"]
+    assert f"null: {runs.lacking['null']}" in html.unescape(sys.modules["open_tab"].list_runs(runs))
+
+
+def test_a_teacher_that_is_being_downloaded_stops_no_tab(explorer, monkeypatch: pytest.MonkeyPatch):
+    runs, began, there = explorer.RunsOnOffer(None), threading.Event(), threading.Event()
+
+    def download(*_) -> Teacher:
+        began.set()
+        assert there.wait(60)
+        return tiny.teacher()
+
+    monkeypatch.setattr(Teacher, "from_pretrained", download)
+    monkeypatch.setitem(runs["gear"].config, "teacher_sha256", [tiny.teacher().fingerprint()])
+    picture = Picture(pictures_of_source("shapes"))
+    with ThreadPoolExecutor(2) as pool:
+        teacher = pool.submit(runs.teacher, "gear")
+        assert began.wait(60)
+        try:
+            assert pool.submit(lambda: runs.view("gear", picture).indices).result(30).shape == (64,)
+        finally:
+            there.set()
+        assert teacher.result(60).dim == 32
 
 
 def test_a_host_leaves_out_what_reads_its_files(explorer):

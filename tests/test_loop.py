@@ -480,6 +480,21 @@ def test_what_takes_long_to_its_first_checkpoint_has_one_before(again, whole, te
     assert_same_run(again / "warmup", whole / "warmup")
 
 
+@pytest.mark.parametrize("told", [4, None])
+def test_which_checkpoint_is_gone_on_from_the_main_process_says(told, tmp_path, monkeypatch):
+    """Others may see a network disk as it was before, or hear of a new file first."""
+    folder = Checkpoints(tmp_path / "checkpoints")
+    for step in (4, 8):
+        folder.save(step, {"modules": {}, "ema": {}, "optimizers": {}, "seconds": 0.0})
+    path = told and tmp_path / "checkpoints" / f"step-{told:08d}.pt"
+    monkeypatch.setattr(loop, "broadcast_object_list", lambda answer: answer.__setitem__(0, path))
+    other, loaded = SimpleNamespace(is_main_process=False), []
+    trainee = SimpleNamespace(load_state_dict=loaded.append)
+    here = loop.Loop(trainee, None, 0, tmp_path, other, progress=False)
+    here.restore()
+    assert here.start == (told or 0) and [state["step"] for state in loaded] == ([told] if told else [])
+
+
 def test_metrics_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 8, "l1": 0.')

@@ -473,6 +473,26 @@ def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, mon
     assert all(Run(path.parent).finished for path in (shown.folder / "runs").glob("*/config.json"))
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_retrain_whose_folder_goes_away_says_so(code: int, tmp_path: Path, monkeypatch):
+    python, begun = tmp_path / "python", tmp_path / "begun"  # that waits, and ends well or not
+    python.write_text(f"#!/bin/sh\ntouch {begun}; while [ -e {begun} ]; do sleep 0.1; done; exit {code}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(notebook, "sys", types.SimpleNamespace(executable=str(python)))
+    shown = Retrain("lambda", tmp_path, every=0.1)
+    link = studies.chain_of(shown.study.arms[0])[0]
+    run = shown.folder / "runs" / f"{link.name}-s0"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1, "perplexity": 2.0}\n')  # its config.json is gone already
+    shown.start.click()
+    until(lambda: "config.json" in shown.status.value, 60)
+    assert "Training; its curves cannot be read" in shown.status.value
+    begun.unlink()
+    shown.watcher.join(60)
+    said = "Finished, but its results are gone" if code == 0 else "Ended with an error (1)"
+    assert said in shown.status.value and not shown.start.disabled and shown.stop.disabled
+
+
 def test_a_study_of_another_world_is_retrained_as_its_command_says(tmp_path: Path, monkeypatch):
     python = tmp_path / "python"  # that says what it is asked, each word in brackets
     python.write_text("#!/bin/sh\nprintf '[%s]' \"$@\"\n")

@@ -680,7 +680,8 @@ def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(t
     training = Training("digits", "warmup", "warmup", recipe, out=tmp_path / "s0", parent=parent)
     run = loop.train(training, progress=False)
     assert run.parent.name == "vq" and run.has("discriminator")
-    state = Checkpoints(run.folder / "checkpoints").load()
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    state = checkpoints.load(checkpoints.newest())
     for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
         assert held.keys() == released.state_dict().keys()
         assert all(torch.equal(value, released.state_dict()[key]) for key, value in held.items())

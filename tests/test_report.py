@@ -2,6 +2,9 @@
 
 import json
 
+import torch
+
+from gear_studio import Run
 from gear_studio.places import ZOO
 from gear_studio.studies import report
 
@@ -17,6 +20,19 @@ def test_a_retrained_teacher_is_shown_with_its_own_figures(tmp_path):
     assert "50.0 ± 2.0 |" in own and "50.0 ± 2.0" not in shipped
     assert "measured by, the teacher and judges that ship" in own and "that ship" not in shipped
     assert report.teacher_table(tmp_path / "runs of a generator alone") == shipped
+
+
+def test_the_samples_are_drawn_on_the_device_there_is(monkeypatch):
+    def sample(generator, condition, **_):
+        used.append(generator.token_table.device.type)
+        return torch.zeros(len(condition), generator.length, dtype=torch.long, device="meta")
+
+    used, shown = [], []
+    monkeypatch.setattr(report, "choose_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(report.sampling, "sample", sample)
+    monkeypatch.setattr(report.plots, "sample_grid", lambda pictures, *_: shown.append(pictures))
+    report.samples_figure({"generator-gear": Run.from_pretrained("generator-gear")})
+    assert used == ["meta"] and shown[0].device.type == "meta"
 
 
 def test_a_spread_is_promised_only_where_seeds_are_several():

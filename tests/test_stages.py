@@ -10,7 +10,6 @@ import tiny
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.teachers import Teacher
@@ -522,19 +521,6 @@ def test_compiled_steps_are_the_same_steps(monkeypatch):
     torch.compiler.reset()
 
 
-class Waits(TorchDispatchMode):
-    """Notes every operation whose answer Python needs: on CUDA each would wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
-            self.found.append(function.name())
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize(
     ("name", "arm"),
@@ -545,7 +531,7 @@ def test_between_two_logs_nothing_is_read_from_the_device(name, arm, pieces, mon
     meter = Meter(stage.accelerator)
     for optimizer in stage.optimizers.values():  # AdamW counts its steps on the CPU, fused on the device
         monkeypatch.setattr(optimizer, "step", lambda: None)
-    with Waits() as waits:
+    with tiny.Waits() as waits:
         for number in (1, 2):
             meter.add(number, stage.step(number, *tiny.batch()))
         assert not waits.found

@@ -5,18 +5,21 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gear_studio import Run, cli, data
 from gear_studio.data import prompts, shapes
 from gear_studio.models import text_encoders
 from gear_studio.models.text_encoders import Words
-from gear_studio.training import loop, recipes, run_folder, stages
+from gear_studio.training import build, loop, recipes, run_folder, stages
 from gear_studio.training.request import Training
 
 # Of the hash of "red" and of the empty word.
@@ -148,6 +151,24 @@ def test_captions_are_encoded_once(qwen, monkeypatch):
     assert len(encoder._kept) == 1
 
 
+def test_a_step_on_captions_waits_for_no_answer_of_the_language_model_s_device(qwen, monkeypatch):
+    """As of the whole step on class labels in `test_stages`, where nothing is read between two logs."""
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
+    generator = tiny.replace(tiny.GENERATOR, classes=0, caption_dim=16, caption_length=6)
+    stage = tiny.stage("generator", "gear", generator=generator)
+    for optimizer in stage.optimizers.values():
+        monkeypatch.setattr(optimizer, "step", lambda: None)
+    conditions = prompts.SourceCaptions(encoder, shapes.Shapes("val", 32), [0])
+    trainee = SimpleNamespace(conditions=conditions, accelerator=stage.accelerator, stage=stage)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with tiny.Waits() as waits:
+        for number, captions in enumerate((["a red ring", "a star"], ["a star", "blue"]), start=1):
+            batch = {"image": images, "caption": captions}
+            build.StageTrainee.step(trainee, number, batch)
+        assert not waits.found
+    assert encoder(["a red ring"]).device == encoder.device
+
+
 def test_a_language_model_says_once_that_it_cuts(qwen):
     encoder = text_encoders.load_text_encoder(str(qwen), 2)
     with pytest.warns(UserWarning, match="a caption of 3 words is cut to 2"):
@@ -173,6 +194,30 @@ def test_training_on_a_language_model_s_features(qwen, trained, teacher_folder, 
     run = train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
     assert (run.generator.config.caption_dim, run.generator.config.caption_length) == (16, 7)
     assert torch.equal(run.generator.condition.null, run.text_encoder([""])[0])
+
+    # What decides the run is what the folder holds, not where it lies.
+    moved = Path(shutil.copytree(qwen, tmp_path / "moved"))
+    changes |= {"text_encoder": str(moved)}
+    again = train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
+    assert again.finished
+    with safe_open(moved / "model.safetensors", "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}
+    weights["norm.weight"] += 1
+    save_file(weights, moved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="already holds another run .text_encoder"):
+        train(tmp_path, teacher_folder, "generator", "generator", "warmup", **changes)
+
+
+def test_a_language_model_is_known_by_its_weights_in_any_precision_and_by_its_words(qwen, tmp_path):
+    encoder = text_encoders.load_text_encoder(str(qwen), 6)
+    known = encoder.fingerprint()
+    encoder(["a red ring"])
+    encoder.model.to(torch.bfloat16)
+    assert encoder.fingerprint() == known
+    other = Path(shutil.copytree(qwen, tmp_path / "other"))
+    words = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(words.replace('"red"', '"green"'))
+    assert text_encoders.load_text_encoder(str(other), 6).fingerprint() != known
 
 
 # Prompts

@@ -1,5 +1,7 @@
 """Tokens encoded ahead: equal to those encoded on the fly, made once, and made anew when they must be."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from gear_studio import Run, data
+from gear_studio import Run, data, locks
 from gear_studio.data import tokens
 from gear_studio.data.folder import Folder
 from gear_studio.data.tokens import EncodedSource, encode, view_rng
@@ -19,6 +21,7 @@ from gear_studio.training import loop
 from gear_studio.training.request import Training
 
 VIEWS = 3
+HELD = [locks.LOCK, "labels.npy", "tokens.json", "tokens.npy"]  # by a folder of tokens
 
 
 @pytest.fixture
@@ -116,6 +119,29 @@ def test_encoded_pictures_are_streamed_as_exactly_as_any(pictures, tmp_path):
         assert equal(batch, {key: torch.cat([share[key] for share in shares]) for key in batch})
 
 
+def test_of_two_trainings_that_want_the_same_tokens_one_makes_them(pictures, tmp_path, monkeypatch):
+    folder, began, go_on = tmp_path / "kept", threading.Event(), threading.Event()
+    merged = []
+
+    def merge(*arguments):
+        began.set()
+        assert go_on.wait(60)
+        merged.append(really_merge(*arguments))
+
+    def train() -> int:
+        return encoded_by(new_tokenizer(), source(pictures), folder)
+
+    really_merge = tokens._merge
+    monkeypatch.setattr(tokens, "_merge", merge)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(train)
+        assert began.wait(60)
+        second = pool.submit(train)
+        assert not wait([second], 0.5).done  # not beside the first
+        go_on.set()
+        assert (first.result(60), second.result(60)) == (23 * VIEWS, 0) and len(merged) == 1
+
+
 def test_they_are_made_once_and_anew_when_anything_changes(pictures, tmp_path):
     kept, of = tmp_path / "kept", source(pictures)
     tokenizer = new_tokenizer()
@@ -142,7 +168,7 @@ def test_they_are_made_once_and_anew_when_anything_changes(pictures, tmp_path):
     (pictures / "train" / "b" / "01.png").unlink()
     assert encoded_by(tokenizer, source(pictures), kept) == 22 * VIEWS
     assert len(EncodedSource(source(pictures), kept, False)) == 22
-    assert sorted(path.name for path in kept.iterdir()) == ["labels.npy", "tokens.json", "tokens.npy"]
+    assert sorted(path.name for path in kept.iterdir()) == HELD
 
 
 def test_killed_while_encoding_it_goes_on(pictures, tmp_path, monkeypatch):
@@ -169,11 +195,7 @@ def test_killed_while_encoding_it_goes_on(pictures, tmp_path, monkeypatch):
     for name in ("tokens.npy", "labels.npy"):
         one, other = (np.load(tmp_path / folder / name) for folder in ("whole", "kept"))
         assert np.array_equal(one, other)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
-        "labels.npy",
-        "tokens.json",
-        "tokens.npy",
-    ]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == HELD
 
 
 def test_a_merge_that_is_killed_does_not_leave_old_tokens_in_use(pictures, tmp_path, monkeypatch):

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gear_studio import cli, data
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
@@ -172,6 +174,34 @@ def peak_bytes(function: Callable[[], None]) -> int:
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
     return max(held)
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation whose answer Python needs, and every copy to the CPU: on CUDA each would wait for
+    the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __enter__(self):
+        self._copies = pytest.MonkeyPatch()
+        for name in ("cpu", "numpy", "tolist"):
+            self._copies.setattr(Tensor, name, self._noting(name))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self._copies.undo()
+        return super().__exit__(*error)
+
+    def _noting(self, name: str) -> Callable:
+        really = getattr(Tensor, name)
+        return lambda tensor, *rest, **more: self.found.append(name) or really(tensor, *rest, **more)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"):
+            self.found.append(function.name())
+        return function(*args, **(kwargs or {}))
 
 
 def run_apart(target: Callable, *arguments) -> int:

@@ -37,6 +37,7 @@ from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
+from gear_studio.devices import to_float64
 from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -249,7 +250,7 @@ class Evaluation:
                 if self.judge:
                     for name, judged in (("real", images), ("reconstructed", reconstruction)):
                         of_each[f"judge {name}"] = (self.judge(judged).argmax(-1) == labels).float()
-                sums.update({name: values.double().sum().item() for name, values in of_each.items()})
+                sums.update({name: to_float64(values).sum().item() for name, values in of_each.items()})
                 sums.update({name: len(images) * value for name, value in concentration.items()})
                 yield part.start, pictures
 

@@ -68,12 +68,11 @@ class FeatureNetworks:
         return self._fingerprints[name]
 
     def start_summary(self, metric: str, count: int, stride: int) -> Moments | Predictions | Points:
-        """An empty summary of `count` pictures, to which their features are added. It lies on a device that
-        has float64. stride: every how manieth feature point is kept."""
-        device = self.device if self.device.type == "cuda" else "cpu"
+        """An empty summary of `count` pictures, to which their features are added. stride: every how manieth
+        feature point is kept."""
         summary = METRICS[metric].summary
         if summary is Predictions:
-            return Predictions(count, inception.CLASSES, device)
+            return Predictions(count, inception.CLASSES, self.device)
         if summary is Points:
-            return Points(count, self.dims["fid"], stride, device)
-        return Moments(self.dims[metric], device)
+            return Points(count, self.dims["fid"], stride, self.device)
+        return Moments(self.dims[metric], self.device)

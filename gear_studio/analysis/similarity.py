@@ -10,8 +10,9 @@ x and y hold one row an image or a patch, (N, d) and (N, d'), row i of both bein
 Notable here:
 - No N x N matrix is held in memory. Linear CKA needs sums of d x d' values. A masked kernel of CKNNA has at
   most k entries a row that are not zero; after the search for neighbours, its sums run over those entries.
-- Products are computed in the dtype and on the device of the rows; sums in which large terms cancel are
-  float64. Rows in half precision are converted to float32; for float64 results give float64 rows.
+- Products are computed in the dtype and on the device of the rows (on the CPU where the device has no
+  float64); sums in which large terms cancel are float64. Rows in half precision are converted to float32;
+  for float64 results give float64 rows.
 - Read a value beside its chance level (`null_baseline`) and its uncertainty (`interval`): the biased CKA of
   unrelated wide features is near 1 when rows are few.
 """
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.devices import float64_device
 from gear_studio.errors import InputError
 
 AT_ONCE = 2**24  # cosines worked on at a time: 64 MiB of float32
@@ -329,7 +331,7 @@ def _to_matrix(x: Rows, name: str) -> Tensor:
             f"{name} holds values that are not finite in {len(bad)} of its {len(x)} rows, the first of them "
             f"row {int(bad[0])}; leave those rows out of x and y, or find out where they come from"
         )
-    return _to_float(x)
+    return _to_float(x.to(float64_device(x.device)))
 
 
 def _to_matrices(x: Rows, y: Rows) -> tuple[Tensor, Tensor]:

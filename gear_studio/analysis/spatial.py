@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gear_studio.devices import to_float64
 from gear_studio.errors import InputError
 
 AT_ONCE = 2**22  # numbers worked on at a time: 32 MiB of float64
@@ -136,7 +137,7 @@ def _to_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:
             f"number {int(bad[0])}; leave those out, or find out where they come from"
         )
     for part in features.split(max(1, AT_ONCE // features[0].numel())):
-        yield part.double().unflatten(1, sides)
+        yield to_float64(part).unflatten(1, sides)
 
 
 def _to_centred_maps(features: Tensor, grid: int | tuple[int, int]) -> Iterator[Tensor]:

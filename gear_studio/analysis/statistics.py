@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from gear_studio.devices import float64_device
 from gear_studio.errors import InputError
 
 SPLITS = 10  # parts that an Inception Score is averaged over
@@ -52,6 +53,7 @@ class Moments:
     sums: [x 1]' [x 1] added over all rows; sums of several processes add up."""
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        device = float64_device(device)
         self.sums = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
 
     def add(self, start: int, features: Tensor) -> None:
@@ -91,6 +93,7 @@ class Predictions:
 
     def __init__(self, count: int, classes: int, device: torch.device | str = "cpu"):
         self.count = count
+        device = float64_device(device)
         self.sums = torch.zeros(SPLITS, classes + 2, dtype=torch.float64, device=device)
 
     def add(self, start: int, logits: Tensor) -> None:

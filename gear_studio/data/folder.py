@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from gear_studio.data.images import is_picture
 from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import check_split, digest_arrays, numbers_of_split
 from gear_studio.errors import InputError
-from gear_studio.files import walk_folders
+from gear_studio.files import read_patiently, walk_folders
 
 _HELD_OUT = ("val", "validation", "test")  # folders beside `train`: the first that is there is the split val
 
@@ -63,7 +64,7 @@ class Folder(PictureFiles):
 
     def fingerprint(self) -> str:
         """A digest that changes with any file's name, label, size or time of writing, or with the split."""
-        stats = [os.stat(self._name(i)) for i in range(len(self))]
+        stats = [read_patiently(partial(os.stat, self._name(i))) for i in range(len(self))]
         return digest_arrays(self._paths, self._labels, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
 
     def identity(self) -> str:
@@ -76,7 +77,7 @@ class Folder(PictureFiles):
 def _file_size(path: bytes) -> int:
     """A file's size in bytes; -1 where it is not there: such a file is skipped when its turn comes."""
     try:
-        return os.stat(path).st_size
+        return read_patiently(lambda: os.stat(path)).st_size
     except OSError:
         return -1
 

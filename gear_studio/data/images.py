@@ -50,6 +50,8 @@ def open_rgb(
     Raises UnreadableImage for anything that does not decode.
     """
     try:
+        if isinstance(file, str | Path) and Path(file).exists() and not Path(file).is_file():
+            raise InputError("it is a folder, a pipe or a device, not a file")  # a pipe would never end
         with Image.open(file) as opened:
             kind = opened.format
             if kind == "JPEG" and opened.info.get("progressive"):
@@ -66,6 +68,8 @@ def open_rgb(
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             return picture.convert("RGB")
+    except InputError as error:
+        raise UnreadableImage(f"{name or file}: {error}") from error
     except Exception as error:  # what a decoder raises on bad bytes is an open list
         raise UnreadableImage(f"{name or file}: {type(error).__name__}: {error}") from error
 

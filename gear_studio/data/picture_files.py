@@ -1,6 +1,7 @@
 """What sources of picture files share (`Folder`, `Shards`): reading them by number, whatever their state.
 
-Notable: a file that does not decode costs a warning with its name, not the run. The next readable one stands
+Notable: a file that does not decode costs a warning with its name, not the run; one that the disk does not
+give is asked for a few times more first (`files.read_patiently`). The next readable one stands
 in for it, so the stream stays a pure function of (seed, step). The same goes for a caption that is empty or
 not UTF-8. Names and labels are arrays, not lists of objects: a million of them cost some 40 MB, and loading
 processes share them instead of copying.
@@ -11,6 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 from gear_studio.data.images import UnreadableImage, crop_and_resize, open_rgb
 from gear_studio.data.source import Batch, ListedSource
 from gear_studio.errors import InputError
+from gear_studio.files import read_patiently
 
 
 class UnreadableCaption(InputError):
@@ -95,9 +98,12 @@ class PictureFiles(ListedSource, ABC):
             if name in self.skipped:
                 continue
             try:
-                stored = self._read_caption_bytes(candidate) if self.with_captions else None
-                caption = "" if stored is None else decode_caption(stored, name)
-                picture = open_rgb(io.BytesIO(self._read_bytes(candidate)), self.image_size, name)
+                caption = ""
+                if self.with_captions:
+                    stored = read_patiently(partial(self._read_caption_bytes, candidate))
+                    caption = decode_caption(stored, name)
+                content = read_patiently(partial(self._read_bytes, candidate))
+                picture = open_rgb(io.BytesIO(content), self.image_size, name)
                 return picture, self._label(candidate), caption
             except (UnreadableImage, UnreadableCaption, OSError) as error:
                 self.skipped.add(name)

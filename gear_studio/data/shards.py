@@ -23,6 +23,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,7 +35,7 @@ from gear_studio.data.images import SUFFIXES
 from gear_studio.data.picture_files import PictureFiles, warn_of_single, warn_passed_over
 from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
 from gear_studio.errors import InputError
-from gear_studio.files import atomic
+from gear_studio.files import atomic, read_patiently
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
 WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet
@@ -235,6 +236,10 @@ def index_shards(shards: list[Path]) -> list[dict[str, np.ndarray]]:
 
 def index_shard(shard: Path) -> dict[str, np.ndarray]:
     """Index a shard, as `index_shards` does: read its headers and labels, unless its index is stored."""
+    return read_patiently(partial(_index_shard, shard))
+
+
+def _index_shard(shard: Path) -> dict[str, np.ndarray]:
     if (table := _load_index(shard)) is not None:
         return table
     stamp = _stamp(shard)  # of before: a shard written to meanwhile will be read again

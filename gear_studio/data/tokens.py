@@ -19,6 +19,7 @@ views of 256 tokens takes 6.6 GB, and as much again while it is made.
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from gear_studio import locks
 from gear_studio.data.images import to_float
 from gear_studio.data.source import Batch, Fingerprinted, Ordered, Source
 from gear_studio.data.stream import Reader, note_skipped, skipped_by
@@ -108,60 +110,68 @@ def encode(
     """Fill `folder` with the tokens of `views` training views of every picture, unless it holds them already.
 
     All processes call it; each encodes its share, in blocks that a later call finds again if this one is
-    killed. They need one file system. The tokenizer runs in the accelerator's precision, as in training.
-    Raises ValueError as `check_source` does.
+    killed. They need one file system, on which the main process alone puts the blocks together; of several
+    trainings that want the same tokens one makes them, and the others wait. The tokenizer runs in the
+    accelerator's precision, as in training. Raises ValueError as `check_source` does.
     """
     pictures = check_source(source)
-    made_from = done = None
-    if accelerator.is_main_process:
-        made_from = {
-            "format": _FORMAT,
-            "source": source.name,
-            "pictures": pictures.fingerprint(),
-            "image_size": source.image_size,
-            "views": views,
-            "tokenizer": f"{tokenizer.config} {fingerprint(tokenizer)}",
-            "precision": accelerator.mixed_precision,
-        }
-        record = folder / "tokens.json"
-        done = record.is_file() and read_json(record, "a folder of tokens") == made_from
-    made_from, done = broadcast_object_list([made_from, done])
-    if done:
-        return
-    work = folder / f"unfinished-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}"
-    batches = _ViewBatches(source, views)
-    blocks = [work / f"{begin:08d}.npz" for begin in range(0, len(batches), _BLOCK)]
-    (missing,) = broadcast_object_list([[number for number, path in enumerate(blocks) if not path.is_file()]])
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    ranges = [range(number * _BLOCK, min((number + 1) * _BLOCK, len(batches))) for number in mine]
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=[number for numbers in ranges for number in numbers],
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # as in `stream`
-    )
-    loaded = note_skipped(loader, source)
-    tokenizer = tokenizer.to(accelerator.device).eval()
-    quiet = not (progress and accelerator.is_main_process)
-    for number, numbers in zip(tqdm(mine, desc="encoding", unit="block", disable=quiet), ranges, strict=True):
-        encoded = [_encode(tokenizer, next(loaded), accelerator) for _ in numbers]
-        tokens, labels = (torch.cat(column).cpu().numpy() for column in zip(*encoded, strict=True))
-        with atomic(blocks[number]) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                tokens=tokens.astype(_token_dtype(tokenizer)),
-                labels=labels[::views].astype(np.int32),
-            )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shape = (len(source), views, tokenizer.grid**2)
-        _merge(blocks, folder, shape, _token_dtype(tokenizer))
-        write_json(folder / "tokens.json", made_from)
-        for work in folder.glob("unfinished-*"):
-            shutil.rmtree(work)
-    accelerator.wait_for_everyone()
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(locks.hold(folder, wait=True))
+        made_from = done = None
+        if accelerator.is_main_process:
+            made_from = {
+                "format": _FORMAT,
+                "source": source.name,
+                "pictures": pictures.fingerprint(),
+                "image_size": source.image_size,
+                "views": views,
+                "tokenizer": f"{tokenizer.config} {fingerprint(tokenizer)}",
+                "precision": accelerator.mixed_precision,
+            }
+            record = folder / "tokens.json"
+            done = record.is_file() and read_json(record, "a folder of tokens") == made_from
+        made_from, done = broadcast_object_list([made_from, done])
+        if done:
+            return
+        work = folder / f"unfinished-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}"
+        batches = _ViewBatches(source, views)
+        blocks = [work / f"{begin:08d}.npz" for begin in range(0, len(batches), _BLOCK)]
+        (missing,) = broadcast_object_list(
+            [[number for number, path in enumerate(blocks) if not path.is_file()]]
+        )
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        ranges = [range(number * _BLOCK, min((number + 1) * _BLOCK, len(batches))) for number in mine]
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=[number for numbers in ranges for number in numbers],
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # as in `stream`
+        )
+        loaded = note_skipped(loader, source)
+        tokenizer = tokenizer.to(accelerator.device).eval()
+        quiet = not (progress and accelerator.is_main_process)
+        for number, numbers in zip(
+            tqdm(mine, desc="encoding", unit="block", disable=quiet), ranges, strict=True
+        ):
+            encoded = [_encode(tokenizer, next(loaded), accelerator) for _ in numbers]
+            tokens, labels = (torch.cat(column).cpu().numpy() for column in zip(*encoded, strict=True))
+            with atomic(blocks[number]) as temporary, temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    tokens=tokens.astype(_token_dtype(tokenizer)),
+                    labels=labels[::views].astype(np.int32),
+                )
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shape = (len(source), views, tokenizer.grid**2)
+            _merge(blocks, folder, shape, _token_dtype(tokenizer))
+            write_json(folder / "tokens.json", made_from)
+            for work in folder.glob("unfinished-*"):
+                shutil.rmtree(work)
+        accelerator.wait_for_everyone()
 
 
 class _ViewBatches(Reader):

@@ -42,10 +42,13 @@ def check_shapes(where: str | Path, model: str, shapes: Mapping, expected: Mappi
         )
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's weights and buffers, however they are named and wherever they lie."""
+def fingerprint(module: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 of a module's weights and buffers, however they are named and wherever they lie. dtype: what
+    they are rounded to first, of a module that is not loaded in the same precision everywhere."""
     digests = [
-        hashlib.sha256(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).digest()
+        hashlib.sha256(
+            value.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy()
+        ).digest()
         for value in module.state_dict().values()
     ]
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()

@@ -13,6 +13,7 @@ others are the word's features. Two kinds:
 """
 
 import hashlib
+import json
 import re
 import warnings
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.published import loading_transformers
 
 OPTION = "--set text_encoder=FOLDER, or text_encoder in a run's config.json"
@@ -36,8 +38,8 @@ class TextEncoder(Protocol):
     length: int
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """Captions (B) -> (B, T, 1 + dim) on the CPU, in the encoder's precision. What is longer than T is
-        cut, with one warning."""
+        """Captions (B) -> (B, T, 1 + dim) on the encoder's own device, in its precision. What is longer than
+        T is cut, with one warning."""
         ...
 
     def words(self, caption: str) -> list[str]:
@@ -46,6 +48,10 @@ class TextEncoder(Protocol):
 
     def count_cut(self, caption: str) -> int:
         """How many words (a language model's: tokens) of a caption are cut off its end."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of what decides its features, wherever its files lie; "" where no file does."""
         ...
 
 
@@ -116,6 +122,9 @@ class Words(_Cutting):
             row[: len(words), 1 + self.signs :] = self._places[: len(words)]
         return encoded
 
+    def fingerprint(self) -> str:
+        return ""
+
     def _of(self, word: str) -> Tensor:
         if word not in self._known:
             if len(self._known) > 10_000:
@@ -130,7 +139,8 @@ class LanguageModel(_Cutting):
     encoder's, of a model for pictures and text the language model's.
 
     Padding keeps the model's features of it (see `CaptionCondition`). Encodings of the last `KEPT` captions
-    are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU.
+    are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU, which is never waited
+    for.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
 
@@ -144,7 +154,8 @@ class LanguageModel(_Cutting):
             from transformers import AutoModel, AutoTokenizer
 
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")
-            model = AutoModel.from_pretrained(name, dtype=dtype)
+            # With any other attention, transformers asks the device at each call whether all is visible.
+            model = AutoModel.from_pretrained(name, dtype=dtype, attn_implementation="eager")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         model = getattr(model, "language_model", model)
@@ -163,6 +174,12 @@ class LanguageModel(_Cutting):
     def _all(self, caption: str) -> list[int]:
         return self.tokenizer(caption)["input_ids"]
 
+    def fingerprint(self) -> str:
+        words = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        # On a GPU the weights are bfloat16: what they are rounded to is the same on every device.
+        weights = fingerprint(self.model, torch.bfloat16)
+        return hashlib.sha256(f"{words} {weights}".encode()).hexdigest()
+
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         new = list(dict.fromkeys(c for c in captions if c not in self._kept))
@@ -175,7 +192,7 @@ class LanguageModel(_Cutting):
             ).to(self.device)
             states = self.model(**inputs).last_hidden_state
             encoded = torch.cat([inputs["attention_mask"][..., None].to(states.dtype), states], -1)
-            encodings = dict(zip(new, encoded.cpu(), strict=True))
+            encodings = dict(zip(new, encoded, strict=True))
         encodings |= {c: self._kept[c] for c in captions if c in self._kept}
         self._kept |= {c: encodings[c] for c in new}
         while len(self._kept) > self.KEPT:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from gear_studio import plots, sampling
 from gear_studio.analysis.convergence import speed_up
 from gear_studio.analysis.fidelity import AGREEMENT_SAMPLES
+from gear_studio.devices import choose_device
 from gear_studio.errors import MissingError
 from gear_studio.files import read_json
 from gear_studio.models.judges import ATTRIBUTES
@@ -175,9 +176,10 @@ def figures(folder: Path, out: Path) -> list[Path]:
 def samples_figure(runs: dict[str, Run], columns: int = 12, seed: int = 0) -> Figure:
     """One row of guided samples a generator: the same classes, the same random numbers."""
     condition = torch.arange(columns) * 2 + torch.arange(columns) // 2 % 2
-    rows = [
-        run.tokenizer.decode(sampling.sample(run.generator, condition, seed=seed)) for run in runs.values()
-    ]
+    rows, device = [], choose_device()
+    for run in runs.values():
+        indices = sampling.sample(run.generator.to(device), condition, seed=seed)
+        rows.append(run.tokenizer.to(device).decode(indices))
     names = next(iter(runs.values())).config["classes"]
     titles = [names[i].replace(" ", "\n") for i in condition.tolist()]
     arms = [run.config["arm"] for run in runs.values()]

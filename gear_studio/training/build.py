@@ -128,6 +128,8 @@ class Parts:
         contents = {"teacher_sha256": [teacher.fingerprint() for teacher in self.teachers]}
         if perceptual not in ("teacher", "lpips", *teachers_of("shipped")) and Path(perceptual).is_file():
             contents["perceptual_sha256"] = [digest_file(Path(perceptual))]
+        if self.encoder and (sha256 := self.encoder.fingerprint()):
+            contents["text_encoder_sha256"] = [sha256]
         return {
             "source": training.source,
             "stage": training.stage,

@@ -108,12 +108,12 @@ class Checkpoints:
         for stale in self.folder.glob(".step-*.pt.*"):
             stale.unlink()
 
-    def load(self) -> dict | None:
-        """The newest state, or None. Raises ValueError naming a file that is damaged or is no checkpoint of
-        ours."""
-        if not self.paths():
-            return None
-        path = self.paths()[-1]
+    def newest(self) -> Path | None:
+        """The file of the newest state, if there is one."""
+        return max(self.paths(), default=None)
+
+    def load(self, path: Path) -> dict:
+        """The state in a file. Raises ValueError naming one that is damaged or is no checkpoint of ours."""
         try:
             # Mapped, so that the processes of a machine share one copy of what they read.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -7,7 +7,6 @@ A job holds a lock for as long as it runs. It goes on when the process that star
 start waits for it instead of training into the same folder. Two sets of jobs that share a job wait likewise.
 """
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -18,6 +17,11 @@ from pathlib import Path
 from typing import TextIO
 
 from gear_studio.errors import FailedError, InputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, whose locks no child takes over
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -63,7 +67,12 @@ def describe_left(seconds: float) -> str:
 def lock_file(path: Path) -> TextIO | None:
     """Open a file and lock it, until it is closed here and in every process that it was passed to.
 
-    None when another process holds the lock."""
+    None when another process holds the lock. Raises RuntimeError on Windows, which has no such locks."""
+    if fcntl is None:
+        raise FailedError(
+            "several trainings side by side need locks that this system does not have (it is Windows); use "
+            "Linux, macOS or WSL, or give the commands of `gear-studio study NAME --commands` one by one"
+        )
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

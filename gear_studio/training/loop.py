@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gear_studio import locks
+from gear_studio.devices import to_float64
 from gear_studio.errors import FailedError
 from gear_studio.files import naming, to_json
 from gear_studio.runs import Run
@@ -94,10 +95,10 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 class Meter:
-    """Running means of scalars that stay on their device until `read`. dtype: in which sums are divided."""
+    """Running means of scalars that stay on their device until `read`. exact: sums are divided as float64."""
 
-    def __init__(self, accelerator: Accelerator, dtype: torch.dtype = torch.float32):
-        self.accelerator, self.dtype = accelerator, dtype
+    def __init__(self, accelerator: Accelerator, exact: bool = False):
+        self.accelerator, self.exact = accelerator, exact
         self.sums: dict[str, Tensor] = {}
         self.first_bad: dict[str, Tensor] = {}
         self.count = 0
@@ -114,7 +115,8 @@ class Meter:
         """Means over the steps and processes since the last read, and the first (step, loss) that was not
         finite."""
         names = list(self.sums)
-        sums = torch.stack([self.sums[n] for n in names]).to(self.dtype)
+        sums = torch.stack([self.sums[n] for n in names])
+        sums = to_float64(sums) if self.exact else sums
         means = self.accelerator.reduce(sums / self.count, "mean").tolist()
         bad = self.accelerator.gather(torch.stack([self.first_bad[n] for n in names])[None]).amin(0).tolist()
         self.sums, self.first_bad, self.count = {}, {}, 0
@@ -144,8 +146,10 @@ class Loop:
         return self.seconds_before + time.monotonic() - self.began
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        if state := self.checkpoints.load():
+        """Go on from the newest checkpoint, if there is one. Which that is, the main process says: others may
+        see a network disk as it was before."""
+        if path := agree(self.accelerator, self.checkpoints.newest):
+            state = self.checkpoints.load(path)
             self.trainee.load_state_dict(state)
             self.has_checkpoint = True
             self.start, self.seconds_before = state["step"], state["seconds"]
@@ -163,7 +167,7 @@ class Loop:
         rhythm = self.rhythm
         # What is rounded to decimal places is divided in double precision first.
         exact = self.trainee.digits is not None
-        meter = Meter(self.accelerator, torch.float64 if exact else torch.float32)
+        meter = Meter(self.accelerator, exact)
         self.began = window = time.monotonic()
         bar = tqdm(
             total=rhythm.steps,

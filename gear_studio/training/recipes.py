@@ -299,7 +299,10 @@ def with_settings(config: Any, settings: Sequence[str]) -> Any:
         else:
             values[name] = _read_like(getattr(config, name), name, value)
     for name, parts_set in of_parts.items():
-        values[name] = with_settings(getattr(config, name), parts_set)
+        try:
+            values[name] = with_settings(getattr(config, name), parts_set)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
     return replace(config, **values)
 
 

@@ -66,7 +66,7 @@ class SampledDistance:
     def _measure(self, pictures: Iterable[Tensor]) -> Statistics:
         """Statistics of uint8 pictures (B, 3, H, W), this process's share."""
         device = self.accelerator.device
-        moments = Moments(self.teacher.dim, device if device.type == "cuda" else "cpu")
+        moments = Moments(self.teacher.dim, device)
         for some in pictures:
             moments.add(0, self.teacher(data.to_float(some.to(device))).mean(1))
         moments.sums = self.accelerator.reduce(moments.sums, "sum")

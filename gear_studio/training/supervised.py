@@ -216,8 +216,9 @@ def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, che
     if (folder / "record.json").exists():
         record = read_json(folder / "record.json", "a training run")
     if (held := record.get("settings")) != settings:
+        there = f"holds a run with {held}" if held else "holds a run of another kind"
         raise InputError(
-            f"{folder} holds a run with {held}, asked for {settings}; "
+            f"{folder} {there}, asked for {settings}; "
             "give the same settings to continue it, or another folder."
         )
     if not record.get("finished"):
@@ -237,7 +238,8 @@ def evaluate_teacher(folder: str | Path, probe_seeds: int = 3) -> dict:
     spread is the standard deviation over `probe_seeds` disjoint samples of held-out pictures.
     """
     result: dict = {
-        "measure": (probe_patches.__doc__ or "").splitlines()[0],
+        "measure": "Accuracy of probes on held-out patches: of foreground on all, of texture and shape on "
+        "object patches.",
         "probe_seeds": list(range(probe_seeds)),
     }
     controls = {"teacher": lambda seed: Teacher.from_pretrained(folder), "random": Teacher.random}
