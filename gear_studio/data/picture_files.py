@@ -129,4 +129,4 @@ def warn_of_single(folder: Path, classes: Sequence[Any]) -> None:
 
 def warn_passed_over(folder: Path, count: int, total: int) -> None:
     """Warn that `count` of the `total` pictures in a folder are not used, since they have no caption."""
-    warnings.warn(f"passed over {count} of {total} pictures in {folder}: no .txt beside them", stacklevel=2)
+    warnings.warn(f"passed over {count} of {total} pictures in {folder}: they have no caption", stacklevel=2)
