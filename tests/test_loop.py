@@ -1,12 +1,15 @@
 """The loop: resuming after SIGKILL, damaged checkpoints, folders of other runs, divergence, validation."""
 
+import io
 import json
 import math
 import os
 import pickle
 import shutil
 import signal
+import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
+from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
 from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import build, checkpoints, loop, stages
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
@@ -791,3 +795,26 @@ def test_optimizers_go_on_from_a_checkpoint_that_numbers_their_parameters(again,
     torch.save(state, path)
     train("joint", again, teacher_folder)
     assert_same_run(joint, whole / "joint")
+
+
+def test_every_stage_trains_and_is_measured_on_captions_alone(tmp_path, teacher_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "gpic_train_00000.tar", "w") as tar:  # KEY.json and KEY.png, as published
+        for i in range(40):
+            picture = io.BytesIO()
+            Image.new("RGB", (32, 32), (6 * i, 90, 255 - 6 * i)).save(picture, "PNG")
+            said = json.dumps({"caption": f"a red ring number {i}", "caption_type": "short"}).encode()
+            for kind, content in (("json", said), ("png", picture.getvalue())):
+                member = tarfile.TarInfo(f"{i:08}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    parent = None
+    for stage in ("warmup", "joint", "generator"):
+        recipe = tiny.recipe(teacher_folder, steps=2, log_every=2, checkpoint_every=2, validation_images=2)
+        training = Training("shards", stage, recipe=recipe, condition="caption", folder=tmp_path)
+        run = loop.train(replace(training, out=tmp_path / stage, parent=parent), progress=False)
+        parent = run.folder
+        assert run.finished and run.config["classes"] == []
+        assert math.isfinite(run.metrics[-1]["ntp" if stage != "warmup" else "l1"])
+        options = EvaluationOptions(samples=2, seeds=1, metrics=("fd",), batch_size=2, cache=tmp_path)
+        assert evaluate(run, options)["psnr"] > 0

@@ -105,7 +105,7 @@ class Evaluation:
                 "val",
                 size,
                 folder,
-                captions=encoder is not None,
+                captions=bool(run.config["recipe"].get("text_encoder")),
                 combinations="seen" if held_out else "all",
             )
             count = min(options.samples, len(self.source))
