@@ -170,7 +170,8 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         if "reference" in result:
             print(f"samples are compared with: {result['reference']}")
         if classes := result.get("classes"):
-            how = "equally often" if classes == "equal" else "in the proportions of these pictures"
+            proportions = "in the proportions of these pictures"
+            how = {"equal": "equally often", "random": "at random"}.get(classes, proportions)
             print(f"classes are asked for {how}")
         shipped = " (what ships is left as it is)" if path.parent != run.folder else ""
         print(f"measured: {path}{shipped}")

@@ -509,6 +509,29 @@ def test_classes_of_equal_counts_come_in_turn(counts):
     assert labels[:22].tolist() == ClassLabels(4).for_samples(range(22)).tolist()
 
 
+def test_classes_at_random_are_the_same_however_the_samples_are_split(run_folder, monkeypatch, tmp_path):
+    conditions = ClassLabels(10, at_random=True)
+    labels = conditions.for_samples(range(2000))
+    assert torch.equal(torch.cat([conditions.for_samples([i]) for i in range(50)]), labels[:50])
+    counts = labels.bincount(minlength=10)
+    assert len(counts) == 10 and counts.min() > 150 and len(set(counts.tolist())) > 1
+    run, changes = Run.from_pretrained(run_folder), {"cache": tmp_path, "classes": "random"}
+    labels, said = asked_for(monkeypatch, run, **changes)
+    assert said == "random" and labels == conditions.for_samples(range(40)).tolist()
+
+
+def test_samples_are_drawn_as_the_options_say(run_folder, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    asked = {"temperature": 0.5, "top_k": 9, "top_p": 0.8, "cfg_interval": 3}
+    drawing = fidelity.Evaluation(run, options(tmp_path, metrics=("fd",), **asked))
+    ((_, pictures, _),) = drawing.draw_samples(COUNT, 2.0, 5, ClassLabels(10))
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(COUNT) % 10, cfg_scale=2.0, seed=5, **asked)
+        assert torch.equal(pictures, to_uint8(run.tokenizer.decode(indices)))
+    found = evaluate(run, options(tmp_path, metrics=("fd",), seeds=1, cfg_scale=1.0, top_k=9))
+    assert found["drawing"] == {"top_k": 9} and "fd" in found and "fd_guided" not in found
+
+
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
     run = Run.from_pretrained(run_folder)

@@ -92,6 +92,9 @@ class Evaluation:
         self.clip: clipscore.CLIPScore | None = None
         if "clipscore" in options.metrics:
             self.clip = clipscore.CLIPScore(options.clip or clipscore.MODEL).to(self.device)
+        self.drawing: dict = {
+            name: getattr(options, name) for name in ("cfg_interval", "temperature", "top_k", "top_p")
+        }
         self.source: data.Source | None = None
         self.numbers: list[list[int]] = []
         self.real: list[Reference] = []
@@ -288,7 +291,7 @@ class Evaluation:
     def count_classes(self, reference: Reference) -> list[int] | None:
         """How often samples are to be asked for each class, to be as the reference is; None: equally."""
         classes = self.run.config["classes"]
-        if self.options.classes == "equal":
+        if self.options.classes != "reference":
             return None
         if self.options.reference is None:
             balanced = data.find_source(self.run.config["source"]).balanced
@@ -303,7 +306,9 @@ class Evaluation:
         generator = self.run.generator.to(self.device)
         for part in split_among_processes(count, self.batch_size, self.accelerator):
             condition = conditions.for_samples(part).to(self.device)
-            indices = sampling.sample(generator, condition, cfg_scale=scale, seed=seed, first=part.start)
+            indices = sampling.sample(
+                generator, condition, cfg_scale=scale, seed=seed, first=part.start, **self.drawing
+            )
             yield part.start, to_uint8(self.tokenizer.decode(indices)), condition
 
     def score_captions(self, batches: Batches, scores: Tensor) -> Batches:
@@ -329,9 +334,11 @@ class Evaluation:
         conditions: Conditions | None = self.captions
         if conditions is None:
             counts = self.count_classes(reference)
-            conditions = ClassLabels(len(self.run.config["classes"]), counts)
-            result["classes"] = "equal" if counts is None else "reference"
-        for suffix, scale in {"": 1.0, "_guided": options.cfg_scale}.items():
+            at_random = options.classes == "random"
+            conditions = ClassLabels(len(self.run.config["classes"]), counts, at_random)
+            result["classes"] = "random" if at_random else "equal" if counts is None else "reference"
+        scales = {"": 1.0} | ({"_guided": options.cfg_scale} if options.cfg_scale != 1 else {})
+        for suffix, scale in scales.items():
             figures = [
                 self.measure_draw(metrics, count, scale, seed, real, conditions)
                 for seed in range(options.seeds)
@@ -339,6 +346,8 @@ class Evaluation:
             for name in figures[0]:
                 result[name + suffix] = spread_of([of_seed[name] for of_seed in figures])
         result["cfg_scale"] = options.cfg_scale
+        if told := {k: v for k, v in self.drawing.items() if v != getattr(EvaluationOptions, k)}:
+            result["drawing"] = told
         if self.judge and self.captions is None:
             result["class_agreement"] = {
                 f"{scale:g}": self.measure_class_agreement(scale) for scale in AGREEMENT_SCALES
@@ -430,11 +439,13 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     (rfd, rfd_dinov2, rfid, rsfid) and codebook statistics. real_fd and so on are the distances of as many
     other real pictures: what counting noise alone gives.
 
-    Of a generator, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1: fd, fd_dinov2,
-    fid, sfid, is, precision and recall of samples. Its tokenizer's rfd is the floor.
+    Of a generator, without guidance and (`_guided`, where cfg_scale is not 1) with it, over sampling seeds
+    0..seeds-1: fd, fd_dinov2, fid, sfid, is, precision and recall of samples. Its tokenizer's rfd is the
+    floor.
     Of one on class labels: classes, how often samples were asked for each: "reference", in the proportions of
-    the pictures they are compared with, or "equal", where asked so, where the source's classes are equally
-    likely, and where the reference does not tell its classes.
+    the pictures they are compared with; "equal", in turn, where asked so, where the source's classes are
+    equally likely, and where the reference does not tell its classes; or "random", where asked so.
+    drawing: temperature, top_k, top_p and cfg_interval, where they are not the defaults.
     Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed in
     which the judge sees the class asked for; judge_accuracy says how often it is right on real pictures and
     on their reconstructions.

@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
 from gear_studio.errors import InputError
-from gear_studio.ranges import Count, Number, Several, check
+from gear_studio.ranges import Count, Mass, Natural, NonNegative, Number, Several, check
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,15 @@ class EvaluationOptions:
     seeds: Count = 3
     """Sampling seeds, for the spread."""
     cfg_scale: Number = 1.5
-    """Guidance scale of the guided figures."""
+    """Guidance scale of the guided figures; 1: there are none."""
+    cfg_interval: Natural | None = None
+    """Where guidance ends, as `sample --cfg-interval` takes it. Default: all tokens are guided."""
+    temperature: NonNegative = 1.0
+    """Of samples; 0 is greedy."""
+    top_k: Natural = 0
+    """Samples keep the k likeliest codes; 0 keeps all."""
+    top_p: Mass = 1.0
+    """Samples keep the likeliest codes of this mass; 1 keeps all."""
     metrics: Annotated[
         tuple[MetricName, ...],
         Doc(
@@ -76,9 +84,10 @@ class EvaluationOptions:
     prompts: Path | None = None
     """What samples are asked for, in turn, instead of the captions of held-out images: a file or folder as
     `sample --prompts` takes. Distances are then best taken to a --reference."""
-    classes: Literal["reference", "equal"] = "reference"
+    classes: Literal["reference", "equal", "random"] = "reference"
     """How often samples are asked for each class: as often as the reference has pictures of it, where that is
-    known (the run's own held-out images, or a folder with a sub-folder a class), or equally."""
+    known (the run's own held-out images, or a folder with a sub-folder a class); equally, in turn; or at
+    random, as GEAR's code does."""
     reference: Path | None = None
     """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
     evaluator publishes them. Default: the run's own held-out images."""

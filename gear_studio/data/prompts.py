@@ -1,8 +1,8 @@
 """Where a generator's conditions come from, in training and measuring; and the prompt files of benchmarks.
 
 All `Conditions` have one interface: `of_batch` gives the conditions of a batch of pictures; `for_samples`
-gives those of samples: classes in turn or in given proportions, or captions in order. Those of captions also
-give the text.
+gives those of samples: classes in turn, in given proportions or at random, or captions in order. Those of
+captions also give the text.
 """
 
 import functools
@@ -40,9 +40,10 @@ class ClassLabels:
     """Labels (B,): a batch's own; for samples every class in turn, or in proportion.
 
     classes: how many there are. counts: how often each is asked for in a round, spread evenly over it; None:
-    once."""
+    once. at_random: draw each sample's class instead, all equally likely; always the same draws."""
 
-    def __init__(self, classes: int, counts: Sequence[int] | None = None):
+    def __init__(self, classes: int, counts: Sequence[int] | None = None, at_random: bool = False):
+        self.classes, self.at_random = classes, at_random
         counts = [1] * classes if counts is None else counts
         # The k-th of n stands in the middle of the k-th n-th of the round; of equals the lower class first.
         places = [((k + 0.5) / n, label) for label, n in enumerate(counts) for k in range(n)]
@@ -52,6 +53,11 @@ class ClassLabels:
         return batch["label"]
 
     def for_samples(self, numbers: Sequence[int]) -> Tensor:
+        if self.at_random:
+            draws = [
+                int(np.random.default_rng((0x6C61, number)).integers(self.classes)) for number in numbers
+            ]
+            return torch.tensor(draws)
         return self.round[torch.tensor(list(numbers)) % len(self.round)]
 
 
