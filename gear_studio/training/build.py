@@ -168,7 +168,7 @@ def gather_parts(training: Training) -> Parts:
         encoder = text_encoders.load_text_encoder(
             recipe.text_encoder, recipe.generator.caption_length or text_encoders.LENGTH
         )
-    teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
+    teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights, recipe.teacher_block)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(
         recipe.generator,

@@ -79,6 +79,7 @@ class Recipe:
     projector_hidden: Width = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
     teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
+    teacher_block: Natural = 0  # an inner block as the target, without the final norm; 0: the last
     spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
     spatial_norm_alpha: NonNegative = 0.6
     tokenizer_lr: NonNegative = 1e-4
