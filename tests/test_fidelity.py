@@ -34,7 +34,9 @@ from gear_studio.analysis.statistics import (
     Predictions,
     Statistics,
     frechet_distance,
+    kernel_distance,
     precision_recall,
+    precision_recall_density_coverage,
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.data.prompts import ClassLabels
@@ -61,6 +63,40 @@ def frechet_by_scipy(a: Statistics, b: Statistics) -> float:
 
 
 # Statistics
+
+
+@pytest.mark.parametrize(("generated", "real"), [(300, 200), (120, 1500)])
+def test_overlap_and_kernel_distance_against_plain_numpy(generated, real):
+    fake, true = rows(generated, 8) * 1.2 + 0.3, rows(real, 8, seed=1)
+    count = min(generated, real)
+    x, y = (p.double().numpy()[np.arange(count) * len(p) // count] for p in (fake, true))
+    distances = np.linalg.norm(y[:, None] - x[None], axis=-1)  # real, generated
+    reach_y, reach_x = (np.sort(np.linalg.norm(p[:, None] - p[None], axis=-1))[:, 5] for p in (y, x))
+    expected = {
+        "precision": (distances < reach_y[:, None]).any(0).mean(),
+        "recall": (distances < reach_x).any(1).mean(),
+        "density": (distances < reach_y[:, None]).sum(0).mean() / 5,
+        "coverage": (distances.min(1) < reach_y).mean(),
+    }
+    assert precision_recall_density_coverage(fake, true) == pytest.approx(expected)
+    assert 0.1 < expected["precision"] < 1 and 0.1 < expected["coverage"] < 1
+    size = min(count, 150)
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(3):
+        a = fake.double().numpy()[rng.choice(generated, size, replace=False)]
+        b = true.double().numpy()[rng.choice(real, size, replace=False)]
+        ka, kb, kab = ((u @ v.T / 8 + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
+        off = ~np.eye(size, dtype=bool)
+        parts.append(ka[off].mean() + kb[off].mean() - 2 * kab.mean())
+    assert kernel_distance(fake, true, 3, size) == pytest.approx(np.mean(parts))
+    assert abs(kernel_distance(true, true.flip(0), 20, size)) < np.mean(parts)
+
+
+def test_overlap_and_kernel_distance_take_a_few_points():
+    with pytest.raises(ValueError, match="of 5 generated and 9 real pictures .* more than 5 of each"):
+        precision_recall_density_coverage(rows(5, 3), rows(9, 3))
+    with pytest.raises(ValueError, match="kernel distance of 1 pictures .* at least 2"):
+        kernel_distance(rows(1, 3), rows(9, 3))
 
 
 def test_the_frechet_distance_against_scipy():
@@ -691,6 +727,47 @@ def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
     assert red.tolist() == pytest.approx(expected, abs=3)  # some formats lose a little
 
 
+def test_gpic_s_statistics_are_a_reference_in_dinov2_s_features(
+    run_folder, small_inception, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(dinov2, "DIM", SmallDINOv2.dim)
+    run, real = Run.from_pretrained(run_folder), rows(60, 7) * 2
+    known = statistics_of(real)
+    arrays = {"dino_mu": known.mean, "dino_sigma": known.covariance, "key": np.array(["a", "b"])}
+    arrays |= {"dino_embeddings": real.half().numpy(), "tar_idx": np.array([0, 1])}
+    metrics = ("fd-dinov2", "prdc-dinov2", "mmd-dinov2")
+    asked = {"metrics": metrics, "seeds": 1, "cfg_scale": 1.0}
+    found = evaluate(run, options(tmp_path, reference=npz(tmp_path / "test_stats.npz", **arrays), **asked))
+    with torch.no_grad():
+        features = SmallDINOv2()(drawn(run, 0, 1.0))
+    real = real.half().float()
+    expected = {
+        "fd": frechet_distance(statistics_of(features), known),
+        "mmd": kernel_distance(features, real),
+    }
+    expected |= precision_recall_density_coverage(features, real)
+    assert {f"{k}_dinov2": pytest.approx([v], rel=1e-5) for k, v in expected.items()} == {
+        f"{k}_dinov2": found[f"{k}_dinov2"]["values"] for k in expected
+    }
+    del arrays["dino_embeddings"]  # as in a file of statistics alone
+    alone = npz(tmp_path / "alone.npz", **arrays)
+    assert "fd_dinov2" in evaluate(
+        run, options(tmp_path, reference=alone, **asked | {"metrics": metrics[:1]})
+    )
+    with pytest.raises(ValueError, match="only statistics for fd-dinov2; prdc-dinov2, mmd-dinov2 cannot be"):
+        evaluate(run, options(tmp_path, reference=alone, **asked))
+
+
+def test_pictures_are_compared_in_dinov2_s_features_and_their_points_kept(
+    run_folder, small_inception, photos, tmp_path
+):
+    run = Run.from_pretrained(run_folder)
+    asked = options(tmp_path, reference=photos, metrics=("prdc-dinov2", "mmd-dinov2"), seeds=1, cfg_scale=1.0)
+    first = evaluate(run, asked)
+    assert len(list(tmp_path.glob("*-dinov2-*.npz"))) == 2
+    assert evaluate(run, asked) == first and 0 <= first["coverage_dinov2"]["mean"] <= 1
+
+
 def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):
     run = Run.from_pretrained(run_folder)
     a, b = statistics_of(rows(50, 6)), statistics_of(rows(50, 5))
@@ -712,6 +789,8 @@ def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, 
     [
         ({"mu": np.zeros(2048)}, "holds mu"),
         ({"mu": np.zeros(100), "sigma": np.eye(100)}, r"\(100,\).*expected \(2048,\)"),
+        ({"dino_mu": np.zeros(100), "dino_sigma": np.eye(100)}, r"expected \(1024,\) .* of DINOv2 features"),
+        ({"dino_embeddings": np.zeros((5, 8))}, r"dino_embeddings is \(5, 8\), expected .* \(N, 1024\)"),
         ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "mu or sigma holds NaN"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "arr_0 is uint8"),
@@ -876,7 +955,11 @@ def test_a_network_is_loaded_for_the_metrics_that_are_taken_in_it(small_inceptio
     def networks(*metrics: str) -> FeatureNetworks:
         return FeatureNetworks(metrics, tiny.teacher, EvaluationOptions(), torch.device("cpu"))
 
-    of_network = {"teacher": ("fd",), "dinov2": ("fd-dinov2",), "inception": ("fid", "sfid", "is", "pr")}
+    of_network = {
+        "teacher": ("fd",),
+        "dinov2": ("fd-dinov2", "prdc-dinov2", "mmd-dinov2"),
+        "inception": ("fid", "sfid", "is", "pr"),
+    }
     pictures = to_uint8(tiny.batch(size=2)[0])
     for network, metrics in of_network.items():
         for metric in metrics:

@@ -31,7 +31,13 @@ from gear_studio.analysis.metrics import METRICS, EvaluationOptions
 from gear_studio.analysis.networks import FeatureNetworks
 from gear_studio.analysis.reconstruction import psnr, ssim
 from gear_studio.analysis.reference import Reference, StatisticsCache, open_reference, reference_of
-from gear_studio.analysis.statistics import frechet_distance, precision_recall, split_among_processes
+from gear_studio.analysis.statistics import (
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    precision_recall_density_coverage,
+    split_among_processes,
+)
 from gear_studio.data import PATIENCE, choose_pictures
 from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_output import Series
@@ -210,6 +216,11 @@ class Evaluation:
                 figures[metric.replace("-", "_")] = frechet_distance(summary, real[metric])
             elif metric == "is":
                 figures["is"] = summary
+            elif metric == "mmd-dinov2":
+                figures["mmd_dinov2"] = kernel_distance(summary, real[metric].to(summary.device))
+            elif metric == "prdc-dinov2":
+                overlap = precision_recall_density_coverage(summary, real[metric].to(summary.device))
+                figures |= {f"{name}_dinov2": share for name, share in overlap.items()}
             else:
                 figures |= precision_recall(summary, real["pr"].to(summary.device))
         return figures
@@ -440,7 +451,8 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     other real pictures: what counting noise alone gives.
 
     Of a generator, without guidance and (`_guided`, where cfg_scale is not 1) with it, over sampling seeds
-    0..seeds-1: fd, fd_dinov2, fid, sfid, is, precision and recall of samples. Its tokenizer's rfd is the
+    0..seeds-1: fd, fd_dinov2, fid, sfid, is, precision and recall (with _dinov2 in DINOv2's features, with
+    density and coverage, and mmd_dinov2) of samples. Its tokenizer's rfd is the
     floor.
     Of one on class labels: classes, how often samples were asked for each: "reference", in the proportions of
     the pictures they are compared with; "equal", in turn, where asked so, where the source's classes are

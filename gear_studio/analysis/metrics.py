@@ -45,6 +45,8 @@ METRICS = {
     "sfid": Metric("Frechet distance in Inception's spatial features", "inception", Moments),
     "is": Metric("Inception Score", "inception", Predictions),
     "pr": Metric("precision and recall in Inception's features", "inception", Points),
+    "prdc-dinov2": Metric("precision, recall, density, coverage in DINOv2's features", "dinov2", Points),
+    "mmd-dinov2": Metric("kernel distance (MMD) in DINOv2's features", "dinov2", Points),
     "clipscore": Metric("of a generator on captions, samples with their captions, by CLIP"),
     "ssim": Metric("structural similarity of reconstructions"),
     "lpips": Metric("perceptual distance of reconstructions, by VGG-16"),
@@ -89,8 +91,9 @@ class EvaluationOptions:
     known (the run's own held-out images, or a folder with a sub-folder a class); equally, in turn; or at
     random, as GEAR's code does."""
     reference: Path | None = None
-    """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
-    evaluator publishes them. Default: the run's own held-out images."""
+    """What samples are compared with: a folder of images; an .npz with mu and sigma (and arr_0), as the ADM
+    evaluator publishes them, or with dino_mu, dino_sigma and dino_embeddings, as GPIC does; or a folder of
+    .parquet files with a column image, as of COCO. Default: the run's own held-out images."""
     folder: Path | None = None
     """Where the pictures of a run on source `folder` or `shards` lie. Default: where they lay in training;
     with a --reference none."""
