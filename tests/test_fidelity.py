@@ -649,6 +649,51 @@ def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monke
     assert not {"rfd", "fd"} & found.keys()
 
 
+def test_a_tokenizer_is_measured_on_pictures_resized_as_asked(teacher_folder, tmp_path):
+    batch = data.load("shapes", "val", 64).read(range(60))
+    for i, picture in enumerate(batch["image"]):
+        (tmp_path / "pictures" / f"kind{i % 2}").mkdir(parents=True, exist_ok=True)
+        file = tmp_path / "pictures" / f"kind{i % 2}" / f"{i}.png"
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    config = {"source": "folder", "stage": "imported", "arm": "x", "seed": 0, "parent": None, "classes": []}
+    write_json(
+        tmp_path / "run" / "config.json", config | {"recipe": {"teacher": str(teacher_folder), "tau": 0.1}}
+    )
+    Tokenizer(tiny.TOKENIZER).save_pretrained(tmp_path / "run" / "tokenizer")
+    run = Run.from_pretrained(tmp_path / "run")
+    for interpolation in ("bicubic", "bilinear"):
+        asked = options(
+            tmp_path,
+            folder=tmp_path / "pictures",
+            metrics=("l1", "fd"),
+            interpolation=interpolation,
+            batch_size=5,
+        )
+        evaluation = fidelity.Evaluation(run, asked)
+        files = [Path(evaluation.source._name(i)) for i in evaluation.numbers[0]]
+        resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[
+            interpolation
+        ]
+        originals = data.to_float(
+            torch.stack(
+                [
+                    torch.from_numpy(np.array(Image.open(file).resize((32, 32), resampling))).permute(2, 0, 1)
+                    for file in files
+                ]
+            )
+        )
+        again = data.to_float(to_uint8(run.tokenizer.reconstruct(originals)))
+        found = evaluate(run, asked)
+        assert found["l1"] == pytest.approx((again - originals).abs().mean().item(), rel=1e-5)
+        assert found.get("interpolation", "bicubic") == interpolation
+    assert len(list(tmp_path.glob("fd-*.npz"))) == 2 * len(evaluation.real)  # neither for the other
+    run.config["source"] = "digits"
+    with pytest.raises(
+        ValueError, match="--interpolation bilinear is for pictures in files; those of digits"
+    ):
+        fidelity.Evaluation(run, options(tmp_path, metrics=("l1",), interpolation="bilinear"))
+
+
 def test_a_tokenizer_s_run_has_no_samples_to_measure(run_folder, teacher_folder, tmp_path):
     folder = tmp_path / "tokenizer-run"
     config = json.loads((run_folder / "config.json").read_text())

@@ -40,6 +40,7 @@ from gear_studio.analysis.statistics import (
 )
 from gear_studio.data import PATIENCE, choose_pictures
 from gear_studio.data.images import to_uint8
+from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
@@ -117,6 +118,13 @@ class Evaluation:
                 captions=bool(run.config["recipe"].get("text_encoder")),
                 combinations="seen" if held_out else "all",
             )
+            if options.interpolation != "bicubic":
+                if not isinstance(self.source, PictureFiles):
+                    raise InputError(
+                        f"--interpolation {options.interpolation} is for pictures in files; those of "
+                        f"{self.source.name} are not resized, leave it out"
+                    )
+                self.source.interpolation = options.interpolation
             count = min(options.samples, len(self.source))
             self.numbers = choose_pictures(len(self.source), count)
             self.real = [reference_of(self.source, numbers) for numbers in self.numbers]
@@ -253,6 +261,8 @@ class Evaluation:
                 pictures = to_uint8(self.tokenizer.decode(indices))
                 reconstruction = data.to_float(pictures)
                 of_each = {"psnr": psnr(reconstruction, images)}
+                if "l1" in self.options.metrics:
+                    of_each["l1"] = (reconstruction - images).abs().flatten(1).mean(1)
                 if "ssim" in self.options.metrics:
                     of_each["ssim"] = ssim(reconstruction, images)
                 if lpips:
@@ -446,9 +456,9 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     Of any Run: samples, the pictures behind every figure; samples_asked, where there are fewer than that;
     where asked for, likeness to the teacher (`analysis.likeness`), on the Run's own held-out pictures.
 
-    Of a tokenizer, on `samples` held-out pictures: psnr (dB), ssim, lpips, the distances of reconstructions
-    (rfd, rfd_dinov2, rfid, rsfid) and codebook statistics. real_fd and so on are the distances of as many
-    other real pictures: what counting noise alone gives.
+    Of a tokenizer, on `samples` held-out pictures: psnr (dB), l1, ssim, lpips, the distances of
+    reconstructions (rfd, rfd_dinov2, rfid, rsfid) and codebook statistics. real_fd and so on are the
+    distances of as many other real pictures: what counting noise alone gives.
 
     Of a generator, without guidance and (`_guided`, where cfg_scale is not 1) with it, over sampling seeds
     0..seeds-1: fd, fd_dinov2, fid, sfid, is, precision and recall (with _dinov2 in DINOv2's features, with
@@ -481,6 +491,8 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
         result |= {"teacher": name, "teacher_note": teacher.note}
     if evaluation.clip:
         result["clip"] = options.clip or clipscore.MODEL
+    if options.interpolation != "bicubic":
+        result["interpolation"] = options.interpolation
     if options.prompts:
         result["prompts_file"] = str(options.prompts)
     if evaluation.source is not None:

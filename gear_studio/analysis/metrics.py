@@ -48,6 +48,7 @@ METRICS = {
     "prdc-dinov2": Metric("precision, recall, density, coverage in DINOv2's features", "dinov2", Points),
     "mmd-dinov2": Metric("kernel distance (MMD) in DINOv2's features", "dinov2", Points),
     "clipscore": Metric("of a generator on captions, samples with their captions, by CLIP"),
+    "l1": Metric("mean absolute difference of reconstructions, of pixels in [-1, 1]"),
     "ssim": Metric("structural similarity of reconstructions"),
     "lpips": Metric("perceptual distance of reconstructions, by VGG-16"),
     "likeness": Metric("CKA and CKNNA of tokenizer and generator with the teacher"),
@@ -97,6 +98,8 @@ class EvaluationOptions:
     folder: Path | None = None
     """Where the pictures of a run on source `folder` or `shards` lie. Default: where they lay in training;
     with a --reference none."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How those pictures are resized: the published figures of LFQ and IBQ are of bilinear ones."""
     teacher: str | None = None
     """Whose features fd is taken in. Default: the run's own teacher."""
     clip: str | None = None

@@ -23,6 +23,7 @@ from torch import Tensor
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
 from gear_studio.data.parquet import ParquetPictures, holds_parquet
+from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.source import Fingerprinted, Source
 from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, walk_folders
@@ -66,6 +67,8 @@ def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
     The fingerprint of a source that has one is taken over; of another it is made of its name and a few of
     its pictures."""
     digest = hashlib.sha256(repr((source.name, source.image_size, list(numbers))).encode())
+    if isinstance(source, PictureFiles) and source.interpolation != "bicubic":
+        digest.update(source.interpolation.encode())
     if isinstance(source, Fingerprinted):
         digest.update(source.fingerprint().encode())
     else:

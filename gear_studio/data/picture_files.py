@@ -42,6 +42,7 @@ class PictureFiles(ListedSource, ABC):
     image_size: int
     with_captions: bool
     skipped: set[str]
+    interpolation: str = "bicubic"  # of `INTERPOLATIONS`: how pictures are resized
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,7 +76,8 @@ class PictureFiles(ListedSource, ABC):
         for row, index in enumerate(indices):
             if row == 0 or index != indices[row - 1]:  # several views of one picture need one decoding
                 picture, label, caption = self._decode(index)
-            images.append(crop_and_resize(picture, self.image_size, None if rngs is None else rngs[row]))
+            rng = None if rngs is None else rngs[row]
+            images.append(crop_and_resize(picture, self.image_size, rng, self.interpolation))
             labels.append(label)
             captions.append(caption)
         batch: Batch = {"image": torch.stack(images), "label": torch.tensor(labels)}
