@@ -237,6 +237,39 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
 
 
+class SmallInception(torch.nn.Module):
+    def __init__(self, weights: str | None, option: str):
+        super().__init__()
+        assert (weights, option) == ("inception.pth", "--set inception_weights=FILE")
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fid": torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1)}
+
+
+def test_fid_is_measured_while_training_beside_fd(again, whole, teacher_folder, monkeypatch):
+    from gear_studio import data, sampling
+    from gear_studio.analysis.statistics import Moments, frechet_distance
+    from gear_studio.data.images import to_uint8
+    from gear_studio.models import inception
+
+    monkeypatch.setattr(inception, "Inception", SmallInception)
+    monkeypatch.setitem(inception.DIMS, "fid", 12)
+    measured = {"fd_every": 12, "fid_every": 6, "fd_samples": 40, "inception_weights": "inception.pth"}
+    run = train("generator", again, teacher_folder, out="measured", **measured)
+    steps, distances = run.series("val_fid")
+    assert steps.tolist() == [6, 12] and run.series("val_fd")[0].tolist() == [12]
+    source = data.load("digits", "val", 32)
+    real = source.read(data.choose_pictures(len(source), 40)[0])["image"]
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
+        moments = [Moments(12) for _ in range(2)]
+        for kept, pictures in zip(moments, (to_uint8(run.tokenizer.decode(indices)), real), strict=True):
+            kept.add(0, torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1))
+    assert distances[-1] == pytest.approx(frechet_distance(*(kept.result() for kept in moments)), rel=1e-3)
+    unmeasured = weights(whole / "generator")
+    assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
 @pytest.mark.parametrize(("how", "asked"), [("reference", {0: 1, 1: 3}), ("equal", {0: 2, 1: 2})])
 def test_samples_are_measured_in_the_proportions_of_the_pictures(
     tmp_path, teacher_folder, how, asked, monkeypatch
@@ -284,8 +317,11 @@ def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder)
     for name in ("warmup", "latent"):
         with pytest.raises(ValueError, match="fd_every=4 measures what a generator samples, and arm"):
             train(name, again, teacher_folder, out="never", fd_every=4)
-    with pytest.raises(ValueError, match="fd_every 3 is not a multiple of log_every 2"):
-        tiny.recipe(fd_every=3)
+    with pytest.raises(ValueError, match="fid_every=4 measures what a generator samples, and arm"):
+        train("warmup", again, teacher_folder, out="never", fid_every=4)
+    for name in ("fd_every", "fid_every"):
+        with pytest.raises(ValueError, match=f"{name} 3 is not a multiple of log_every 2"):
+            tiny.recipe(**{name: 3})
 
 
 def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, teacher_folder):

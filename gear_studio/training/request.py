@@ -86,9 +86,9 @@ class Training:
     builds on the same tokenizers."""
     set: tuple[str, ...] = ()
     """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-    generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate or
-    sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes ten
-    crops of every picture ahead, once a tokenizer."""
+    generator.blocks=4 fd_every=250 (FD of samples while it trains; fid_every: FID) keep_every=100000 (a run
+    to evaluate or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10
+    encodes ten crops of every picture ahead, once a tokenizer."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""
