@@ -568,6 +568,21 @@ def test_samples_are_drawn_as_the_options_say(run_folder, tmp_path):
     assert found["drawing"] == {"top_k": 9} and "fd" in found and "fd_guided" not in found
 
 
+def test_samples_of_another_size_than_the_reference_are_resized_as_asked(run_folder, photos, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    asked = {"metrics": ("fd",), "seeds": 1, "cfg_scale": 1.0, "size": 20}
+    where = tmp_path / "samples.npz"
+    found = evaluate(run, options(tmp_path / "c", reference=photos, save_samples=where, **asked))
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(COUNT) % 10, cfg_scale=1.0, seed=0)
+        pictures = F.interpolate(run.tokenizer.decode(indices), (20, 20), mode="bicubic")
+    (saved,) = tmp_path.glob("samples-cfg*.npz")
+    expected = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.load(saved)["arr_0"], expected) and found["size"] == 20
+    with pytest.raises(ValueError, match="--size 20 is for samples that are compared with a --reference"):
+        evaluate(run, options(tmp_path / "c", **asked))
+
+
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
     run = Run.from_pretrained(run_folder)

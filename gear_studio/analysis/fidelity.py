@@ -48,7 +48,7 @@ from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
-from gear_studio.models.teachers import Teacher
+from gear_studio.models.teachers import Teacher, to_size
 from gear_studio.runs import Run
 
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
@@ -321,16 +321,19 @@ class Evaluation:
         return [found[name] for name in classes] if found and found.keys() <= set(classes) else None
 
     def draw_samples(
-        self, count: int, scale: float, seed: int, conditions: Conditions
+        self, count: int, scale: float, seed: int, conditions: Conditions, size: int | None = None
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This process's share of `count` samples: number of the first, uint8 pictures, their condition."""
+        """This process's share of `count` samples: number of the first, uint8 pictures, their condition.
+        size: pixels along a side that they are resized to, as released: without antialiasing."""
         generator = self.run.generator.to(self.device)
         for part in split_among_processes(count, self.batch_size, self.accelerator):
             condition = conditions.for_samples(part).to(self.device)
             indices = sampling.sample(
                 generator, condition, cfg_scale=scale, seed=seed, first=part.start, **self.drawing
             )
-            yield part.start, to_uint8(self.tokenizer.decode(indices)), condition
+            pictures = self.tokenizer.decode(indices)
+            pictures = to_size(pictures, size, antialias=False) if size else pictures
+            yield part.start, to_uint8(pictures), condition
 
     def score_captions(self, batches: Batches, scores: Tensor) -> Batches:
         """The same batches. Each picture's CLIPScore with its caption is put into `scores`, by its number."""
@@ -347,7 +350,7 @@ class Evaluation:
         with_reference = [metric for metric in metrics if METRICS[metric].needs_reference]
         count = options.samples
         if options.reference:
-            reference = open_reference(options.reference, self.tokenizer.config.image_size)
+            reference = open_reference(options.reference, options.size or self.tokenizer.config.image_size)
         else:
             reference, count = self.real[0], self.real[0].count
         real = self.summarise_reference(reference, with_reference)
@@ -367,6 +370,8 @@ class Evaluation:
             for name in figures[0]:
                 result[name + suffix] = spread_of([of_seed[name] for of_seed in figures])
         result["cfg_scale"] = options.cfg_scale
+        if options.size:
+            result["size"] = options.size
         if told := {k: v for k, v in self.drawing.items() if v != getattr(EvaluationOptions, k)}:
             result["drawing"] = told
         if self.judge and self.captions is None:
@@ -387,13 +392,14 @@ class Evaluation:
         conditions: Conditions,
     ) -> dict[str, float]:
         """Figures of the samples of one seed at one guidance scale. real: summaries of the reference."""
-        samples = self.draw_samples(count, scale, seed, conditions)
+        samples = self.draw_samples(count, scale, seed, conditions, self.options.size)
         batches: Batches = ((start, pictures) for start, pictures, _ in samples)
         series = None
         if self.options.save_samples and seed == 0:
             path = self.options.save_samples
             path = path.with_name(f"{path.stem}-cfg{scale}{path.suffix}")
-            series = Series(path, count, self.tokenizer.config.image_size, self.accelerator)
+            size = self.options.size or self.tokenizer.config.image_size
+            series = Series(path, count, size, self.accelerator)
             batches = save_batches(batches, series)
         scores = torch.zeros(count, device=self.device)
         if self.clip:

@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
 from gear_studio.errors import InputError
-from gear_studio.ranges import Count, Mass, Natural, NonNegative, Number, Several, check
+from gear_studio.ranges import Count, Mass, Natural, NonNegative, Number, Pixels, Several, check
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class EvaluationOptions:
             + ". PSNR and codebook statistics always come."
         ),
     ] = ("fd",)
+    size: Pixels | None = None
+    """Pixels along a side that samples are resized to before they are compared with a --reference: 256, where
+    a model of 512 px is compared with statistics of 256. Default: they stay as they are."""
     prompts: Path | None = None
     """What samples are asked for, in turn, instead of the captions of held-out images: a file or folder as
     `sample --prompts` takes. Distances are then best taken to a --reference."""
@@ -122,5 +125,10 @@ class EvaluationOptions:
     def check(self) -> None:
         """Raise ValueError for values out of range, and for an unknown metric."""
         check(self)
+        if self.size and not self.reference:
+            raise InputError(
+                f"--size {self.size} is for samples that are compared with a --reference; the run's own "
+                "pictures are of its size, leave it out"
+            )
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise InputError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")

@@ -3,7 +3,7 @@
 from numbers import Real
 from typing import Any
 
-_ABOUT = ("samples", "samples_asked", "generated", "cfg_scale")
+_ABOUT = ("samples", "samples_asked", "generated", "cfg_scale", "size")
 
 
 def describe_evaluation(name: str, result: dict[str, Any]) -> str:
