@@ -82,8 +82,8 @@ class Training:
     runs: runs/SOURCE-TOKENIZER-STAGE-..."""
     condition: Literal["class", "caption"] | None = None
     """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
-    .txt beside each picture, of shards also the "caption" in its .json). Default: the recipe's. The run is called runs/SOURCE-caption-STAGE-... and
-    builds on the same tokenizers."""
+    .txt beside each picture, of shards also the "caption" in its .json). Default: the recipe's. The run is
+    called runs/SOURCE-caption-STAGE-... and builds on the same tokenizers."""
     set: tuple[str, ...] = ()
     """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
     generator.blocks=4 fd_every=250 (FD of samples while it trains; fid_every: FID) keep_every=100000 (a run
