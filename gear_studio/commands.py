@@ -176,7 +176,8 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         if "reference" in result:
             print(f"samples are compared with: {result['reference']}")
         if classes := result.get("classes"):
-            how = "equally often" if classes == "equal" else "in the proportions of these pictures"
+            proportions = "in the proportions of these pictures"
+            how = {"equal": "equally often", "random": "at random"}.get(classes, proportions)
             print(f"classes are asked for {how}")
         shipped = " (what ships is left as it is)" if path.parent != run.folder else ""
         print(f"measured: {path}{shipped}")
@@ -212,6 +213,7 @@ def sample(
     prompt: list[str] | None = None,
     prompts: Path | None = None,
     count: Count | None = None,
+    size: Pixels | None = None,
     settings: OmitArgPrefixes[SamplingSettings] = SamplingSettings(seed=0),  # noqa: B008 -- it is frozen
     device: str | None = None,
 ) -> None:
@@ -225,15 +227,18 @@ def sample(
         prompt: What to show, in words ("a red ring"), for a generator that takes captions; several are taken
             in turn.
         prompts: Many prompts: GenEval's .jsonl (OUT/00000/samples/0000.png, ...), DPG-Bench's folder of .txt
-            files (OUT/NAME.png, a grid), or a text file with a prompt a line.
-        count: Pictures. Default: 32, or 4 for each of --prompts.
+            files or .json (OUT/NAME.png, a grid), WISE's *_verified.json, one or their folder (OUT/1.png,
+            ...), GPIC's .jsonl or COCO's .parquet (OUT/000000.png, ...), or a text file with a prompt a line.
+        count: Pictures. Default: 32, or for each of --prompts what its benchmark takes: 4, or 1 of WISE, GPIC
+            and COCO.
+        size: With --prompts, pixels along a side that pictures are resized to, such as 512.
         settings: How codes are chosen.
         device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
     from gear_studio import sampling
-    from gear_studio.data import find_source
+    from gear_studio.data import batch_size_for, find_source
     from gear_studio.data.picture_output import write_grid
     from gear_studio.data.prompts import read_prompts, unknown_words, write_samples
     from gear_studio.devices import choose_device
@@ -241,19 +246,26 @@ def sample(
 
     if sum(option is not None for option in (labels, prompt, prompts)) > 1:
         raise InputError("give one of --labels, --prompt and --prompts")
+    if size and not prompts:
+        raise InputError(f"--size {size} is for the pictures of --prompts; leave it out")
     loaded, there = Run.from_pretrained(run), choose_device(device)
     generator, tokenizer = loaded.generator.to(there), loaded.tokenizer.to(there)
 
-    def draw(condition: torch.Tensor, first: int = 0) -> torch.Tensor:
+    def draw(condition: torch.Tensor, first: int | list[int] = 0) -> torch.Tensor:
         indices = sampling.sample(generator, condition, **asdict(settings), first=first)
         with torch.no_grad():
             return tokenizer.decode(indices)
 
     if prompts:
-        count = count or 4
-        for number, each in enumerate(read_prompts(prompts)):
-            condition = loaded.encode([each.text]).expand(count, -1, -1)
-            write_samples(each, draw(condition, number * count), out)
+        listed = read_prompts(prompts)
+        each = count or listed[0].pictures
+        some = max(1, batch_size_for(tokenizer.config.image_size) // each)
+        for begin in range(0, len(listed), some):
+            part = listed[begin : begin + some]
+            condition = loaded.encode([prompt.text for prompt in part]).repeat_interleave(each, 0)
+            drawn = draw(condition, begin * each)
+            for prompt_of_part, pictures in zip(part, drawn.split(each), strict=True):
+                write_samples(prompt_of_part, pictures, out, size)
     else:
         count = count or 32
         if prompt or loaded.text_encoder:

@@ -203,7 +203,8 @@ class Run:
         training."""
         recipe = self.config["recipe"]
         name, weights = teacher_names(recipe["teacher"])[0], recipe.get("teacher_weights")
-        teacher = Teacher.from_pretrained(name, self.tokenizer.grid, weights[0] if weights else None)
+        file, block = weights[0] if weights else None, recipe.get("teacher_block", 0)
+        teacher = Teacher.from_pretrained(name, self.tokenizer.grid, file, block)
         here = teacher.fingerprint()
         then = self.config.get("teacher_sha256", [here])[0]
         if then != here:

@@ -34,6 +34,9 @@ class SamplingSettings:
     """Keep the likeliest codes of this mass; 1 keeps all."""
     seed: Seed | None = None
     """The same seed gives the same pictures."""
+    cfg_interval: Natural | None = None
+    """Guidance ends with the token of this number, counted from 0 behind the first token, as in GEAR's and
+    LlamaGen's code: with 0 two tokens are guided. Default: all are."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def sample_by_row(
     top_p: float = 1.0,
     seed: int | None = None,
     first: int | Sequence[int] = 0,
+    cfg_interval: int | None = None,
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
 
@@ -92,7 +96,7 @@ def sample_by_row(
     Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
     say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
     mode, and is left in the mode it was in."""
-    check(SamplingSettings(cfg_scale, temperature, top_k, top_p, seed))
+    check(SamplingSettings(cfg_scale, temperature, top_k, top_p, seed, cfg_interval))
     condition = _as_condition(gen, condition)
     batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
     was_training = gen.training
@@ -109,6 +113,9 @@ def sample_by_row(
         log_probs = torch.zeros_like(indices, dtype=torch.float)
         entropy = torch.zeros_like(log_probs)
         for i in range(gen.length):
+            if guided and cfg_interval is not None and i == cfg_interval + 2:
+                guided, embeddings = False, embeddings[:batch]
+                cache.keep(batch)
             logits = gen.decode(embeddings, cache).float()
             if guided:
                 conditional, unconditional = logits.chunk(2)
@@ -163,15 +170,18 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
+    cfg_interval: int | None = None,
 ) -> Tensor:
     """Sample token indices (B, N) for `condition`: labels (B,), a list or a tensor, or encoded
     captions (B, T, 1 + caption_dim).
 
     cfg_scale s: logits = u + s (c - u); 1.0 is no guidance and costs half. temperature 0 is greedy. top_k 0
-    and top_p 1 keep every code. seed None draws a fresh one. first: the number of the first picture, so that
-    a slice of a long series gets the pictures that the whole series would have there.
+    and top_p 1 keep every code. seed None draws a fresh one. first: the number of the first picture, or one
+    for each, so that a slice of a long series gets the pictures that the whole series would have there.
+    cfg_interval: see `SamplingSettings`.
     Raises ValueError for settings out of range (`SamplingSettings`), and for classes that there are not.
     Source: paper, sampling for gFID (temperature 1, s = 1.5 or 1.0)."""
-    *_, last = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first)
+    rows = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first, cfg_interval)
+    *_, last = rows
     return last.indices

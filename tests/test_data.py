@@ -736,7 +736,7 @@ def album(tmp_path):
 
 
 def test_a_folder_with_captions_needs_no_classes(album):
-    with pytest.warns(UserWarning, match="passed over 2 of 12 pictures in .*: no .txt beside them"):
+    with pytest.warns(UserWarning, match="passed over 2 of 12 pictures in .*: they have no caption"):
         parts = [data.load("folder", split, folder=album, captions=True) for split in ("train", "val")]
     assert [len(part) for part in parts] == [9, 1] and parts[0].classes == []
     seen = {}

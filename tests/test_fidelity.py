@@ -34,7 +34,9 @@ from gear_studio.analysis.statistics import (
     Predictions,
     Statistics,
     frechet_distance,
+    kernel_distance,
     precision_recall,
+    precision_recall_density_coverage,
 )
 from gear_studio.data.images import SUFFIXES, to_uint8
 from gear_studio.data.prompts import ClassLabels
@@ -61,6 +63,40 @@ def frechet_by_scipy(a: Statistics, b: Statistics) -> float:
 
 
 # Statistics
+
+
+@pytest.mark.parametrize(("generated", "real"), [(300, 200), (120, 1500)])
+def test_overlap_and_kernel_distance_against_plain_numpy(generated, real):
+    fake, true = rows(generated, 8) * 1.2 + 0.3, rows(real, 8, seed=1)
+    count = min(generated, real)
+    x, y = (p.double().numpy()[np.arange(count) * len(p) // count] for p in (fake, true))
+    distances = np.linalg.norm(y[:, None] - x[None], axis=-1)  # real, generated
+    reach_y, reach_x = (np.sort(np.linalg.norm(p[:, None] - p[None], axis=-1))[:, 5] for p in (y, x))
+    expected = {
+        "precision": (distances < reach_y[:, None]).any(0).mean(),
+        "recall": (distances < reach_x).any(1).mean(),
+        "density": (distances < reach_y[:, None]).sum(0).mean() / 5,
+        "coverage": (distances.min(1) < reach_y).mean(),
+    }
+    assert precision_recall_density_coverage(fake, true) == pytest.approx(expected)
+    assert 0.1 < expected["precision"] < 1 and 0.1 < expected["coverage"] < 1
+    size = min(count, 150)
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(3):
+        a = fake.double().numpy()[rng.choice(generated, size, replace=False)]
+        b = true.double().numpy()[rng.choice(real, size, replace=False)]
+        ka, kb, kab = ((u @ v.T / 8 + 1) ** 3 for u, v in ((a, a), (b, b), (a, b)))
+        off = ~np.eye(size, dtype=bool)
+        parts.append(ka[off].mean() + kb[off].mean() - 2 * kab.mean())
+    assert kernel_distance(fake, true, 3, size) == pytest.approx(np.mean(parts))
+    assert abs(kernel_distance(true, true.flip(0), 20, size)) < np.mean(parts)
+
+
+def test_overlap_and_kernel_distance_take_a_few_points():
+    with pytest.raises(ValueError, match="of 5 generated and 9 real pictures .* more than 5 of each"):
+        precision_recall_density_coverage(rows(5, 3), rows(9, 3))
+    with pytest.raises(ValueError, match="kernel distance of 1 pictures .* at least 2"):
+        kernel_distance(rows(1, 3), rows(9, 3))
 
 
 def test_the_frechet_distance_against_scipy():
@@ -509,6 +545,44 @@ def test_classes_of_equal_counts_come_in_turn(counts):
     assert labels[:22].tolist() == ClassLabels(4).for_samples(range(22)).tolist()
 
 
+def test_classes_at_random_are_the_same_however_the_samples_are_split(run_folder, monkeypatch, tmp_path):
+    conditions = ClassLabels(10, at_random=True)
+    labels = conditions.for_samples(range(2000))
+    assert torch.equal(torch.cat([conditions.for_samples([i]) for i in range(50)]), labels[:50])
+    counts = labels.bincount(minlength=10)
+    assert len(counts) == 10 and counts.min() > 150 and len(set(counts.tolist())) > 1
+    run, changes = Run.from_pretrained(run_folder), {"cache": tmp_path, "classes": "random"}
+    labels, said = asked_for(monkeypatch, run, **changes)
+    assert said == "random" and labels == conditions.for_samples(range(40)).tolist()
+
+
+def test_samples_are_drawn_as_the_options_say(run_folder, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    asked = {"temperature": 0.5, "top_k": 9, "top_p": 0.8, "cfg_interval": 3}
+    drawing = fidelity.Evaluation(run, options(tmp_path, metrics=("fd",), **asked))
+    ((_, pictures, _),) = drawing.draw_samples(COUNT, 2.0, 5, ClassLabels(10))
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(COUNT) % 10, cfg_scale=2.0, seed=5, **asked)
+        assert torch.equal(pictures, to_uint8(run.tokenizer.decode(indices)))
+    found = evaluate(run, options(tmp_path, metrics=("fd",), seeds=1, cfg_scale=1.0, top_k=9))
+    assert found["drawing"] == {"top_k": 9} and "fd" in found and "fd_guided" not in found
+
+
+def test_samples_of_another_size_than_the_reference_are_resized_as_asked(run_folder, photos, tmp_path):
+    run = Run.from_pretrained(run_folder)
+    asked = {"metrics": ("fd",), "seeds": 1, "cfg_scale": 1.0, "size": 20}
+    where = tmp_path / "samples.npz"
+    found = evaluate(run, options(tmp_path / "c", reference=photos, save_samples=where, **asked))
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(COUNT) % 10, cfg_scale=1.0, seed=0)
+        pictures = F.interpolate(run.tokenizer.decode(indices), (20, 20), mode="bicubic")
+    (saved,) = tmp_path.glob("samples-cfg*.npz")
+    expected = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(np.load(saved)["arr_0"], expected) and found["size"] == 20
+    with pytest.raises(ValueError, match="--size 20 is for samples that are compared with a --reference"):
+        evaluate(run, options(tmp_path / "c", **asked))
+
+
 def test_agreement_counts_samples_that_show_what_was_asked(run_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "AGREEMENT_SAMPLES", COUNT)
     run = Run.from_pretrained(run_folder)
@@ -590,6 +664,51 @@ def test_ssim_and_lpips_compare_reconstructions_with_originals(run_folder, monke
     assert not {"rfd", "fd"} & found.keys()
 
 
+def test_a_tokenizer_is_measured_on_pictures_resized_as_asked(teacher_folder, tmp_path):
+    batch = data.load("shapes", "val", 64).read(range(60))
+    for i, picture in enumerate(batch["image"]):
+        (tmp_path / "pictures" / f"kind{i % 2}").mkdir(parents=True, exist_ok=True)
+        file = tmp_path / "pictures" / f"kind{i % 2}" / f"{i}.png"
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    config = {"source": "folder", "stage": "imported", "arm": "x", "seed": 0, "parent": None, "classes": []}
+    write_json(
+        tmp_path / "run" / "config.json", config | {"recipe": {"teacher": str(teacher_folder), "tau": 0.1}}
+    )
+    Tokenizer(tiny.TOKENIZER).save_pretrained(tmp_path / "run" / "tokenizer")
+    run = Run.from_pretrained(tmp_path / "run")
+    for interpolation in ("bicubic", "bilinear"):
+        asked = options(
+            tmp_path,
+            folder=tmp_path / "pictures",
+            metrics=("l1", "fd"),
+            interpolation=interpolation,
+            batch_size=5,
+        )
+        evaluation = fidelity.Evaluation(run, asked)
+        files = [Path(evaluation.source._name(i)) for i in evaluation.numbers[0]]
+        resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[
+            interpolation
+        ]
+        originals = data.to_float(
+            torch.stack(
+                [
+                    torch.from_numpy(np.array(Image.open(file).resize((32, 32), resampling))).permute(2, 0, 1)
+                    for file in files
+                ]
+            )
+        )
+        again = data.to_float(to_uint8(run.tokenizer.reconstruct(originals)))
+        found = evaluate(run, asked)
+        assert found["l1"] == pytest.approx((again - originals).abs().mean().item(), rel=1e-5)
+        assert found.get("interpolation", "bicubic") == interpolation
+    assert len(list(tmp_path.glob("fd-*.npz"))) == 2 * len(evaluation.real)  # neither for the other
+    run.config["source"] = "digits"
+    with pytest.raises(
+        ValueError, match="--interpolation bilinear is for pictures in files; those of digits"
+    ):
+        fidelity.Evaluation(run, options(tmp_path, metrics=("l1",), interpolation="bilinear"))
+
+
 def test_a_tokenizer_s_run_has_no_samples_to_measure(run_folder, teacher_folder, tmp_path):
     folder = tmp_path / "tokenizer-run"
     config = json.loads((run_folder / "config.json").read_text())
@@ -668,6 +787,47 @@ def test_a_reference_is_read_in_every_format_that_a_data_set_may_have(tmp_path):
     assert red.tolist() == pytest.approx(expected, abs=3)  # some formats lose a little
 
 
+def test_gpic_s_statistics_are_a_reference_in_dinov2_s_features(
+    run_folder, small_inception, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(dinov2, "DIM", SmallDINOv2.dim)
+    run, real = Run.from_pretrained(run_folder), rows(60, 7) * 2
+    known = statistics_of(real)
+    arrays = {"dino_mu": known.mean, "dino_sigma": known.covariance, "key": np.array(["a", "b"])}
+    arrays |= {"dino_embeddings": real.half().numpy(), "tar_idx": np.array([0, 1])}
+    metrics = ("fd-dinov2", "prdc-dinov2", "mmd-dinov2")
+    asked = {"metrics": metrics, "seeds": 1, "cfg_scale": 1.0}
+    found = evaluate(run, options(tmp_path, reference=npz(tmp_path / "test_stats.npz", **arrays), **asked))
+    with torch.no_grad():
+        features = SmallDINOv2()(drawn(run, 0, 1.0))
+    real = real.half().float()
+    expected = {
+        "fd": frechet_distance(statistics_of(features), known),
+        "mmd": kernel_distance(features, real),
+    }
+    expected |= precision_recall_density_coverage(features, real)
+    assert {f"{k}_dinov2": pytest.approx([v], rel=1e-5) for k, v in expected.items()} == {
+        f"{k}_dinov2": found[f"{k}_dinov2"]["values"] for k in expected
+    }
+    del arrays["dino_embeddings"]  # as in a file of statistics alone
+    alone = npz(tmp_path / "alone.npz", **arrays)
+    assert "fd_dinov2" in evaluate(
+        run, options(tmp_path, reference=alone, **asked | {"metrics": metrics[:1]})
+    )
+    with pytest.raises(ValueError, match="only statistics for fd-dinov2; prdc-dinov2, mmd-dinov2 cannot be"):
+        evaluate(run, options(tmp_path, reference=alone, **asked))
+
+
+def test_pictures_are_compared_in_dinov2_s_features_and_their_points_kept(
+    run_folder, small_inception, photos, tmp_path
+):
+    run = Run.from_pretrained(run_folder)
+    asked = options(tmp_path, reference=photos, metrics=("prdc-dinov2", "mmd-dinov2"), seeds=1, cfg_scale=1.0)
+    first = evaluate(run, asked)
+    assert len(list(tmp_path.glob("*-dinov2-*.npz"))) == 2
+    assert evaluate(run, asked) == first and 0 <= first["coverage_dinov2"]["mean"] <= 1
+
+
 def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, small_inception, tmp_path):
     run = Run.from_pretrained(run_folder)
     a, b = statistics_of(rows(50, 6)), statistics_of(rows(50, 5))
@@ -689,6 +849,8 @@ def test_published_statistics_are_a_reference_for_fid_and_sfid_only(run_folder, 
     [
         ({"mu": np.zeros(2048)}, "holds mu"),
         ({"mu": np.zeros(100), "sigma": np.eye(100)}, r"\(100,\).*expected \(2048,\)"),
+        ({"dino_mu": np.zeros(100), "dino_sigma": np.eye(100)}, r"expected \(1024,\) .* of DINOv2 features"),
+        ({"dino_embeddings": np.zeros((5, 8))}, r"dino_embeddings is \(5, 8\), expected .* \(N, 1024\)"),
         ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "mu or sigma holds NaN"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "arr_0 is uint8"),
@@ -853,7 +1015,11 @@ def test_a_network_is_loaded_for_the_metrics_that_are_taken_in_it(small_inceptio
     def networks(*metrics: str) -> FeatureNetworks:
         return FeatureNetworks(metrics, tiny.teacher, EvaluationOptions(), torch.device("cpu"))
 
-    of_network = {"teacher": ("fd",), "dinov2": ("fd-dinov2",), "inception": ("fid", "sfid", "is", "pr")}
+    of_network = {
+        "teacher": ("fd",),
+        "dinov2": ("fd-dinov2", "prdc-dinov2", "mmd-dinov2"),
+        "inception": ("fid", "sfid", "is", "pr"),
+    }
     pictures = to_uint8(tiny.batch(size=2)[0])
     for network, metrics in of_network.items():
         for metric in metrics:

@@ -1,12 +1,15 @@
 """The loop: resuming after SIGKILL, damaged checkpoints, folders of other runs, divergence, validation."""
 
+import io
 import json
 import math
 import os
 import pickle
 import shutil
 import signal
+import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
+from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
 from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import build, checkpoints, loop, stages
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
@@ -233,6 +237,39 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
 
 
+class SmallInception(torch.nn.Module):
+    def __init__(self, weights: str | None, option: str):
+        super().__init__()
+        assert (weights, option) == ("inception.pth", "--set inception_weights=FILE")
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"fid": torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1)}
+
+
+def test_fid_is_measured_while_training_beside_fd(again, whole, teacher_folder, monkeypatch):
+    from gear_studio import data, sampling
+    from gear_studio.analysis.statistics import Moments, frechet_distance
+    from gear_studio.data.images import to_uint8
+    from gear_studio.models import inception
+
+    monkeypatch.setattr(inception, "Inception", SmallInception)
+    monkeypatch.setitem(inception.DIMS, "fid", 12)
+    measured = {"fd_every": 12, "fid_every": 6, "fd_samples": 40, "inception_weights": "inception.pth"}
+    run = train("generator", again, teacher_folder, out="measured", **measured)
+    steps, distances = run.series("val_fid")
+    assert steps.tolist() == [6, 12] and run.series("val_fd")[0].tolist() == [12]
+    source = data.load("digits", "val", 32)
+    real = source.read(data.choose_pictures(len(source), 40)[0])["image"]
+    with torch.no_grad():
+        indices = sampling.sample(run.generator, torch.arange(40) % 10, cfg_scale=1.0, seed=0)
+        moments = [Moments(12) for _ in range(2)]
+        for kept, pictures in zip(moments, (to_uint8(run.tokenizer.decode(indices)), real), strict=True):
+            kept.add(0, torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1))
+    assert distances[-1] == pytest.approx(frechet_distance(*(kept.result() for kept in moments)), rel=1e-3)
+    unmeasured = weights(whole / "generator")
+    assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
 @pytest.mark.parametrize(("how", "asked"), [("reference", {0: 1, 1: 3}), ("equal", {0: 2, 1: 2})])
 def test_samples_are_measured_in_the_proportions_of_the_pictures(
     tmp_path, teacher_folder, how, asked, monkeypatch
@@ -280,8 +317,11 @@ def test_no_distance_is_measured_where_nothing_is_sampled(again, teacher_folder)
     for name in ("warmup", "latent"):
         with pytest.raises(ValueError, match="fd_every=4 measures what a generator samples, and arm"):
             train(name, again, teacher_folder, out="never", fd_every=4)
-    with pytest.raises(ValueError, match="fd_every 3 is not a multiple of log_every 2"):
-        tiny.recipe(fd_every=3)
+    with pytest.raises(ValueError, match="fid_every=4 measures what a generator samples, and arm"):
+        train("warmup", again, teacher_folder, out="never", fid_every=4)
+    for name in ("fd_every", "fid_every"):
+        with pytest.raises(ValueError, match=f"{name} 3 is not a multiple of log_every 2"):
+            tiny.recipe(**{name: 3})
 
 
 def test_a_run_from_before_a_setting_came_is_continued_with_its_default(again, teacher_folder):
@@ -806,3 +846,26 @@ def test_optimizers_go_on_from_a_checkpoint_that_numbers_their_parameters(again,
     torch.save(state, path)
     train("joint", again, teacher_folder)
     assert_same_run(joint, whole / "joint")
+
+
+def test_every_stage_trains_and_is_measured_on_captions_alone(tmp_path, teacher_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "gpic_train_00000.tar", "w") as tar:  # KEY.json and KEY.png, as published
+        for i in range(40):
+            picture = io.BytesIO()
+            Image.new("RGB", (32, 32), (6 * i, 90, 255 - 6 * i)).save(picture, "PNG")
+            said = json.dumps({"caption": f"a red ring number {i}", "caption_type": "short"}).encode()
+            for kind, content in (("json", said), ("png", picture.getvalue())):
+                member = tarfile.TarInfo(f"{i:08}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    parent = None
+    for stage in ("warmup", "joint", "generator"):
+        recipe = tiny.recipe(teacher_folder, steps=2, log_every=2, checkpoint_every=2, validation_images=2)
+        training = Training("shards", stage, recipe=recipe, condition="caption", folder=tmp_path)
+        run = loop.train(replace(training, out=tmp_path / stage, parent=parent), progress=False)
+        parent = run.folder
+        assert run.finished and run.config["classes"] == []
+        assert math.isfinite(run.metrics[-1]["ntp" if stage != "warmup" else "l1"])
+        options = EvaluationOptions(samples=2, seeds=1, metrics=("fd",), batch_size=2, cache=tmp_path)
+        assert evaluate(run, options)["psnr"] > 0

@@ -335,11 +335,16 @@ def test_presets_encode_and_decode(name):
         assert latent.shape == (1, config.grid**2, config.code_dim)
         assert tokenizer.decode_codes(latent).shape == images.shape
         assert tokenizer.quantizer.codebook.shape == (config.codes, config.code_dim)
-    assert config.codes == {"small": 1024, "mini": 512}.get(name.split("-")[0], 16384)
+    small = {"small": 1024, "mini": 512}.get(name.split("-")[0], 16384)
+    assert config.codes == (256 if name == "lfq-8" else small)
 
 
 def test_the_small_presets_are_the_table_of_quantizers_at_two_sizes():
-    sizes = {name: (c.codes, c.code_dim, c.quantizer) for name, c in PRESETS.items() if "16" not in name}
+    sizes = {
+        name: (c.codes, c.code_dim, c.quantizer)
+        for name, c in PRESETS.items()
+        if not name.endswith(("-16", "-8"))
+    }
     assert sizes == {
         "small": (1024, 8, "vq"),
         "small-lfq": (1024, 10, "lfq"),

@@ -215,3 +215,19 @@ def test_classes_may_be_a_list_and_are_checked():
             sampling.sample(generator, wrong, seed=0)
     with pytest.raises(ValueError, match=r"condition is \['red ring'\]; .*Run.class_numbers"):
         sampling.sample(generator, ["red ring"], seed=0)
+
+
+@pytest.mark.parametrize("kind", ["class", "caption"])
+def test_guidance_ends_behind_the_token_that_is_named(gen, kind):
+    gen, asked = (gen, LABELS) if kind == "class" else (tiny.captioned(), tiny.captions([2, 5, 3]))
+    null = gen.condition.nulls(3)
+    for interval in (0, 5):
+        indices = sampling.sample(gen, asked, cfg_scale=4.0, temperature=0, cfg_interval=interval)
+        conditional, unconditional = full_logits(gen, indices, asked), full_logits(gen, indices, null)
+        guided = unconditional + 4.0 * (conditional - unconditional)
+        expected = torch.cat([guided[:, : interval + 2], conditional[:, interval + 2 :]], 1).argmax(-1)
+        assert torch.equal(indices, expected) and not torch.equal(expected, guided.argmax(-1))
+    whole = sampling.sample(gen, asked, cfg_scale=4.0, seed=3)
+    assert torch.equal(sampling.sample(gen, asked, cfg_scale=4.0, seed=3, cfg_interval=14), whole)
+    with pytest.raises(ValueError, match="cfg_interval is -1"):
+        sampling.sample(gen, asked, cfg_interval=-1)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import os
 import tarfile
 import warnings
@@ -21,7 +22,8 @@ from gear_studio.data.shards import Shards
 from gear_studio.data.source import Ordered
 
 PER_SHARD = 12
-COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size", "whole"}
+COLUMNS = {"offset", "size", "label", "key", "text_offset", "text_size", "whole", "odd_label"}
+COLUMNS |= {"json_offset", "json_size", "json_kind", "json_kinds"}
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +192,7 @@ def test_class_names_come_from_a_file(six):
 
 def test_what_cannot_be_used_says_why(tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="no shards in .*none; expected a folder of .tar files or a pattern"):
+    with pytest.raises(ValueError, match="no shards in .*none; expected a folder of .tar files, a pattern"):
         Shards(tmp_path / "none")
     with pytest.raises(ValueError, match="no shards in .*none/a"):
         Shards(tmp_path / "none" / "a*.tar")
@@ -455,6 +457,116 @@ def test_captions_come_from_the_txt_beside_the_picture(tmp_path):
 
 
 def test_shards_without_captions_say_so(six):
-    with pytest.raises(ValueError, match="no sample for train has a caption; expected KEY.txt"):
+    with pytest.raises(
+        ValueError, match='no sample .* has a caption; expected KEY.txt, or KEY.json with a text "caption"$'
+    ):
         with pytest.warns(UserWarning, match="passed over"):
             data.load("shards", folder=six, captions=True)
+
+
+# Captions in KEY.json, and mixtures
+
+
+def captioned(path: Path, numbers: range, in_txt: bool = False) -> Path:
+    """A shard as GPIC's, .jpg and .png with the caption in KEY.json; or as BLIP3o's, with KEY.txt."""
+    content = {}
+    for i in numbers:
+        said = {"caption": f"short {i}", "caption_type": "short", "long": f"long {i}", "width": 40}
+        content[f"{i:04}.json"] = json.dumps(said).encode()
+        content[f"{i:04}.png" if i % 3 == 0 and not in_txt else f"{i:04}.jpg"] = (
+            blank("red") if i % 3 == 0 and not in_txt else jpeg(i)
+        )
+        if in_txt:
+            content[f"{i:04}.txt"] = f"text {i}".encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return plain(path, content)
+
+
+def told(source: Shards) -> set[str]:
+    return set(source.read(range(len(source)))["caption"])
+
+
+def mixture(tmp_path: Path, *parts: dict) -> Path:
+    (tmp_path / "mix.json").write_text(json.dumps({"mixture": parts}))
+    return tmp_path / "mix.json"
+
+
+def test_captions_inside_the_json_are_taken_where_there_is_no_txt(tmp_path):
+    captioned(tmp_path / "gpic" / "0.tar", range(24))
+    parts = [Shards(tmp_path / "gpic", split, captions=True) for split in ("train", "val")]
+    assert set.union(*map(told, parts)) == {f"short {i}" for i in range(24)}
+    assert parts[0].classes == [] and not set(parts[0].read(range(3))["label"].tolist()) - {0}
+    captioned(tmp_path / "blip3o" / "0.tar", range(24), in_txt=True)
+    assert all(caption.startswith("text ") for caption in told(Shards(tmp_path / "blip3o", captions=True)))
+    with pytest.raises(ValueError, match="24 of 24 samples have no label.*--condition caption"):
+        Shards(tmp_path / "gpic")
+
+
+def test_a_json_that_is_no_object_costs_a_caption_and_not_the_run(tmp_path):
+    made = {
+        f"{i}.{kind}": b"[1]" if kind == "json" else jpeg(i) for i in range(3) for kind in ("jpg", "json")
+    }
+    made["2.json"], made["2.cls"] = b'{"caption": "two"}', b"cat"
+    plain(tmp_path / "a.tar", made)
+    with pytest.warns(UserWarning, match="passed over"):
+        assert told(Shards(tmp_path, "train", captions=True)) == {"two"}
+    with pytest.raises(ValueError, match=r"0.json says b'\[1\]'; expected a class number"):
+        Shards(tmp_path)
+
+
+def test_the_field_of_captions_is_chosen_by_name(tmp_path):
+    captioned(tmp_path / "a" / "0.tar", range(20), in_txt=True)
+    for field, word in (("json.long", "long"), ("json.caption", "short"), ("txt", "text")):
+        path = mixture(tmp_path, {"shards": "a", "caption": field})
+        assert {caption.split()[0] for caption in told(Shards(path, captions=True))} == {word}
+    other = Shards(path, captions=True).identity()
+    assert other != Shards(mixture(tmp_path, {"shards": "a"}), captions=True).identity()
+    with pytest.raises(
+        ValueError, match="expected KEY.json with a text \"wide\"; .* are 'caption', .*'long'"
+    ):
+        with pytest.warns(UserWarning, match="passed over"):
+            Shards(mixture(tmp_path, {"shards": "a", "caption": "json.wide"}), captions=True)
+
+
+def test_sources_are_mixed_by_weight_all_along(tmp_path):
+    captioned(tmp_path / "gpic" / "0.tar", range(200))
+    captioned(tmp_path / "blip3o" / "0.tar", range(20), in_txt=True)
+    parts = {"shards": "gpic", "weight": 1}, {"shards": str(tmp_path / "blip3o"), "weight": 3}
+    source = Shards(mixture(tmp_path, *parts), captions=True, image_size=8)
+    assert len(source) == 190 + 19
+    order = source.order(np.random.default_rng(0))
+    small = np.flatnonzero(source._part == 1)
+    counts = np.bincount(order, minlength=209)
+    assert len(order) == 209 and counts[small].sum() == 157 and set(counts[small]) == {8, 9}
+    assert counts[source._part == 0].max() == 1
+    for tenth in np.split(order[:200], 5):  # and not one source after the other
+        assert 24 <= np.isin(tenth, small).sum() <= 36
+    assert set(source.read(order[:8].tolist())["caption"]) <= {
+        *(f"short {i}" for i in range(200)),
+        *(f"text {i}" for i in range(20)),
+    }
+
+
+def test_without_weights_every_sample_of_a_mixture_comes_once(tmp_path):
+    captioned(tmp_path / "a" / "0.tar", range(30))
+    captioned(tmp_path / "b" / "0.tar", range(10), in_txt=True)
+    source = Shards(mixture(tmp_path, {"shards": "a"}, {"shards": "b/{0..0}.tar"}), captions=True)
+    assert sorted(source.order(np.random.default_rng(0)).tolist()) == list(range(len(source)))
+    assert len(told(source)) == len(source) == 29 + 9
+
+
+def test_a_mixture_that_says_nothing_useful_is_refused_in_words(tmp_path):
+    write(tmp_path / "a" / "0.tar", range(4))
+
+    def refused(match: str, *parts) -> None:
+        with pytest.raises(ValueError, match=f"mix.json.*{match}"):
+            Shards(mixture(tmp_path, *parts))
+
+    refused("lists no shards")
+    refused("is no part of a mixture", {"folder": "a"})
+    refused("is no part of a mixture", {"shards": "a", "prob": 1})
+    refused("weight is 0; it must be a number above 0", {"shards": "a", "weight": 0})
+    refused('caption is \'long\'; expected "txt" or "json.NAME"', {"shards": "a", "caption": "long"})
+    refused("gives a weight to some", {"shards": "a", "weight": 1}, {"shards": "a"})
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        Shards(tmp_path / "none.json")

@@ -117,19 +117,47 @@ def test_the_paper_s_sizes(name, grid, size):
     assert Teacher.random(0, name, grid).config.image_size == size
 
 
-@pytest.mark.parametrize("size", [96, 40])
-def test_pictures_are_resized_and_normalised_as_pillow_and_arithmetic_have_it(size):
-    teacher = copy.deepcopy(_teacher("clip-b"))
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def shown(teacher: Teacher, image: Tensor) -> Tensor:
+    """What the encoder is given."""
     seen = []
-    teacher.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    image = pictures(size, 1)
+    handle = teacher.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     teacher(image)
-    for channel, (mean, std) in enumerate(
-        zip((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), strict=True)
-    ):
-        unit = (image[0, channel].numpy() + 1) / 2
+    handle.remove()
+    return seen[0]
+
+
+def keys_cubic(places: np.ndarray) -> np.ndarray:
+    """The cubic convolution kernel that reaches over two pixels, a = -0.75."""
+    d = np.abs(places)
+    near, far = (1.25 * d - 2.25) * d * d + 1, ((-0.75 * d + 3.75) * d - 6) * d + 3
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+@pytest.mark.parametrize("size", [96, 40, 64])
+def test_published_vits_see_pictures_resized_without_antialiasing_as_released(size):
+    image = pictures(size, 1)
+    places = (np.arange(64) + 0.5) * size / 64 - 0.5  # in pixels of the picture, whose edge goes on
+    weights = np.zeros((64, size))
+    for offset in range(-1, 3):
+        pixel = np.floor(places) + offset
+        at = pixel.clip(0, size - 1).astype(int)
+        np.add.at(weights, (np.arange(64), at), keys_cubic(places - pixel))
+    found = shown(copy.deepcopy(_teacher("clip-b")), image)
+    for channel, (mean, std) in enumerate(zip(CLIP_MEAN, CLIP_STD, strict=True)):
+        unit = (image[0, channel].double().numpy() + 1) / 2
+        np.testing.assert_allclose(found[0, channel], (weights @ unit @ weights.T - mean) / std, atol=5e-5)
+
+
+@pytest.mark.parametrize("size", [96, 40])
+def test_the_small_world_s_teachers_see_pictures_resized_as_pillow_does(size):
+    image, found = pictures(size, 1), shown(Teacher.random(0), pictures(size, 1))
+    for channel in range(3):
+        unit = image[0, channel].numpy()
         resized = Image.fromarray(unit, mode="F").resize((64, 64), Image.Resampling.BICUBIC)
-        np.testing.assert_allclose(seen[0][0, channel], (np.asarray(resized) - mean) / std, atol=2e-5)
+        np.testing.assert_allclose(found[0, channel], np.asarray(resized), atol=2e-5)
 
 
 def test_position_embeddings_are_resampled_and_prefix_positions_kept():
@@ -173,8 +201,8 @@ def rotated(x: Tensor, grid: int, prefix: int) -> Tensor:
     return torch.cat([x[..., :prefix, :], turned], -2)
 
 
-def by_hand(name: str, teacher: Teacher, images: Tensor) -> list[Tensor]:
-    """Normed patches after each block, from the weights alone. images: of the teacher's own size."""
+def by_hand(name: str, teacher: Teacher, images: Tensor, normed: bool = True) -> list[Tensor]:
+    """Patches after each block, from the weights alone. images: of the teacher's own size."""
     p = {key: value.double() for key, value in teacher.encoder.state_dict().items()}
     eps = 1e-5 if name in ("clip-b", "dinov3-s") else 1e-6
     patch, dim, prefix, _ = FAMILIES[name]
@@ -210,7 +238,7 @@ def by_hand(name: str, teacher: Teacher, images: Tensor) -> list[Tensor]:
             y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
         y = linear(y, p, b + "mlp.fc2")
         x = x + y * p.get(b + "ls2.gamma", p.get(b + "gamma_2", 1))
-        answers.append(layer_norm(x, p, "norm", eps)[:, prefix:])
+        answers.append((layer_norm(x, p, "norm", eps) if normed else x)[:, prefix:])
     return answers
 
 
@@ -222,7 +250,25 @@ def test_features_are_the_normed_patches_of_the_asked_blocks(name):
     blocks = [teacher.depth, 1, teacher.depth]
     for found, block in zip(teacher.features(images, blocks), blocks, strict=True):
         torch.testing.assert_close(found.double(), expected[block - 1], atol=2e-4, rtol=2e-4)
-    assert torch.equal(teacher(images), teacher.features(images, [teacher.depth])[0])
+    *seen, own = teacher.features(images, [1, teacher.depth], own=True)
+    assert torch.equal(teacher(images), own)
+    if name == "clip-b":  # released code leaves its last norm out
+        expected = by_hand(name, teacher, images, normed=False)
+    torch.testing.assert_close(own.double(), expected[-1], atol=5e-4, rtol=5e-4)
+    assert torch.equal(own, seen[-1]) == (name != "clip-b")
+
+
+@pytest.mark.parametrize("name", ["dinov2-s-reg", "clip-b"])
+def test_an_inner_block_is_taken_as_it_is(name):
+    teacher = _teacher(name)
+    inner = Teacher(teacher.config, copy.deepcopy(teacher.encoder), teacher.grid, name, block=1)
+    images = pictures(teacher.config.image_size)
+    expected = by_hand(name, teacher, images, normed=False)[0]
+    torch.testing.assert_close(inner(images).double(), expected, atol=2e-4, rtol=2e-4)
+    assert torch.equal(inner.features(images, [2])[0], teacher.features(images, [2])[0])
+    assert "block 1 of 2" in inner.note
+    with pytest.raises(ValueError, match="teacher_block is 3; teacher .* has blocks 1 to 2"):
+        Teacher(teacher.config, copy.deepcopy(teacher.encoder), teacher.grid, name, block=3)
 
 
 def test_a_norm_that_follows_the_pooling_is_found_all_the_same():
@@ -558,6 +604,30 @@ def test_a_training_goes_on_with_a_teacher_that_lies_elsewhere_by_now(
     write_json(tmp_path / "run" / "record.json", record | {"finished": False})
     run = loop.train(training(new), progress=False)
     assert run.finished and run.teacher.grid == 4  # it is found where it lies now
+
+
+def test_a_recipe_s_block_is_what_training_and_its_run_align_with(tmp_path, teacher_folder):
+    recipe = tiny.recipe(teacher_folder, teacher_block=1, steps=2)
+    run = loop.train(Training("digits", "warmup", recipe=recipe, out=tmp_path / "w"), progress=False)
+    joint = Training("digits", "joint", "gear", recipe, out=tmp_path / "j", parent=run.folder)
+    run = loop.train(joint, progress=False)
+    images = pictures(32)
+    whole = Teacher.from_pretrained(teacher_folder, run.tokenizer.grid)
+    (raw,) = whole.encoder.forward_intermediates(
+        images, indices=[0], norm=False, output_fmt="NLC", intermediates_only=True
+    )
+    assert run.teacher.block == 1 and torch.equal(run.teacher(images), raw)
+    assert not torch.allclose(raw, whole(images))
+    stage = tiny.stage("joint", "gear", perceptual_blocks=(1, 2))
+    stage.teacher.block, stage.teacher.normed = 1, False
+    seen, targets = stage.ask_teachers(images)
+    assert len(seen) == 2 and torch.equal(targets[0], stage.teacher(images))
+
+
+@pytest.mark.parametrize("name", ["vjepa2.1-b", "timm:vit_base_patch16_vjepa21"])
+def test_v_jepa_says_that_no_installed_package_has_it(name):
+    with pytest.raises(FileNotFoundError, match=f"{name}.*timm .* has no V-JEPA.*not V-JEPA 2.1.*timm:NAME"):
+        Teacher.from_pretrained(name, 4)
 
 
 def test_a_run_s_target_is_the_normed_features(tmp_path, teacher_folder):

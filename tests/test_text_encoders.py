@@ -1,5 +1,7 @@
 """Text encoders, prompts and prompt files, and training on captions from end to end."""
 
+import importlib.util
+import io
 import json
 import shutil
 import sys
@@ -16,11 +18,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gear_studio import Run, cli, data
+from gear_studio.analysis import reference
 from gear_studio.data import prompts, shapes
 from gear_studio.models import text_encoders
 from gear_studio.models.text_encoders import Words
 from gear_studio.training import build, loop, recipes, run_folder, stages
 from gear_studio.training.request import Training
+
+needs_pyarrow = pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed"
+)
 
 # Of the hash of "red" and of the empty word.
 RED = [-1, -1, -1, 1, -1, -1, 1, -1, 1, -1, 1, 1, -1, -1, 1, -1]
@@ -256,6 +263,126 @@ def test_prompt_files_of_every_kind(tmp_path):
     ]
 
 
+def test_prompt_files_as_wise_dpg_bench_and_gpic_publish_them(tmp_path):
+    listed = [
+        {"Prompt": f"prompt {i}", "Explanation": "why", "Category": "Biology", "prompt_id": i}
+        for i in (12, 9, 640)
+    ]
+    wise = tmp_path / "data_verified"
+    wise.mkdir()
+    (wise / "natural_science_verified.json").write_text(json.dumps(listed[:2]))
+    (wise / "cultural_verified.json").write_text(json.dumps(listed[2:]))
+    (wise / "merge.json").write_text(json.dumps(listed))  # the same again, as published beside them
+    found = prompts.read_prompts(wise)
+    assert {(p.name, p.text, p.pictures) for p in found} == {
+        ("9", "prompt 9", 1),
+        ("12", "prompt 12", 1),
+        ("640", "prompt 640", 1),
+    }
+    assert [p.name for p in prompts.read_prompts(wise / "merge.json")] == ["9", "12", "640"]
+    (tmp_path / "dpg.json").write_text(json.dumps({"226.txt": "a long\nprompt", "partiprompts7.txt": "b"}))
+    found = prompts.read_prompts(tmp_path / "dpg.json")
+    assert [(p.name, p.text, p.pictures) for p in found] == [
+        ("226", "a long prompt", 4),
+        ("partiprompts7", "b", 4),
+    ]
+    lines = [{"key": f"k{i}", "caption": f"caption {i}", "caption_type": "short"} for i in range(2)]
+    (tmp_path / "gpic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = prompts.read_prompts(tmp_path / "gpic.jsonl")
+    assert [(p.name, p.text, p.pictures, p.metadata) for p in found] == [
+        ("000000", "caption 0", 1, {}),
+        ("000001", "caption 1", 1, {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held", "complaint"),
+    [
+        ('{"../up.txt": "a"}', "'../up' is no file's name"),
+        ('{"a.txt": 1}', "what it names no text"),
+        ('[{"Prompt": "a"}]', "holds no prompts .*expected {file name: prompt} as DPG-Bench"),
+        ('[{"Prompt": "a", "prompt_id": 1}, {"Prompt": "b", "prompt_id": 1}]', "1 names two prompts"),
+        ("{", "holds no prompts"),
+    ],
+)
+def test_a_json_that_is_no_benchmark_s_is_refused(held, complaint, tmp_path):
+    (tmp_path / "a.json").write_text(held)
+    with pytest.raises(ValueError, match=complaint):
+        prompts.read_prompts(tmp_path / "a.json")
+
+
+class Rows:
+    """In the place of pyarrow's ParquetFile: a file of two row groups, as JSON."""
+
+    def __init__(self, file: Path):
+        self.rows = json.loads(file.read_text())
+        self.schema_arrow = SimpleNamespace(names=list(self.rows[0]))
+        self.num_row_groups = 2
+
+    def _group(self, number: int) -> list[dict]:
+        return self.rows[:2] if number == 0 else self.rows[2:]
+
+    @property
+    def metadata(self):
+        return SimpleNamespace(row_group=lambda number: SimpleNamespace(num_rows=len(self._group(number))))
+
+    def read_row_group(self, number: int, columns: list[str]):
+        (name,) = columns
+        held = [row[name] for row in self._group(number)]
+        if name == "image":
+            held = [{"bytes": bytes.fromhex(each["bytes"]), "path": "a.jpg"} for each in held]
+        return SimpleNamespace(column=lambda _: SimpleNamespace(to_pylist=lambda: held))
+
+
+def coco(folder: Path, real: bool) -> list[torch.Tensor]:
+    """Five pictures with captions in two .parquet files, as COCO2017-Val is published. Returns the pictures.
+    real: by pyarrow, else as `Rows` reads them."""
+    folder.mkdir()
+    pictures, rows = [], []
+    for i in range(5):
+        stored = io.BytesIO()
+        Image.new("RGB", (40, 30), (40 * i, 0, 90)).save(stored, "PNG")
+        pictures.append(torch.tensor([40 * i, 0, 90]))
+        rows.append({"image": {"bytes": stored.getvalue(), "path": f"{i}.png"}, "caption": f"caption\n {i}"})
+    for name, part in (("a.parquet", rows[:3]), ("b.parquet", rows[3:])):
+        if real:
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / name, row_group_size=2)
+        else:
+            held = [row | {"image": {"bytes": row["image"]["bytes"].hex()}} for row in part]
+            (folder / name).write_text(json.dumps(held))
+    return pictures
+
+
+@pytest.mark.parametrize(
+    "real", [False, pytest.param(True, marks=needs_pyarrow)], ids=["stand-in", "pyarrow"]
+)
+def test_coco_s_parquet_holds_prompts_and_their_pictures(real, tmp_path, monkeypatch):
+    if not real:
+        module = SimpleNamespace(ParquetFile=Rows)
+        monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=module))
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    pictures = coco(tmp_path / "coco", real)
+    found = prompts.read_prompts(tmp_path / "coco")
+    assert [(p.name, p.text, p.pictures) for p in found] == [
+        (f"{i:06d}", f"caption {i}", 1) for i in range(5)
+    ]
+    opened = reference.open_reference(tmp_path / "coco", 16)
+    assert opened.count == 5 and opened.name == str(tmp_path / "coco")
+    batch = opened.read(range(1, 5))
+    assert batch.shape == (4, 3, 16, 16) and torch.equal(batch[:, :, 0, 0], torch.stack(pictures[1:]).byte())
+    assert reference.open_reference(tmp_path / "coco", 32).fingerprint != opened.fingerprint
+
+
+def test_parquet_says_which_package_reads_it(tmp_path, monkeypatch):
+    coco(tmp_path / "coco", real=False)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"coco holds .parquet files.*pyarrow.*\[parquet\]"):
+        prompts.read_prompts(tmp_path / "coco")
+
+
 def test_what_is_no_prompt_file_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="no prompts at .*; expected a .jsonl of GenEval"):
         prompts.read_prompts(tmp_path / "missing")
@@ -397,6 +524,15 @@ def test_train_sample_and_evaluate_by_command(tmp_path, monkeypatch, capsys):
     assert grid.shape == (128, 128, 3)  # two by two
     first = np.asarray(Image.open("geneval/00000/samples/0000.png"))
     assert np.array_equal(grid[:64, :64], first)  # the same prompt, the same random numbers
+    wise = [{"Prompt": prompt, "prompt_id": i} for i, prompt in ((7, "a star"), (3, "a red ring"))]
+    Path("wise.json").write_text(json.dumps(wise))
+    command("sample", run, "--prompts", "wise.json", "--size", 96, "--out", "wise-out")
+    assert sorted(path.name for path in Path("wise-out").iterdir()) == ["3.png", "7.png"]
+    enlarged = Image.fromarray(first).resize((96, 96), Image.Resampling.BICUBIC)
+    found = np.asarray(Image.open("wise-out/3.png")).astype(int)
+    assert abs(found - np.asarray(enlarged)).max() <= 2  # drawn in another batch
+    with pytest.raises(SystemExit, match="--size 96 is for the pictures of --prompts"):
+        command("sample", run, "--prompt", "a ring", "--size", 96, "--out", "x.png")
     with pytest.raises(SystemExit, match="is asked in words; say what to show with --prompt"):
         command("sample", run, "--out", "x.png")
     with pytest.raises(SystemExit, match="no generator that takes captions; train one with --condition"):

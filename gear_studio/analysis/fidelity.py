@@ -31,9 +31,16 @@ from gear_studio.analysis.metrics import METRICS, EvaluationOptions
 from gear_studio.analysis.networks import FeatureNetworks
 from gear_studio.analysis.reconstruction import psnr, ssim
 from gear_studio.analysis.reference import Reference, StatisticsCache, open_reference, reference_of
-from gear_studio.analysis.statistics import frechet_distance, precision_recall, split_among_processes
+from gear_studio.analysis.statistics import (
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    precision_recall_density_coverage,
+    split_among_processes,
+)
 from gear_studio.data import PATIENCE, choose_pictures
 from gear_studio.data.images import to_uint8
+from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
@@ -42,7 +49,7 @@ from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.perceptual import LPIPS
-from gear_studio.models.teachers import Teacher
+from gear_studio.models.teachers import Teacher, to_size
 from gear_studio.runs import Run
 
 REFERENCE_POINTS = 10_000  # real pictures that precision and recall look at, as in the ADM evaluator
@@ -93,6 +100,9 @@ class Evaluation:
         self.clip: clipscore.CLIPScore | None = None
         if "clipscore" in options.metrics:
             self.clip = clipscore.CLIPScore(options.clip or clipscore.MODEL).to(self.device)
+        self.drawing: dict = {
+            name: getattr(options, name) for name in ("cfg_interval", "temperature", "top_k", "top_p")
+        }
         self.source: data.Source | None = None
         self.numbers: list[list[int]] = []
         self.real: list[Reference] = []
@@ -106,9 +116,16 @@ class Evaluation:
                 "val",
                 size,
                 folder,
-                captions=encoder is not None,
+                captions=bool(run.config["recipe"].get("text_encoder")),
                 combinations="seen" if held_out else "all",
             )
+            if options.interpolation != "bicubic":
+                if not isinstance(self.source, PictureFiles):
+                    raise InputError(
+                        f"--interpolation {options.interpolation} is for pictures in files; those of "
+                        f"{self.source.name} are not resized, leave it out"
+                    )
+                self.source.interpolation = options.interpolation
             count = min(options.samples, len(self.source))
             self.numbers = choose_pictures(len(self.source), count)
             self.real = [reference_of(self.source, numbers) for numbers in self.numbers]
@@ -208,6 +225,11 @@ class Evaluation:
                 figures[metric.replace("-", "_")] = frechet_distance(summary, real[metric])
             elif metric == "is":
                 figures["is"] = summary
+            elif metric == "mmd-dinov2":
+                figures["mmd_dinov2"] = kernel_distance(summary, real[metric].to(summary.device))
+            elif metric == "prdc-dinov2":
+                overlap = precision_recall_density_coverage(summary, real[metric].to(summary.device))
+                figures |= {f"{name}_dinov2": share for name, share in overlap.items()}
             else:
                 figures |= precision_recall(summary, real["pr"].to(summary.device))
         return figures
@@ -240,6 +262,8 @@ class Evaluation:
                 pictures = to_uint8(self.tokenizer.decode(indices))
                 reconstruction = data.to_float(pictures)
                 of_each = {"psnr": psnr(reconstruction, images)}
+                if "l1" in self.options.metrics:
+                    of_each["l1"] = (reconstruction - images).abs().flatten(1).mean(1)
                 if "ssim" in self.options.metrics:
                     of_each["ssim"] = ssim(reconstruction, images)
                 if lpips:
@@ -289,7 +313,7 @@ class Evaluation:
     def count_classes(self, reference: Reference) -> list[int] | None:
         """How often samples are to be asked for each class, to be as the reference is; None: equally."""
         classes = self.run.config["classes"]
-        if self.options.classes == "equal":
+        if self.options.classes != "reference":
             return None
         if self.options.reference is None:
             balanced = data.find_source(self.run.config["source"]).balanced
@@ -298,14 +322,19 @@ class Evaluation:
         return [found[name] for name in classes] if found and found.keys() <= set(classes) else None
 
     def draw_samples(
-        self, count: int, scale: float, seed: int, conditions: Conditions
+        self, count: int, scale: float, seed: int, conditions: Conditions, size: int | None = None
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """This process's share of `count` samples: number of the first, uint8 pictures, their condition."""
+        """This process's share of `count` samples: number of the first, uint8 pictures, their condition.
+        size: pixels along a side that they are resized to, as released: without antialiasing."""
         generator = self.run.generator.to(self.device)
         for part in split_among_processes(count, self.batch_size, self.accelerator):
             condition = conditions.for_samples(part).to(self.device)
-            indices = sampling.sample(generator, condition, cfg_scale=scale, seed=seed, first=part.start)
-            yield part.start, to_uint8(self.tokenizer.decode(indices)), condition
+            indices = sampling.sample(
+                generator, condition, cfg_scale=scale, seed=seed, first=part.start, **self.drawing
+            )
+            pictures = self.tokenizer.decode(indices)
+            pictures = to_size(pictures, size, antialias=False) if size else pictures
+            yield part.start, to_uint8(pictures), condition
 
     def score_captions(self, batches: Batches, scores: Tensor) -> Batches:
         """The same batches. Each picture's CLIPScore with its caption is put into `scores`, by its number."""
@@ -322,7 +351,7 @@ class Evaluation:
         with_reference = [metric for metric in metrics if METRICS[metric].needs_reference]
         count = options.samples
         if options.reference:
-            reference = open_reference(options.reference, self.tokenizer.config.image_size)
+            reference = open_reference(options.reference, options.size or self.tokenizer.config.image_size)
         else:
             reference, count = self.real[0], self.real[0].count
         real = self.summarise_reference(reference, with_reference)
@@ -330,9 +359,11 @@ class Evaluation:
         conditions: Conditions | None = self.captions
         if conditions is None:
             counts = self.count_classes(reference)
-            conditions = ClassLabels(len(self.run.config["classes"]), counts)
-            result["classes"] = "equal" if counts is None else "reference"
-        for suffix, scale in {"": 1.0, "_guided": options.cfg_scale}.items():
+            at_random = options.classes == "random"
+            conditions = ClassLabels(len(self.run.config["classes"]), counts, at_random)
+            result["classes"] = "random" if at_random else "equal" if counts is None else "reference"
+        scales = {"": 1.0} | ({"_guided": options.cfg_scale} if options.cfg_scale != 1 else {})
+        for suffix, scale in scales.items():
             figures = [
                 self.measure_draw(metrics, count, scale, seed, real, conditions)
                 for seed in range(options.seeds)
@@ -340,6 +371,10 @@ class Evaluation:
             for name in figures[0]:
                 result[name + suffix] = spread_of([of_seed[name] for of_seed in figures])
         result["cfg_scale"] = options.cfg_scale
+        if options.size:
+            result["size"] = options.size
+        if told := {k: v for k, v in self.drawing.items() if v != getattr(EvaluationOptions, k)}:
+            result["drawing"] = told
         if self.judge and self.captions is None:
             result["class_agreement"] = {
                 f"{scale:g}": self.measure_class_agreement(scale) for scale in AGREEMENT_SCALES
@@ -358,13 +393,14 @@ class Evaluation:
         conditions: Conditions,
     ) -> dict[str, float]:
         """Figures of the samples of one seed at one guidance scale. real: summaries of the reference."""
-        samples = self.draw_samples(count, scale, seed, conditions)
+        samples = self.draw_samples(count, scale, seed, conditions, self.options.size)
         batches: Batches = ((start, pictures) for start, pictures, _ in samples)
         series = None
         if self.options.save_samples and seed == 0:
             path = self.options.save_samples
             path = path.with_name(f"{path.stem}-cfg{scale}{path.suffix}")
-            series = Series(path, count, self.tokenizer.config.image_size, self.accelerator)
+            size = self.options.size or self.tokenizer.config.image_size
+            series = Series(path, count, size, self.accelerator)
             batches = save_batches(batches, series)
         scores = torch.zeros(count, device=self.device)
         if self.clip:
@@ -427,15 +463,18 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     Of any Run: samples, the pictures behind every figure; samples_asked, where there are fewer than that;
     where asked for, likeness to the teacher (`analysis.likeness`), on the Run's own held-out pictures.
 
-    Of a tokenizer, on `samples` held-out pictures: psnr (dB), ssim, lpips, the distances of reconstructions
-    (rfd, rfd_dinov2, rfid, rsfid) and codebook statistics. real_fd and so on are the distances of as many
-    other real pictures: what counting noise alone gives.
+    Of a tokenizer, on `samples` held-out pictures: psnr (dB), l1, ssim, lpips, the distances of
+    reconstructions (rfd, rfd_dinov2, rfid, rsfid) and codebook statistics. real_fd and so on are the
+    distances of as many other real pictures: what counting noise alone gives.
 
-    Of a generator, without guidance and (`_guided`) with it, over sampling seeds 0..seeds-1: fd, fd_dinov2,
-    fid, sfid, is, precision and recall of samples. Its tokenizer's rfd is the floor.
+    Of a generator, without guidance and (`_guided`, where cfg_scale is not 1) with it, over sampling seeds
+    0..seeds-1: fd, fd_dinov2, fid, sfid, is, precision and recall (with _dinov2 in DINOv2's features, with
+    density and coverage, and mmd_dinov2) of samples. Its tokenizer's rfd is the
+    floor.
     Of one on class labels: classes, how often samples were asked for each: "reference", in the proportions of
-    the pictures they are compared with, or "equal", where asked so, where the source's classes are equally
-    likely, and where the reference does not tell its classes.
+    the pictures they are compared with; "equal", in turn, where asked so, where the source's classes are
+    equally likely, and where the reference does not tell its classes; or "random", where asked so.
+    drawing: temperature, top_k, top_p and cfg_interval, where they are not the defaults.
     Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed in
     which the judge sees the class asked for; judge_accuracy says how often it is right on real pictures and
     on their reconstructions.
@@ -459,6 +498,8 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
         result |= {"teacher": name, "teacher_note": teacher.note}
     if evaluation.clip:
         result["clip"] = options.clip or clipscore.MODEL
+    if options.interpolation != "bicubic":
+        result["interpolation"] = options.interpolation
     if options.prompts:
         result["prompts_file"] = str(options.prompts)
     if evaluation.source is not None:

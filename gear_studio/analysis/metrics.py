@@ -12,7 +12,7 @@ from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
 from gear_studio.errors import InputError
-from gear_studio.ranges import Count, Number, Several, check
+from gear_studio.ranges import Count, Mass, Natural, NonNegative, Number, Pixels, Several, check
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ METRICS = {
     "sfid": Metric("Frechet distance in Inception's spatial features", "inception", Moments),
     "is": Metric("Inception Score", "inception", Predictions),
     "pr": Metric("precision and recall in Inception's features", "inception", Points),
+    "prdc-dinov2": Metric("precision, recall, density, coverage in DINOv2's features", "dinov2", Points),
+    "mmd-dinov2": Metric("kernel distance (MMD) in DINOv2's features", "dinov2", Points),
     "clipscore": Metric("of a generator on captions, samples with their captions, by CLIP"),
+    "l1": Metric("mean absolute difference of reconstructions, of pixels in [-1, 1]"),
     "ssim": Metric("structural similarity of reconstructions"),
     "lpips": Metric("perceptual distance of reconstructions, by VGG-16"),
     "likeness": Metric("CKA and CKNNA of tokenizer and generator with the teacher"),
@@ -65,7 +68,15 @@ class EvaluationOptions:
     seeds: Count = 3
     """Sampling seeds, for the spread."""
     cfg_scale: Number = 1.5
-    """Guidance scale of the guided figures."""
+    """Guidance scale of the guided figures; 1: there are none."""
+    cfg_interval: Natural | None = None
+    """Where guidance ends, as `sample --cfg-interval` takes it. Default: all tokens are guided."""
+    temperature: NonNegative = 1.0
+    """Of samples; 0 is greedy."""
+    top_k: Natural = 0
+    """Samples keep the k likeliest codes; 0 keeps all."""
+    top_p: Mass = 1.0
+    """Samples keep the likeliest codes of this mass; 1 keeps all."""
     metrics: Annotated[
         tuple[MetricName, ...],
         Doc(
@@ -73,18 +84,25 @@ class EvaluationOptions:
             + ". PSNR and codebook statistics always come."
         ),
     ] = ("fd",)
+    size: Pixels | None = None
+    """Pixels along a side that samples are resized to before they are compared with a --reference: 256, where
+    a model of 512 px is compared with statistics of 256. Default: they stay as they are."""
     prompts: Path | None = None
     """What samples are asked for, in turn, instead of the captions of held-out images: a file or folder as
     `sample --prompts` takes. Distances are then best taken to a --reference."""
-    classes: Literal["reference", "equal"] = "reference"
+    classes: Literal["reference", "equal", "random"] = "reference"
     """How often samples are asked for each class: as often as the reference has pictures of it, where that is
-    known (the run's own held-out images, or a folder with a sub-folder a class), or equally."""
+    known (the run's own held-out images, or a folder with a sub-folder a class); equally, in turn; or at
+    random, as GEAR's code does."""
     reference: Path | None = None
-    """What samples are compared with: a folder of images, or an .npz with mu and sigma (and arr_0) as the ADM
-    evaluator publishes them. Default: the run's own held-out images."""
+    """What samples are compared with: a folder of images; an .npz with mu and sigma (and arr_0), as the ADM
+    evaluator publishes them, or with dino_mu, dino_sigma and dino_embeddings, as GPIC does; or a folder of
+    .parquet files with a column image, as of COCO. Default: the run's own held-out images."""
     folder: Path | None = None
     """Where the pictures of a run on source `folder` or `shards` lie. Default: where they lay in training;
     with a --reference none."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How those pictures are resized: the published figures of LFQ and IBQ are of bilinear ones."""
     teacher: str | None = None
     """Whose features fd is taken in. Default: the run's own teacher."""
     clip: str | None = None
@@ -107,5 +125,10 @@ class EvaluationOptions:
     def check(self) -> None:
         """Raise ValueError for values out of range, and for an unknown metric."""
         check(self)
+        if self.size and not self.reference:
+            raise InputError(
+                f"--size {self.size} is for samples that are compared with a --reference; the run's own "
+                "pictures are of its size, leave it out"
+            )
         if unknown := sorted(set(self.metrics) - set(METRICS)):
             raise InputError(f"unknown metrics {', '.join(unknown)}; choose from {', '.join(METRICS)}")

@@ -32,14 +32,14 @@ class FeatureNetworks:
         self.device = device
         self.teacher: Teacher | None = None
         self.networks: dict[str, nn.Module] = {}
-        self.dims = dict(inception.DIMS)  # width of the features, by metric
+        self.dims = {**inception.DIMS, "pr": inception.DIMS["fid"]}  # width of the features, by metric
         needed = {METRICS[metric].network for metric in metrics}
         if "teacher" in needed:
             self.teacher = self.networks["teacher"] = load_teacher().to(device)
             self.dims["fd"] = self.teacher.dim
         if "dinov2" in needed:
             self.networks["dinov2"] = network = dinov2.DINOv2(options.dinov2_weights).to(device)
-            self.dims["fd-dinov2"] = cast(int, network.dim)
+            self.dims |= {m: cast(int, network.dim) for m in metrics if METRICS[m].network == "dinov2"}
         if "inception" in needed:
             self.networks["inception"] = inception.Inception(options.inception_weights).to(device)
         self._fingerprints: dict[str, str] = {}
@@ -50,7 +50,8 @@ class FeatureNetworks:
         if "teacher" in needed:
             features["fd"] = self.networks["teacher"](data.to_float(pictures)).mean(1)
         if "dinov2" in needed:
-            features["fd-dinov2"] = self.networks["dinov2"](pictures)
+            token = self.networks["dinov2"](pictures)
+            features |= {metric: token for metric in metrics if METRICS[metric].network == "dinov2"}
         if "inception" in needed:
             features |= self.networks["inception"](pictures)
             features["pr"] = features["fid"]
@@ -74,5 +75,5 @@ class FeatureNetworks:
         if summary is Predictions:
             return Predictions(count, inception.CLASSES, self.device)
         if summary is Points:
-            return Points(count, self.dims["fid"], stride, self.device)
+            return Points(count, self.dims[metric], stride, self.device)
         return Moments(self.dims[metric], self.device)

@@ -7,6 +7,7 @@ out of date: when one of these changes, another name is looked up.
 """
 
 import hashlib
+import io
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,17 +22,26 @@ from torch import Tensor
 
 from gear_studio.analysis.statistics import Statistics
 from gear_studio.data.images import SUFFIXES, crop_and_resize, is_picture, open_rgb
+from gear_studio.data.parquet import ParquetPictures, holds_parquet
+from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.source import Fingerprinted, Source
 from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, walk_folders
+from gear_studio.models import dinov2
 from gear_studio.models.inception import DIMS
 
-KEYS = {  # ADM's names
+KEYS = {  # in an entry of the cache
     "fd": ("mu", "sigma"),
     "fd-dinov2": ("mu", "sigma"),
     "fid": ("mu", "sigma"),
     "sfid": ("mu_s", "sigma_s"),
 }
+PUBLISHED = {  # ADM's names, and GPIC's
+    "fid": ("mu", "sigma"),
+    "sfid": ("mu_s", "sigma_s"),
+    "fd-dinov2": ("dino_mu", "dino_sigma"),
+}
+EMBEDDINGS = "dino_embeddings"  # GPIC's: DINOv2's features of its pictures, (N, 1024)
 FORMAT = "1"  # raise it when a change of the code gives other numbers for the same pictures
 
 
@@ -40,14 +50,14 @@ class Reference:
     """Real pictures, or statistics of some that are not there.
 
     read: returns the pictures with some of the numbers 0..count-1, uint8 (B, 3, H, W); None where there are
-    no pictures but only `statistics`, by metric (fid, sfid). class_names: of each picture, where it lies in a
-    folder that may be named for one."""
+    no pictures but only `statistics`, by metric: of features, or the features (N, d) themselves.
+    class_names: of each picture, where it lies in a folder that may be named for one."""
 
     name: str
     count: int
     fingerprint: str
     read: Callable[[range], Tensor] | None
-    statistics: dict[str, Statistics] = field(default_factory=dict)
+    statistics: dict[str, Statistics | Tensor] = field(default_factory=dict)
     class_names: Sequence[str] = ()
 
 
@@ -57,6 +67,8 @@ def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
     The fingerprint of a source that has one is taken over; of another it is made of its name and a few of
     its pictures."""
     digest = hashlib.sha256(repr((source.name, source.image_size, list(numbers))).encode())
+    if isinstance(source, PictureFiles) and source.interpolation != "bicubic":
+        digest.update(source.interpolation.encode())
     if isinstance(source, Fingerprinted):
         digest.update(source.fingerprint().encode())
     else:
@@ -70,13 +82,16 @@ def reference_of(source: Source, numbers: Sequence[int]) -> Reference:
 
 
 def open_reference(path: str | Path, image_size: int) -> Reference:
-    """A folder with pictures at any depth, or an .npz with `arr_0` (uint8, (N, H, W, 3)) or the statistics
-    `mu` and `sigma`, and perhaps `mu_s` and `sigma_s`, of FID's Inception network.
+    """A folder with pictures at any depth, or with .parquet files (see `ParquetPictures`); or an .npz with
+    `arr_0` (uint8, (N, H, W, 3)) or with statistics: `mu` and `sigma`, and perhaps `mu_s` and `sigma_s`, of
+    FID's Inception network, `dino_mu` and `dino_sigma`, and perhaps `dino_embeddings`, of DINOv2 ViT-L/14.
 
     Pictures of another size than image_size are brought to it: their middle squares, resized (bicubic). Of an
     .npz the name says so. Hidden files and folders are passed over. Raises FileNotFoundError or ValueError
     naming what is wrong with the path."""
     path = Path(path)
+    if holds_parquet(path):
+        return _open_parquet(path, image_size)
     if path.is_dir():
         return _open_folder(path, image_size)
     if not path.is_file():
@@ -97,31 +112,52 @@ def _open_folder(folder: Path, image_size: int) -> Reference:
     return Reference(str(folder), len(files), digest, read, class_names=names)
 
 
+def _open_parquet(path: Path, image_size: int) -> Reference:
+    pictures = ParquetPictures(path)
+
+    def read(part: range) -> Tensor:
+        opened = (open_rgb(io.BytesIO(pictures.picture(i)), image_size, f"{path}, row {i}") for i in part)
+        return torch.stack([crop_and_resize(picture, image_size) for picture in opened])
+
+    digest = hashlib.sha256(_digest_files(pictures.files) + str(image_size).encode()).hexdigest()
+    return Reference(str(path), len(pictures), digest, read)
+
+
 def _open_npz(path: Path, image_size: int) -> Reference:
     expected = (
-        "expected `arr_0` (pictures, uint8, N x H x W x 3), or `mu` and `sigma` (2048 Inception features)"
+        "expected `arr_0` (pictures, uint8, N x H x W x 3), `mu` and `sigma` (2048 Inception features), or "
+        "`dino_mu` and `dino_sigma` (1024 features of DINOv2)"
     )
     try:
         with np.load(path, allow_pickle=False) as file:
             keys = file.files
-            arrays = {key: file[key] for key in ("arr_0", *KEYS["fid"], *KEYS["sfid"]) if key in keys}
+            known = ("arr_0", EMBEDDINGS, *(key for pair in PUBLISHED.values() for key in pair))
+            arrays = {key: file[key] for key in known if key in keys}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         problem = one_line(error)
         raise InputError(f"reference {path} is not a complete .npz file ({problem}); {expected}") from error
-    statistics = {}
-    for metric, (mean, covariance) in KEYS.items():
-        if metric not in DIMS or not {mean, covariance} <= arrays.keys():
+    statistics: dict[str, Statistics | Tensor] = {}
+    for metric, (mean, covariance) in PUBLISHED.items():
+        if not {mean, covariance} <= arrays.keys():
             continue
-        known = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
-        dim = DIMS[metric]
-        if known.mean.shape != (dim,) or known.covariance.shape != (dim, dim):
+        held = Statistics(arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64))
+        dim = DIMS.get(metric, dinov2.DIM)
+        if held.mean.shape != (dim,) or held.covariance.shape != (dim, dim):
             raise InputError(
-                f"reference {path}: {mean} and {covariance} have shapes {known.mean.shape} and "
-                f"{known.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of Inception features"
+                f"reference {path}: {mean} and {covariance} have shapes {held.mean.shape} and "
+                f"{held.covariance.shape}, expected ({dim},) and ({dim}, {dim}) of "
+                f"{'Inception' if metric in DIMS else 'DINOv2'} features"
             )
-        if not _finite(known):
+        if not _finite(held):
             raise InputError(f"reference {path}: {mean} or {covariance} holds NaN or infinite numbers")
-        statistics[metric] = known
+        statistics[metric] = held
+    if EMBEDDINGS in arrays:
+        points = arrays[EMBEDDINGS].astype(np.float32)
+        if points.ndim != 2 or points.shape[1] != dinov2.DIM or not np.isfinite(points).all():
+            raise InputError(
+                f"reference {path}: {EMBEDDINGS} is {points.shape}, expected finite numbers (N, {dinov2.DIM})"
+            )
+        statistics |= {metric: torch.from_numpy(points) for metric in ("prdc-dinov2", "mmd-dinov2")}
     pictures = arrays.get("arr_0")
     name, digest = str(path), hashlib.sha256(_digest_files([path]) + str(image_size).encode()).hexdigest()
     if pictures is None:
@@ -163,7 +199,7 @@ class StatisticsCache:
         """What `store` wrote, or None where the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                if metric == "pr":
+                if metric not in KEYS:
                     return torch.from_numpy(arrays["points"])
                 return _finite(Statistics(*(arrays[key] for key in KEYS[metric])))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):

@@ -156,3 +156,72 @@ def precision_recall(generated: Tensor, real: Tensor, neighbours: int = 3) -> di
         )
     precision, recall = calculate_precision_recall_part(generated, real, neighbours)
     return {"precision": precision, "recall": recall}
+
+
+def precision_recall_density_coverage(
+    generated: Tensor, real: Tensor, neighbours: int = 5, most: int = 10_000
+) -> dict[str, float]:
+    """How two sets of points (n, d) and (m, d) overlap (Naeem et al. 2020, arXiv 2002.09797), measured as
+    GPIC does: of both `most` points at most, as many of one as of the other.
+
+    A ball around a point reaches to its `neighbours`-th nearest point of the same set. precision: the share
+    of generated points inside a ball of a real one. recall: the same with the two exchanged. density: how
+    many balls of real points a generated one is in, a `neighbours`-th of it on average. coverage: the share
+    of real points whose ball holds a generated one. Raises ValueError for too few points."""
+    count = min(len(generated), len(real), most)
+    if count <= neighbours:
+        raise InputError(
+            f"precision, recall, density and coverage of {len(generated)} generated and {len(real)} real "
+            f"pictures were asked for; they take more than {neighbours} of each"
+        )
+    generated, real = (_spread(points, count).double() for points in (generated, real))
+    reach_of_generated, reach_of_real = (_reach(points, neighbours) for points in (generated, real))
+    inside_real = torch.zeros(count, device=real.device)  # for each generated point, the balls it is in
+    recalled, covered = [], []
+    for begin in range(0, count, 1000):
+        distances = torch.cdist(real[begin : begin + 1000], generated)
+        reach = reach_of_real[begin : begin + 1000]
+        inside_real += (distances < reach[:, None]).sum(0)
+        recalled.append((distances < reach_of_generated).any(1))
+        covered.append(distances.amin(1) < reach)
+    return {
+        "precision": (inside_real > 0).double().mean().item(),
+        "recall": torch.cat(recalled).double().mean().item(),
+        "density": inside_real.double().mean().item() / neighbours,
+        "coverage": torch.cat(covered).double().mean().item(),
+    }
+
+
+def _spread(points: Tensor, count: int) -> Tensor:
+    """`count` of the points, evenly spread over them."""
+    return points[torch.arange(count, device=points.device) * len(points) // count]
+
+
+def _reach(points: Tensor, neighbours: int) -> Tensor:
+    """The distance of each point to its `neighbours`-th nearest other one."""
+    parts = [torch.cdist(part, points) for part in points.split(1000)]
+    return torch.cat([part.kthvalue(neighbours + 1, dim=1).values for part in parts])
+
+
+def kernel_distance(generated: Tensor, real: Tensor, subsets: int = 100, size: int = 1000) -> float:
+    """MMD^2 of points (n, d) and (m, d) with the kernel (x . y / d + 1)^3, unbiased (Binkowski et al. 2018,
+    arXiv 1801.01401): the mean over `subsets` draws of `size` points of each, fewer where there are fewer.
+
+    The draws are always the same. Near 0 it may be below. Raises ValueError for fewer than two points."""
+    size = min(size, len(generated), len(real))
+    if size < 2:
+        raise InputError(f"the kernel distance of {size} pictures was asked for; it takes at least 2")
+    rng, total = np.random.default_rng(0), 0.0
+
+    def draw(points: Tensor) -> Tensor:
+        chosen = torch.from_numpy(rng.choice(len(points), size, replace=False))
+        return points[chosen.to(points.device)].double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    for _ in range(subsets):
+        x, y = draw(generated), draw(real)
+        within = sum((k.sum() - k.trace()).item() for k in (kernel(x, x), kernel(y, y)))
+        total += within / (size * (size - 1)) - 2 * kernel(x, y).mean().item()
+    return total / subsets

@@ -3,7 +3,7 @@
 from numbers import Real
 from typing import Any
 
-_ABOUT = ("samples", "samples_asked", "generated", "cfg_scale")
+_ABOUT = ("samples", "samples_asked", "generated", "cfg_scale", "size")
 
 
 def describe_evaluation(name: str, result: dict[str, Any]) -> str:
@@ -24,10 +24,9 @@ def _describe_pictures(name: str, result: dict[str, Any]) -> str:
     said = f"{name}: {result['samples']:,} held-out pictures"
     if "generated" in result:
         seeds = next((len(v["values"]) for v in result.values() if isinstance(v, dict) and "values" in v), 1)
-        said += (
-            f"; {result['generated']:,} samples a seed, {seeds} seed{'s' if seeds > 1 else ''}, against "
-            f"{result['reference']}, *_guided at guidance {result['cfg_scale']:g}"
-        )
+        said += f"; {result['generated']:,} samples a seed, {seeds} seed{'s' if seeds > 1 else ''}, against "
+        said += result["reference"]
+        said += f", *_guided at guidance {result['cfg_scale']:g}" if result["cfg_scale"] != 1 else ""
     return said
 
 

@@ -55,8 +55,8 @@ def load(
 ) -> Source:
     """Load the source called `name`: shapes, digits, photos, folder or shards.
 
-    folder: where the pictures of `folder` lie, or the shards of `shards` (a folder or a pattern). seed: which
-    world of `shapes`; the others have only one. captions: batches have "caption" too, B strings.
+    folder: where the pictures of `folder` lie, or the shards of `shards` (a folder, a pattern or a mixture).
+    seed: which world of `shapes`; the others have only one. captions: batches have "caption" too, B strings.
     combinations: of `shapes`, see there.
     Raises ValueError for an unknown name or split, when `folder` or `shards` comes without a folder, and for
     what a source does not have.

@@ -27,6 +27,7 @@ FORMATS = {
 }
 SUFFIXES = tuple(sorted(suffix for suffixes in FORMATS.values() for suffix in suffixes))
 
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SCANS = 64  # of a progressive JPEG; programs write some ten
 LARGEST = 2**24  # pixels of a picture that `resize_short_side` makes
 
@@ -120,9 +121,12 @@ def _scale_grays(picture: Image.Image, kind: str | None) -> np.ndarray:
 
 
 def crop_and_resize(
-    picture: Image.Image, image_size: int, rng: np.random.Generator | None = None
+    picture: Image.Image,
+    image_size: int,
+    rng: np.random.Generator | None = None,
+    interpolation: str = "bicubic",
 ) -> torch.Tensor:
-    """RGB picture -> uint8 (3,image_size,image_size): its largest square, resized (bicubic).
+    """RGB picture -> uint8 (3,image_size,image_size): its largest square, resized (see `INTERPOLATIONS`).
 
     rng: the square lies at random and is mirrored half the time; None: it is the middle one.
     """
@@ -130,7 +134,7 @@ def crop_and_resize(
     left, top = ((length - side) * (0.5 if rng is None else rng.random()) for length in picture.size)
     # In one go: to resize all of a very long picture before cropping it would need memory for nothing.
     square = (left, top, left + side, top + side)
-    picture = picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=square)
+    picture = picture.resize((image_size, image_size), INTERPOLATIONS[interpolation], box=square)
     if rng is not None and rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

@@ -45,6 +45,7 @@ class PictureFiles(ListedSource, ABC):
     image_size: int
     with_captions: bool
     skipped: set[str]
+    interpolation: str = "bicubic"  # of `INTERPOLATIONS`: how pictures are resized
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -78,7 +79,8 @@ class PictureFiles(ListedSource, ABC):
         for row, index in enumerate(indices):
             if row == 0 or index != indices[row - 1]:  # several views of one picture need one decoding
                 picture, label, caption = self._decode(index)
-            images.append(crop_and_resize(picture, self.image_size, None if rngs is None else rngs[row]))
+            rng = None if rngs is None else rngs[row]
+            images.append(crop_and_resize(picture, self.image_size, rng, self.interpolation))
             labels.append(label)
             captions.append(caption)
         batch: Batch = {"image": torch.stack(images), "label": torch.tensor(labels)}
@@ -135,4 +137,4 @@ def warn_of_single(folder: Path, classes: Sequence[Any]) -> None:
 
 def warn_passed_over(folder: Path, count: int, total: int) -> None:
     """Warn that `count` of the `total` pictures in a folder are not used, since they have no caption."""
-    warnings.warn(f"passed over {count} of {total} pictures in {folder}: no .txt beside them", stacklevel=2)
+    warnings.warn(f"passed over {count} of {total} pictures in {folder}: they have no caption", stacklevel=2)

@@ -171,9 +171,10 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Magvit2Encoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] -> latent (B, z, H/f, W/f), f = 2^(levels - 1)."""
+    """Images (B, 3, H, W) in [-1, 1] -> latent (B, z, H/f, W/f), f = 2^(levels - 1 - flat). flat: how many
+    steps between the lowest levels are none, so that f is smaller with the same blocks."""
 
-    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int):
+    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, flat: int = 0):
         super().__init__()
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
         width = channels
@@ -181,7 +182,7 @@ class Magvit2Encoder(nn.Module):
             for _ in range(res_blocks):
                 blocks.append(ResBlock(width, channels * multiplier, bias=False))
                 width = channels * multiplier
-            if level < len(multipliers) - 1:
+            if level < len(multipliers) - 1 - flat:
                 blocks.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
         blocks += [ResBlock(width, width, bias=False) for _ in range(res_blocks)]
         blocks += [norm(width), nn.SiLU(), nn.Conv2d(width, z, 1)]
@@ -192,9 +193,9 @@ class Magvit2Encoder(nn.Module):
 
 
 class Magvit2Decoder(nn.Module):
-    """Latent (B, z, h, w) -> images (B, 3, f h, f w), not clamped."""
+    """Latent (B, z, h, w) -> images (B, 3, f h, f w), not clamped. flat: as of the encoder."""
 
-    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int):
+    def __init__(self, channels: int, multipliers: tuple[int, ...], res_blocks: int, z: int, flat: int = 0):
         super().__init__()
         width = channels * multipliers[-1]
         blocks: list[nn.Module] = [nn.Conv2d(z, width, 3, padding=1)]
@@ -204,7 +205,7 @@ class Magvit2Decoder(nn.Module):
             for _ in range(res_blocks):
                 blocks.append(ResBlock(width, channels * multipliers[level], bias=False))
                 width = channels * multipliers[level]
-            if level > 0:
+            if 0 < level < len(multipliers) - flat:
                 blocks.append(DepthToSpace(width))
         blocks += [norm(width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)]
         self.blocks = nn.ModuleList(blocks)

@@ -19,7 +19,7 @@ from gear_studio.models.teachers import published_encoder, to_size
 
 MODEL = "dinov2-l"
 OPTION = "--dinov2-weights FILE"
-SIZE, PATCH = 224, 14
+SIZE, PATCH, DIM = 224, 14, 1024
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 

@@ -93,6 +93,11 @@ class KeyValueCache:
         self.buffers = torch.zeros(shape, device=weights.device, dtype=weights.dtype)
         self.length = 0
 
+    def keep(self, rows: int) -> None:
+        """Go on with the first `rows` of the batch alone."""
+        self.buffers = self.buffers[:, :, :rows]
+        self.visible = None if self.visible is None else self.visible[:rows]
+
     def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + k.shape[2]
         self.buffers[block, 0, :, :, self.length : end] = k

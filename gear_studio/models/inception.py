@@ -29,13 +29,15 @@ class Inception(nn.Module):
     ones, "is": (B, 1008) logits without bias}, float32.
 
     The spatial features are the first 7 channels of the TensorFlow graph's `mixed_6/conv` (Nash et al. 2021),
-    flattened as the ADM evaluator does, channels last, so that its `mu_s` and `sigma_s` fit."""
+    flattened as the ADM evaluator does, channels last, so that its `mu_s` and `sigma_s` fit.
 
-    def __init__(self, weights: str | Path | None = None):
+    weights: the published file, or None to download it. option: what names such a file, for the messages."""
+
+    def __init__(self, weights: str | Path | None = None, option: str = OPTION):
         super().__init__()
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        state = load_state_dict(WEIGHTS, weights, "FID's Inception network", OPTION)
+        state = load_state_dict(WEIGHTS, weights, "FID's Inception network", option)
         # torch-fidelity unpickles what it is given without limits: give it what the safe reader has read.
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -44,7 +46,7 @@ class Inception(nn.Module):
             self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], buffer)
         except RuntimeError as error:
             raise InputError(
-                f"{weights or WEIGHTS} does not fit Inception ({one_line(error)}); {OPTION}"
+                f"{weights or WEIGHTS} does not fit Inception ({one_line(error)}); {option}"
             ) from error
         self.spatial: Tensor | None = None
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)

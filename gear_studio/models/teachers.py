@@ -7,6 +7,8 @@ Notable here:
 - Images go in as the rest of the package has them, in [-1, 1]; the teacher owns its resize and its
   normalisation. It is loaded for a `grid`: pictures are resized to grid * patch pixels and the position
   embeddings resampled, so that it sees one patch a token, whatever size it was trained at.
+- What a published ViT is shown, and what is taken of it, is as in GEAR's released code: pictures resized
+  without antialiasing, and CLIP's patches before its final norm.
 - Published teachers (DINOv2, DINOv3, SigLIP2, CLIP, any plain ViT) come from timm by name. timm downloads
   them; where that cannot be, a weights file does.
 - The shipped "tiny" one stands in for DINOv2 where nothing can be downloaded. It learnt from the labels of
@@ -108,6 +110,12 @@ def default_spatial_norm(arch: str) -> str:
     return "zscore" if any(family in arch for family in ("siglip", "clip", "jepa")) else "none"
 
 
+def has_final_norm(arch: str) -> bool:
+    """Whether what is taken of the last block of a teacher with `TeacherConfig.arch` has been through the
+    encoder's final norm. Not of CLIP's, whose `ln_post` is for the class token alone."""
+    return "clip" not in arch
+
+
 def spatial_norm(features: torch.Tensor, kind: str, alpha: float = 0.6) -> torch.Tensor:
     """Norm a teacher's features (B, N, d_f) over the N patches of each picture, channel by channel (paper).
 
@@ -193,6 +201,13 @@ def timm_name(name: str) -> str:
 
     known = TEACHERS.get(name)
     model = known.timm if known else name.removeprefix("timm:")
+    if not timm.is_model(model) and "jepa" in model.lower():
+        raise MissingError(
+            f"teacher {name!r}: timm {timm.__version__} has "
+            f"{', '.join(timm.list_models('*jepa*')) or 'no V-JEPA'}, and the V-JEPA 2 of transformers is an "
+            "encoder of videos, not V-JEPA 2.1. Once a timm that has it is installed, name its model: "
+            "timm:NAME"
+        )
     if not timm.is_model(model):
         shipped, packaged, controls, published = (
             ", ".join(teachers_of(kind)) for kind in ("shipped", "packaged", "control", "published")
@@ -268,28 +283,41 @@ def published_encoder(name: str, weights: str | Path | None, option: str = OPTIO
         ) from error
 
 
-def to_size(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize (B,3,H,W) to (B,3,size,size), bicubic with antialiasing; images of that size pass untouched."""
+def to_size(images: torch.Tensor, size: int, antialias: bool = True) -> torch.Tensor:
+    """Resize (B,3,H,W) to (B,3,size,size), bicubic; images of that size pass untouched."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"Images of shape {tuple(images.shape)}; expected (B,3,H,W) RGB in [-1, 1].")
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=antialias)
 
 
 class Teacher(nn.Module):
     """A frozen patch encoder: images (B,3,H,W) in [-1,1] -> patch features (B,N,dim), raster order.
 
     grid: patches along a side, N = grid * grid; None keeps the config's. Position embeddings are resampled
-    to it, and images of any size are resized (bicubic) to grid * patch_size pixels. encoder: a ViT of timm
-    (`to_plain_vit`) or `PatchPixels`. name: for logs."""
+    to it, and images of any size are resized (bicubic; of a published ViT without antialiasing) to
+    grid * patch_size pixels. encoder: a ViT of timm (`to_encoder`), `FeatureMap` or `PatchPixels`. name: for
+    logs. block: an inner block, 1-based, whose patches are taken as they leave it; 0: the last one, after the
+    final norm where `has_final_norm`. Raises ValueError for a block that is not there."""
 
     encoder: Any  # timm declares few of the attributes that its ViTs have
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, config: TeacherConfig, encoder: Any, grid: int | None = None, name: str = "teacher"):
+    def __init__(
+        self,
+        config: TeacherConfig,
+        encoder: Any,
+        grid: int | None = None,
+        name: str = "teacher",
+        block: int = 0,
+    ):
         super().__init__()
+        if not 0 <= block <= config.depth:
+            raise InputError(
+                f"teacher_block is {block}; teacher {name} has blocks 1 to {config.depth}, 0: the last"
+            )
         self.grid = grid or config.image_size // config.patch_size
         size = self.grid * config.patch_size
         if size != config.image_size:
@@ -297,16 +325,24 @@ class Teacher(nn.Module):
         self.config = replace(config, image_size=size)
         self.encoder = encoder.requires_grad_(False).eval()
         self.name, self.dim, self.depth, self.note = name, config.dim, config.depth, config.note
+        self.block, self.normed = block or config.depth, block == 0 and has_final_norm(config.arch)
+        self.antialias = not config.arch.startswith("timm:") or isinstance(encoder, FeatureMap)
+        if block:
+            self.note += f" Its block {block} of {config.depth}, without the final norm."
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | Path, grid: int | None = None, weights: str | Path | None = None
+        cls,
+        name_or_folder: str | Path,
+        grid: int | None = None,
+        weights: str | Path | None = None,
+        block: int = 0,
     ) -> "Teacher":
         """Load "tiny" (shipped), a control ("random": tiny's sizes with the random weights of seed 0, or
         "pixels"), a published teacher ("dinov2-b", any timm name) or a folder written by `save_pretrained`;
-        grid as above, the tokenizer's where features are compared with tokens.
+        grid as above, the tokenizer's where features are compared with tokens; block as above.
 
         weights: a published teacher's file, instead of a download. Raises FileNotFoundError when a folder or
         file is missing or nothing can be downloaded, ValueError when what is there is damaged or is no
@@ -316,18 +352,18 @@ class Teacher(nn.Module):
         known = TEACHERS.get(name)
         if known and known.load and weights is None:
             encoder = known.load()
-            return cls(describe(name, encoder, "trained on ImageNet, Apache-2.0"), encoder, grid, name)
+            return cls(describe(name, encoder, "trained on ImageNet, Apache-2.0"), encoder, grid, name, block)
         if known.kind == "published" if known else not Path(name).is_dir():
             encoder = published_encoder(name, weights)
             origin = "published weights" if weights is None else f"weights of {Path(weights).name}"
-            return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"))
+            return cls(describe(name, encoder, origin), encoder, grid, name.removeprefix("timm:"), block)
         if weights is not None:
             raise InputError(f"teacher {name!r} brings its own weights; leave out the file {weights}")
         if name == "random":
-            return cls(TeacherConfig(), cls.random().encoder, grid, name)
+            return cls(TeacherConfig(), cls.random().encoder, grid, name, block)
         if name == "pixels":
             config = TeacherConfig(arch=name, dim=3 * 8 * 8, depth=1, heads=1, note="Raw pixels, no network.")
-            return cls(config, build_encoder(config), grid, name)
+            return cls(config, build_encoder(config), grid, name, block)
         folder = known.folder if known and known.folder else Path(name)
         config = TeacherConfig(
             **read_config(folder, "teacher", [field.name for field in fields(TeacherConfig)])
@@ -335,21 +371,22 @@ class Teacher(nn.Module):
         path = folder / "model.safetensors"
         encoder = build_checked(lambda: build_encoder(config), read_shapes(path), path)
         load_weights(encoder, path)
-        return cls(config, encoder, grid, name if known else folder.name)
+        return cls(config, encoder, grid, name if known else folder.name, block)
 
     @classmethod
-    def random(cls, seed: int = 0, name: str = "tiny", grid: int | None = None) -> "Teacher":
+    def random(cls, seed: int = 0, name: str = "tiny", grid: int | None = None, block: int = 0) -> "Teacher":
         """The control: "tiny" or a published architecture with random weights, a pure function of `seed`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if name == "tiny":
-                return cls(TeacherConfig(), build_encoder(TeacherConfig()), grid)
+                return cls(TeacherConfig(), build_encoder(TeacherConfig()), grid, block=block)
             encoder = timm_encoder(timm_name(name))
         return cls(
             describe(name, encoder, "random weights, an untrained control"),
             encoder,
             grid,
             name.removeprefix("timm:"),
+            block,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -365,32 +402,37 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B,3,H,W) in [-1,1] -> (B,N,dim): the last block's patches after the final norm."""
-        return self.features(images, [self.depth])[0]
+        """images (B,3,H,W) in [-1,1] -> (B,N,dim): the patches of the last block, or of the inner one that
+        the teacher was loaded for."""
+        return self.features(images, [], own=True)[0]
 
-    def features(self, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+    def features(self, images: torch.Tensor, blocks: Sequence[int], own: bool = False) -> list[torch.Tensor]:
         """Patch features (B,N,dim) after each of `blocks` (1-based, any order), all through the final norm.
+        own: and what `forward` gives, in the same pass.
 
-        The norm puts blocks on one scale, so that their distances can be added in a perceptual loss, and
-        makes `features(x, [depth])[0]` equal `teacher(x)`. Class and register tokens are dropped. Raises
-        ValueError for a block that is not there.
+        The norm puts blocks on one scale, so that their distances can be added in a perceptual loss. Class
+        and register tokens are dropped. Raises ValueError for a block that is not there.
         """
         wrong = [block for block in blocks if not 1 <= block <= self.depth]
-        if wrong or not blocks:
+        if wrong or not (blocks or own):
             raise InputError(f"Blocks {list(blocks)} asked for; this teacher has blocks 1 to {self.depth}.")
-        images = to_size(images, self.config.image_size)
+        images = to_size(images, self.config.image_size, self.antialias)
         images = ((images + 1) / 2 - self.mean) / self.std
-        order = sorted(set(blocks))
+        order = sorted({*blocks, *([self.block] if own else [])})
         features = self.encoder.forward_intermediates(
             images,
             indices=[block - 1 for block in order],
-            norm=True,
+            norm=False,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
         by_block = dict(zip(order, features, strict=True))
-        return [by_block[block] for block in blocks]
+        norm = getattr(self.encoder, "norm", nn.Identity())  # encoders without blocks have none
+        normed = [norm(by_block[block]) for block in blocks]
+        if own:
+            normed.append(norm(by_block[self.block]) if self.normed else by_block[self.block])
+        return normed
 
     def alignment_target(
         self, features: torch.Tensor, kind: str = "auto", alpha: float = 0.6
@@ -434,8 +476,8 @@ def teacher_names(names: str) -> list[str]:
     return [names] if Path(names).is_dir() else names.split("+")
 
 
-def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> list[Teacher]:
-    """Load what a recipe names (see `teacher_names`), in that order.
+def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = (), block: int = 0) -> list[Teacher]:
+    """Load what a recipe names (see `teacher_names`), in that order. block: of all of them, as of `Teacher`.
 
     weights: none, or one file for each. Raises as `Teacher.from_pretrained`, and ValueError for a teacher
     that is named twice or a number of files that does not match."""
@@ -445,7 +487,9 @@ def load_teachers(names: str, grid: int, weights: Sequence[str | Path] = ()) -> 
             f"{len(weights)} weights files for {len(each)} teachers ({names}); give one for each"
         )
     files: Sequence[str | Path | None] = weights or [None] * len(each)
-    teachers = [Teacher.from_pretrained(name, grid, file) for name, file in zip(each, files, strict=True)]
+    teachers = [
+        Teacher.from_pretrained(name, grid, file, block) for name, file in zip(each, files, strict=True)
+    ]
     loaded = [teacher.name for teacher in teachers]
     if len(set(loaded)) < len(loaded):
         raise InputError(f"teachers {', '.join(loaded)}: their losses are logged by name; name each one once")

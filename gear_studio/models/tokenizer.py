@@ -11,7 +11,7 @@ from gear_studio.errors import InputError
 from gear_studio.models.autoencoders import GROUPS, Decoder, Encoder, Magvit2Decoder, Magvit2Encoder
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.quantizers import QUANTIZERS, Quantized, Quantizer
-from gear_studio.ranges import Codes, Extent, Extents, Flag, Pixels, Width, check
+from gear_studio.ranges import Amount, Codes, Extent, Extents, Flag, Pixels, Width, check
 from gear_studio.readout import Assignment
 
 
@@ -21,7 +21,8 @@ class TokenizerConfig:
     are thinner, have half the codes, and make as many tokens of 32 px: each holds a quarter of the pixels.
 
     architecture: vqgan or magvit2 (see `autoencoders`); mid and patch are of vqgan alone, and magvit2's
-    latent is the code itself, latent = code_dim. quantizer: vq, lfq (codes = 2^code_dim), ibq or
+    latent is the code itself, latent = code_dim, and flat_levels steps between its lowest levels keep the
+    resolution (LFQ-8 has one). quantizer: vq, lfq (codes = 2^code_dim), ibq or
     euclidean. Raises ValueError for values out of range, and for a size that f does not divide."""
 
     image_size: Pixels = 64
@@ -35,12 +36,19 @@ class TokenizerConfig:
     code_dim: Width = 8
     quantizer: str = "vq"
     architecture: str = "vqgan"
+    flat_levels: Amount = 0
 
     def __post_init__(self):
         check(self)
         if self.channels % GROUPS:
             raise InputError(
                 f"channels is {self.channels}; it has to be a multiple of {GROUPS}, the groups of its norms"
+            )
+        steps = len(self.multipliers) - 1
+        if self.flat_levels and (self.architecture != "magvit2" or self.flat_levels >= steps):
+            raise InputError(
+                f"flat_levels is {self.flat_levels}; it is of architecture magvit2, and fewer than its "
+                f"{steps} steps between levels (this is {self.architecture})"
             )
         if self.image_size % self.factor:
             raise InputError(
@@ -51,7 +59,7 @@ class TokenizerConfig:
     @property
     def factor(self) -> int:
         """f, pixels along a side of a token."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1 - self.flat_levels)
 
     @property
     def grid(self) -> int:
@@ -85,6 +93,9 @@ PRESETS = {
 } | {
     "vq-16": replace(_PAPER, res_blocks=2, code_dim=8),
     "lfq-16": replace(_PAPER, latent=14, code_dim=14, quantizer="lfq", architecture="magvit2"),
+    "lfq-8": replace(
+        _PAPER, latent=8, code_dim=8, codes=256, quantizer="lfq", architecture="magvit2", flat_levels=1
+    ),
     "ibq-16": replace(_PAPER, quantizer="ibq"),
 }
 
@@ -122,7 +133,8 @@ class Tokenizer(Pretrained):
                     f"architecture magvit2 with latent {config.latent}, code_dim {config.code_dim} and patch "
                     f"{config.patch}: it needs latent = code_dim and patch = 1"
                 )
-            self.encoder, self.decoder = Magvit2Encoder(*shape), Magvit2Decoder(*shape)
+            self.encoder = Magvit2Encoder(*shape, config.flat_levels)
+            self.decoder = Magvit2Decoder(*shape, config.flat_levels)
             self.to_code = self.from_code = nn.Identity()
         else:
             raise InputError(f"unknown architecture {config.architecture!r}; choose vqgan or magvit2")

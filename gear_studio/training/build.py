@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import Tensor
+from torch import Tensor, nn
 
 from gear_studio import data, sampling
 from gear_studio.data import tokens
@@ -20,7 +20,7 @@ from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
 from gear_studio.data.stream import collect_skipped, describe_skipped
 from gear_studio.errors import InputError, MissingError
 from gear_studio.files import digest_file
-from gear_studio.models import text_encoders
+from gear_studio.models import inception, text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
@@ -51,11 +51,11 @@ def check(training: Training) -> None:
             "encoded ahead; set it to 0, or use it in the generator stage"
         )
     generates = trains_generator(stage, arm)
-    if recipe.fd_every and (not generates or training.execution.shard):
-        why = "a sharded generator cannot be sampled" if generates else f"arm {arm} of stage {stage} has none"
-        raise InputError(
-            f"fd_every={recipe.fd_every} measures what a generator samples, and {why}; set it to 0"
-        )
+    for name, every in (("fd_every", recipe.fd_every), ("fid_every", recipe.fid_every)):
+        if every and (not generates or training.execution.shard):
+            no_samples = "a sharded generator cannot be sampled"
+            why = no_samples if generates else f"arm {arm} of stage {stage} has none"
+            raise InputError(f"{name}={every} measures what a generator samples, and {why}; set it to 0")
     if (parent := training.parent) is None:
         return
     if not (parent / "tokenizer").is_dir():
@@ -170,7 +170,7 @@ def gather_parts(training: Training) -> Parts:
         encoder = text_encoders.load_text_encoder(
             recipe.text_encoder, recipe.generator.caption_length or text_encoders.LENGTH
         )
-    teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights)
+    teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights, recipe.teacher_block)
     # What follows from the data and the tokenizer is not the recipe's to choose.
     generator = dataclasses.replace(
         recipe.generator,
@@ -207,17 +207,22 @@ class StageTrainee:
             numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
             self.conditions = SourceCaptions(parts.encoder, held_out, numbers)
         self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
-        self.distance: SampledDistance | None = None
-        if recipe.fd_every:
+        self.distances: dict[str, SampledDistance] = {}
+        if recipe.fd_every or recipe.fid_every:
             in_proportion = (
                 parts.encoder is None
                 and recipe.fd_classes == "reference"
                 and not data.find_source(training.source).balanced
             )
             conditions = None if in_proportion else self.conditions
-            self.distance = SampledDistance(
-                held_out, conditions, self.stage.teacher, recipe.fd_samples, accelerator
-            )
+            networks: dict[str, nn.Module] = {"fd": self.stage.teacher} if recipe.fd_every else {}
+            if recipe.fid_every:
+                option = "--set inception_weights=FILE"
+                networks["fid"] = inception.Inception(recipe.inception_weights or None, option)
+            for name, network in networks.items():
+                self.distances[name] = SampledDistance(
+                    held_out, conditions, network.to(accelerator.device), recipe.fd_samples, accelerator
+                )
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.
             kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}"
@@ -285,8 +290,9 @@ class StageTrainee:
 
     def measure(self, number: int) -> dict[str, float]:
         row = {name: value.item() for name, value in self.stage.measure_codes().items()}
-        if self.distance and (number % self.recipe.fd_every == 0 or number == self.recipe.steps):
-            row["val_fd"] = self.distance(self.stage.average_generator, self.stage.average_tokenizer)
+        for name, distance in self.distances.items():
+            if number % getattr(self.recipe, f"{name}_every") == 0 or number == self.recipe.steps:
+                row[f"val_{name}"] = distance(self.stage.average_generator, self.stage.average_tokenizer)
         return row
 
     def state_dict(self) -> dict[str, dict]:

@@ -79,6 +79,7 @@ class Recipe:
     projector_hidden: Width = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
     teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
+    teacher_block: Natural = 0  # an inner block as the target, without the final norm; 0: the last
     spatial_norm: str = "auto"  # of the alignment target: auto, none, demean, zscore
     spatial_norm_alpha: NonNegative = 0.6
     tokenizer_lr: NonNegative = 1e-4
@@ -99,6 +100,8 @@ class Recipe:
     keep_every: Natural = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
     validation_images: Count = 512
     fd_every: Natural = 0  # steps from one FD of samples to the next (`sampled_distance`), also last; 0: no
+    fid_every: Natural = 0  # the same for FID, in its Inception network
+    inception_weights: str = ""  # that network's file, where it cannot be downloaded
     fd_samples: Several = 2000  # the same for runs that are compared
     fd_classes: str = "reference"  # asked for in the real pictures' proportions; or "equal": in turn
 
@@ -114,11 +117,12 @@ class Recipe:
                 f"keep_every {self.keep_every} is not a multiple of checkpoint_every "
                 f"{self.checkpoint_every}; what is kept is written together with a checkpoint"
             )
-        if self.fd_every % self.log_every:
-            raise InputError(
-                f"fd_every {self.fd_every} is not a multiple of log_every {self.log_every}; the distance is "
-                "logged with the other metrics"
-            )
+        for name in ("fd_every", "fid_every"):
+            if getattr(self, name) % self.log_every:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is not a multiple of log_every {self.log_every}; the "
+                    "distance is logged with the other metrics"
+                )
         if self.fd_classes not in CLASS_SHARES:
             raise InputError(f"fd_classes is {self.fd_classes!r}; choose {' or '.join(CLASS_SHARES)}")
 

@@ -70,7 +70,7 @@ class Training:
     from; its discriminator is new."""
     folder: Path | None = None
     """For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source `shards`: a
-    folder of .tar files, or a pattern such as 'PATH/{000000..000099}.tar'."""
+    folder of .tar files, a pattern such as 'PATH/{000000..000099}.tar', or the .json of a mixture."""
     budget: BudgetName = "shipped"
     """Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps."""
     steps: Count | None = None
@@ -82,13 +82,13 @@ class Training:
     runs: runs/SOURCE-TOKENIZER-STAGE-..."""
     condition: Literal["class", "caption"] | None = None
     """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
-    .txt beside each picture). Default: the recipe's. The run is called runs/SOURCE-caption-STAGE-... and
-    builds on the same tokenizers."""
+    .txt beside each picture, of shards also the "caption" in its .json). Default: the recipe's. The run is
+    called runs/SOURCE-caption-STAGE-... and builds on the same tokenizers."""
     set: tuple[str, ...] = ()
     """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
-    generator.blocks=4 fd_every=250 (FD of samples while it trains) keep_every=100000 (a run to evaluate or
-    sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10 encodes ten
-    crops of every picture ahead, once a tokenizer."""
+    generator.blocks=4 fd_every=250 (FD of samples while it trains; fid_every: FID) keep_every=100000 (a run
+    to evaluate or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10
+    encodes ten crops of every picture ahead, once a tokenizer."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""

@@ -136,7 +136,10 @@ def check_reopening(folder: Path) -> None:
     """Refuse to let a run go on beyond its last step where it would not end as if it had been asked for more
     from the start, and where other runs are built on what it is now. Raises ValueError."""
     held = known_defaults(Recipe) | read_json(folder / "config.json", "a run")["recipe"]
-    steps, rhythm = held["steps"], [name for name in ("checkpoint_every", "fd_every") if held[name]]
+    steps, rhythm = (
+        held["steps"],
+        [name for name in ("checkpoint_every", "fd_every", "fid_every") if held[name]],
+    )
     if off := [f"{name} {held[name]}" for name in rhythm if steps % held[name]]:
         raise InputError(
             f"{folder} was asked for {steps} steps, no multiple of {' and '.join(off)}: longer, it would "

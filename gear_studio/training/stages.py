@@ -259,13 +259,13 @@ class Stage:
         one a teacher. Either is empty where this training does not need it."""
         perceives = "tokenizer" in self.modules and not self.lpips and self.recipe.perceptual_weight > 0
         blocks = self.recipe.perceptual_blocks if perceives else ()
-        depth = (self.teacher.depth,) if {"aligned", "latent"} & self.modules.keys() else ()
+        aligns = bool({"aligned", "latent"} & self.modules.keys())
         if self.perceiver is self.teacher:  # one pass for both
-            features = self.teacher.features(images, (*blocks, *depth)) if blocks or depth else []
+            features = self.teacher.features(images, blocks, own=aligns) if blocks or aligns else []
             seen, last = features[: len(blocks)], features[len(blocks) :]
         else:
             seen = self.perceiver.features(images, blocks) if blocks else []
-            last = [self.teacher(images)] if depth else []
+            last = [self.teacher(images)] if aligns else []
         return seen, self.compute_targets(images, *last) if last else []
 
     def compute_targets(self, images: Tensor, last: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 
+MOST_SIGNS = 20  # of a code of LFQ: `ranges.Codes`
 State = dict[str, Tensor]
 Names = dict[str, list[str]]  # our key: the released keys whose tensors, put together along axis 0, it is
 
@@ -50,10 +51,14 @@ class TokenizerFamily(ABC):
         """Whether a state dict is of this family, by its keys."""
 
     @abstractmethod
-    def layers(self, levels: int, blocks: int) -> tuple[list[str], list[str]]:
+    def layers(self, levels: int, blocks: int, flat: int) -> tuple[list[str], list[str]]:
         """Released names of the encoder's and the decoder's layers with weights, in the order of computation.
 
-        levels: resolutions. blocks: residual blocks of a level of the encoder."""
+        levels: of the encoder. blocks: residual blocks of each. flat: see `TokenizerConfig.flat_levels`."""
+
+    def flat_levels(self, state: State, levels: int) -> int:
+        """How many steps between the lowest levels of a state dict keep the resolution."""
+        return 0
 
     def quantizer_of(self, state: dict) -> str | None:
         """The quantizer that a state dict was trained with, None where nothing in it says so for sure.
@@ -71,6 +76,12 @@ class TokenizerFamily(ABC):
         if quantizer == "lfq":
             last = "quant_conv.weight" if "quant_conv.weight" in state else "encoder.conv_out.weight"
             dim = shape_of(state, last, where)[0]
+            if dim > MOST_SIGNS:
+                raise InputError(
+                    f"{where} has codes of {dim} signs, 2^{dim} of them, as grouped LFQ (GLFQ-16): a "
+                    f"generator predicts and reads codes by a table, which has room for 2^{MOST_SIGNS}; take "
+                    "LFQ-8 or LFQ-16. docs/checkpoints.md says more"
+                )
             return 2**dim, dim
         codes, dim = shape_of(state, "quantize.embedding.weight", where)
         return codes, dim
@@ -88,7 +99,8 @@ class TokenizerFamily(ABC):
         ]
         latent = shape_of(state, "encoder.conv_out.weight", where)[0]
         codes, dim = self.code_sizes(state, where, quantizer)
-        if not levels or image_size % 2 ** (levels - 1):
+        flat = self.flat_levels(state, levels)
+        if not levels or image_size % 2 ** (levels - 1 - flat):
             raise InputError(
                 f"{where}: {levels} levels do not fit pictures of {image_size} px; give another size"
             )
@@ -104,12 +116,14 @@ class TokenizerFamily(ABC):
             code_dim=dim,
             quantizer=quantizer,
             architecture=self.architecture,
+            flat_levels=flat,
         )
 
     def names_of(self, tokenizer: Tokenizer) -> Names:
         """The released names of every tensor of a tokenizer that the family has names for."""
         names: Names = {}
-        layers = self.layers(len(tokenizer.config.multipliers), tokenizer.config.res_blocks)
+        config = tokenizer.config
+        layers = self.layers(len(config.multipliers), config.res_blocks, config.flat_levels)
         for part, part_layers in zip(("encoder", "decoder"), layers, strict=True):
             blocks = getattr(tokenizer, part).blocks
             with_weights = [(n, block.state_dict()) for n, block in enumerate(blocks) if block.state_dict()]
@@ -137,7 +151,7 @@ class VqganFamily(TokenizerFamily):
     def decoder_level(self, level: int, levels: int) -> str:
         """The decoder's name of a level. level: 0 is the highest resolution."""
 
-    def layers(self, levels: int, blocks: int) -> tuple[list[str], list[str]]:
+    def layers(self, levels: int, blocks: int, flat: int = 0) -> tuple[list[str], list[str]]:
         def level_layers(name: str, count: int, level: int) -> list[str]:
             kinds = [self.block, "attn"] if level == levels - 1 else [self.block]
             return [f"{name}.{kind}.{i}" for i in range(count) for kind in kinds]
