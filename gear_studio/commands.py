@@ -84,6 +84,7 @@ def recipe(
     name: Positional[RecipeName],
     stage: StageName = "joint",
     budget: BudgetName = "shipped",
+    start: str | None = None,
 ) -> None:
     """Print a recipe: every setting, what follows from them, and what no recipe changes.
 
@@ -91,10 +92,14 @@ def recipe(
         name: small, or the paper's: imagenet, a generator's size, a quantizer.
         stage: warmup, joint or generator.
         budget: Of the small recipe.
+        start: Of the generator stage: fresh or joint.
     """
-    print("\n".join(recipe_lines(str(name), stage, recipe_of(str(name), stage, budget))))
+    if start not in (None, "fresh", "joint") or (start == "joint" and stage != "generator"):
+        raise InputError(f"start is {start!r} of stage {stage}; the generator stage has fresh and joint")
+    print("\n".join(recipe_lines(str(name), stage, recipe_of(str(name), stage, budget, start))))
     words = ["--recipe", name] if name != "small" else []
     words += ["--budget", budget] if budget != "shipped" else []
+    words += ["--start", start] if start else []
     source = ["shapes"] if name == "small" else ["folder", "--folder", "PICTURES"]
     say_next("gear-studio", "train", *source, "--stage", stage, *words)
 

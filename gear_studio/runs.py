@@ -4,6 +4,7 @@
     record.json       what happened: command, versions, device, seconds, finished or not, files skipped
     metrics.jsonl     one JSON object a line, every `log_every` steps
     tokenizer/ generator/ projector/     EMA weights (safetensors), each with its own config.json
+    discriminator/ live-tokenizer/       what the joint stage starts from, beside the average
     *.png             reconstruction and sample grids
     evaluation.json   what `gear-studio evaluate` measured
     checkpoints/      resumable state, never shipped

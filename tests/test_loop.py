@@ -764,6 +764,100 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
     assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
 
 
+def test_the_joint_stage_goes_on_with_the_live_tokenizer_and_its_average(again, teacher_folder):
+    train("warmup", again, teacher_folder, out="kept", keep_live=True)
+    kept = Run.from_pretrained(again / "kept")
+    live = load_file(again / "kept/live-tokenizer/model.safetensors")
+    assert_same_state(live, Checkpoints(kept.folder / "checkpoints").load()["modules"]["tokenizer"])
+    recipe = tiny.recipe(teacher_folder, steps=4, tokenizer_lr=0.0, ema=0.5, ema_climbs=False)
+    for parent, start in (("kept", live), ("warmup", Run(again / "warmup").tokenizer.state_dict())):
+        training = Training(
+            "digits", "joint", "gear", recipe, out=again / f"on-{parent}", parent=again / parent
+        )
+        loop.train(training, progress=False)
+        state = Checkpoints(again / f"on-{parent}/checkpoints").load()
+        assert_same_state(dict(state["modules"]["tokenizer"]), dict(start))
+        average = kept.tokenizer.state_dict() if parent == "kept" else start
+        for key, value in state["ema"][
+            "tokenizer"
+        ].items():  # half way to the live weights in each of 4 steps
+            assert torch.allclose(value, start[key] + (average[key] - start[key]) / 16, atol=1e-6)
+    assert any(not torch.equal(value, live[key]) for key, value in kept.tokenizer.state_dict().items())
+
+
+def init(
+    folder: Path, teacher: Path, out: str, parent: str = "joint", start: str = "joint", **changes
+) -> Run:
+    recipe = tiny.recipe(teacher, start=start, **changes)
+    training = Training("digits", "generator", "gear", recipe, out=folder / out, parent=folder / parent)
+    return loop.train(training, progress=False)
+
+
+def test_the_joint_stage_s_generator_trains_on(again, teacher_folder):
+    """At a learning rate of 0, generator, average and projector stay what the joint stage has left."""
+    run = init(again, teacher_folder, "still", generator_lr=0.0, steps=4)
+    state = Checkpoints(run.folder / "checkpoints").load()
+    joint = Run.from_pretrained(again / "joint")
+    expected = {f"generator.{key}": value for key, value in joint.generator.state_dict().items()}
+    expected |= {f"projectors.0.{key}": value for key, value in joint.projector.state_dict().items()}
+    for held in (state["modules"]["aligned"], state["ema"]["aligned"]):
+        assert held.keys() == expected.keys()
+        assert all(torch.allclose(held[key], value, atol=1e-7) for key, value in expected.items())
+    assert run.metrics[-1]["val_ntp"] == pytest.approx(joint.metrics[-1]["val_ntp"], abs=1e-5)
+    fresh = init(again, teacher_folder, "fresh", start="fresh", generator_lr=0.0, steps=4)
+    assert fresh.metrics[-1]["val_ntp"] == pytest.approx(math.log(64), abs=1e-3)
+    assert not run.has("tokenizer") and run.parent.name == "joint"
+
+
+def test_a_generator_that_trains_on_resumes_exactly(again, teacher_folder):
+    changes = {"lr_warmup": 2, "lr_schedule": "cosine", "ema_climbs": False}
+    init(again, teacher_folder, "one", **changes)
+    shutil.copytree(again / "one", again / "other")
+    unfinish(again / "other")
+    Checkpoints(again / "other/checkpoints").paths()[-1].unlink()
+    init(again, teacher_folder, "other", **changes)
+    assert_same_run(again / "one", again / "other")
+
+
+def test_what_cannot_train_on_is_refused_in_words(again, teacher_folder, capsys):
+    with pytest.raises(
+        FileNotFoundError, match=r"start=joint .* holds none; name the run of a joint.*--start fresh"
+    ):
+        init(again, teacher_folder, "none", parent="warmup")
+    with pytest.raises(ValueError, match=r"another than the recipe's \(dim is 32, asked for 48\)"):
+        init(again, teacher_folder, "wide", generator=tiny.replace(tiny.GENERATOR, dim=48))
+    with pytest.raises(ValueError, match="start=joint is of the generator stage, and this is stage joint"):
+        train("joint", again, teacher_folder, out="odd", start="joint")
+    assert not any((again / name).exists() for name in ("none", "wide", "odd"))
+    init(again, teacher_folder, "falls", steps=4, lr_schedule="cosine")
+    with pytest.raises(ValueError, match="falls ended its learning rate with its last step"):
+        recipe = tiny.recipe(teacher_folder, start="joint", steps=8, lr_schedule="cosine")
+        loop.train(
+            Training(
+                "digits",
+                "generator",
+                "gear",
+                recipe,
+                out=again / "falls",
+                parent=again / "joint",
+                extend=True,
+            ),
+            progress=False,
+        )
+
+
+def test_a_generator_may_start_from_any_run_wherever_it_lies_by_then(again, teacher_folder, tmp_path):
+    other = Path(shutil.copytree(again / "generator", tmp_path / "elsewhere"))
+    run = init(again, teacher_folder, "on", start=str(other), generator_lr=0.0, steps=4)
+    theirs = Run.from_pretrained(other).generator.state_dict()
+    assert all(torch.allclose(v, theirs[k], atol=1e-7) for k, v in run.generator.state_dict().items())
+    moved = other.rename(tmp_path / "moved")
+    again_run = init(again, teacher_folder, "on", start=str(moved), generator_lr=0.0, steps=4)
+    assert again_run.config["start_sha256"] == run.config["start_sha256"]
+    with pytest.raises(ValueError, match="start_sha256|start is"):
+        init(again, teacher_folder, "on", start=str(again / "joint"), generator_lr=0.0, steps=4)
+
+
 def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
     start = tiny.replace(tiny.recipe(teacher_folder, gan_weight=0.1), tokenizer_lr=0.0, steps=4)
     training = Training("digits", "warmup", "warmup", start, out=again / "new", parent=again / "warmup")

@@ -459,6 +459,33 @@ def test_the_average_weights_follow_the_trained_ones():
     assert set(stage.gather_parts()) == {"tokenizer", "generator", "projector"}
 
 
+def test_an_average_that_does_not_climb_has_its_decay_from_the_first_step():
+    stage = tiny.stage("generator", "gear", ema=0.9, ema_climbs=False)
+    before = copies(dict(stage.ema["aligned"].module.named_parameters()))
+    stage.step(1, *tiny.batch())
+    after = dict(stage.modules["aligned"].named_parameters())
+    for name, average in stage.ema["aligned"].module.named_parameters():
+        assert torch.allclose(average, 0.9 * before[name] + 0.1 * after[name], atol=1e-7)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_every_optimizer_takes_its_rate_from_the_number_of_the_step():
+    """With a warm-up of one step, as released, the first step changes no weight."""
+    stage = tiny.stage("joint", "gear", lr_warmup=1, tokenizer_lr=1e-3, generator_lr=2e-3, **GAN)
+    before = copies(everything(stage))
+    stage.step(1, *tiny.batch())
+    assert all(torch.equal(before[name], value) for name, value in everything(stage).items())
+    stage.step(2, *tiny.batch())
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
+    assert rates == {"tokenizer": 1e-3, "discriminator": 1e-3, "aligned": 2e-3}
+    moved = {
+        name.split(".")[0]
+        for name, value in everything(stage).items()
+        if not torch.equal(before[name], value)
+    }
+    assert moved == {"tokenizer", "discriminator", "aligned"}
+
+
 def test_codebook_metrics_count_the_codes_since_the_last_call():
     stage = tiny.stage("generator", "gear")
     with torch.no_grad():

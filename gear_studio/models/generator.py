@@ -334,6 +334,28 @@ class Generator(Pretrained):
         cache.length = end
         return self.logits(x[:, -1])
 
+    def start_from(self, other: "Generator") -> None:
+        """Take the weights of a generator of the same size: all of them, or of a class-conditional one, where
+        this one is asked by captions, all but its condition (`take_image_stream`).
+
+        Raises ValueError naming what does not fit."""
+        ours, theirs = self.config, other.config
+        sizes = ["codes", "grid", "dim", "blocks", "heads", "zero_condition_key"]
+        captions = bool(ours.caption_dim) and not theirs.caption_dim
+        sizes += [] if captions else ["classes", "caption_dim", "caption_length"]
+        if different := [name for name in sizes if getattr(ours, name) != getattr(theirs, name)]:
+            shown = ", ".join(
+                f"{n} is {getattr(theirs, n)!r}, asked for {getattr(ours, n)!r}" for n in different
+            )
+            raise InputError(
+                f"the generator to go on with is another than the recipe's ({shown}); choose the --recipe "
+                "that fits it, or --start fresh"
+            )
+        if captions:
+            self.take_image_stream(other)
+        else:
+            self.load_state_dict(other.state_dict())
+
     @torch.no_grad()
     def take_image_stream(self, other: "Generator") -> None:
         """Start from the weights of a class-conditional generator of the same size and codes: all but its

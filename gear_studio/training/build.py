@@ -4,7 +4,7 @@ the tokens that are encoded ahead, with the run of their tokenizer."""
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
@@ -31,7 +32,7 @@ from gear_studio.training.recipes import Recipe, trains_generator
 from gear_studio.training.request import Training
 from gear_studio.training.run_folder import keep_snapshot
 from gear_studio.training.sampled_distance import SampledDistance
-from gear_studio.training.stages import Stage
+from gear_studio.training.stages import Stage, Start
 
 
 def check(training: Training) -> None:
@@ -50,6 +51,10 @@ def check(training: Training) -> None:
             f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
             "encoded ahead; set it to 0, or use it in the generator stage"
         )
+    if recipe.start != "fresh" and stage != "generator":
+        raise InputError(
+            f"start={recipe.start} is of the generator stage, and this is stage {stage}; leave it out"
+        )
     generates = trains_generator(stage, arm)
     if recipe.fd_every and (not generates or training.execution.shard):
         why = "a sharded generator cannot be sampled" if generates else f"arm {arm} of stage {stage} has none"
@@ -63,8 +68,23 @@ def check(training: Training) -> None:
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
             "or name another run with --parent"
         )
+    source = find_start(training)
+    if source is not None and not (source / "generator").is_dir():
+        ways = "name the run of a joint stage with --parent, or " if recipe.start == "joint" else ""
+        raise MissingError(
+            f"start={recipe.start} goes on with the generator of {source}, which holds none; {ways}train a "
+            "new one with --start fresh"
+        )
     if parent.resolve().parent != out.resolve().parent:
         raise InputError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
+
+
+def find_start(training: Training) -> Path | None:
+    """The folder of the Run whose generator trains on; None for a new one."""
+    start = training.resolved.start
+    if start == "fresh":
+        return None
+    return training.parent if start == "joint" else Path(start)
 
 
 def new_accelerator() -> Accelerator:
@@ -116,6 +136,7 @@ class Parts:
     parent: Run | None
     tokenizer: Tokenizer
     """The training's own: new, or a copy of the parent's."""
+    start: Start
     teachers: list[Teacher]
     encoder: text_encoders.TextEncoder | None
     """Of captions, where a generator is conditioned on them."""
@@ -128,6 +149,8 @@ class Parts:
         contents = {"teacher_sha256": [teacher.fingerprint() for teacher in self.teachers]}
         if perceptual not in ("teacher", "lpips", *teachers_of("shipped")) and Path(perceptual).is_file():
             contents["perceptual_sha256"] = [digest_file(Path(perceptual))]
+        if self.recipe.start not in ("fresh", "joint"):
+            contents["start_sha256"] = [digest_file(Path(self.recipe.start) / "generator/model.safetensors")]
         return {
             "source": training.source,
             "stage": training.stage,
@@ -150,6 +173,9 @@ def gather_parts(training: Training) -> Parts:
     tokenizer = copy.deepcopy(parent.tokenizer) if parent else Tokenizer(recipe.tokenizer)
     if parent and stage == "warmup":
         check_tokenizer(tokenizer.config, recipe.tokenizer, parent.folder)
+    average: Tokenizer | None = None
+    if parent and stage != "generator" and parent.has("live-tokenizer"):
+        tokenizer, average = Tokenizer.from_pretrained(parent.folder / "live-tokenizer"), tokenizer
     train_source, held_out = (
         data.load(
             training.source,
@@ -179,7 +205,37 @@ def gather_parts(training: Training) -> Parts:
         caption_length=encoder.length if encoder else 0,
     )
     recipe = dataclasses.replace(recipe, tokenizer=tokenizer.config, generator=generator)
-    return Parts(training, arm, out, recipe, parent, tokenizer, teachers, encoder, train_source, held_out)
+    start = gather_start(training, recipe, parent, average, teachers)
+    return Parts(
+        training, arm, out, recipe, parent, tokenizer, start, teachers, encoder, train_source, held_out
+    )
+
+
+def gather_start(
+    training: Training,
+    recipe: Recipe,
+    parent: Run | None,
+    average: Tokenizer | None,
+    teachers: Sequence[Teacher],
+) -> Start:
+    """What the training starts from beside its tokenizer. A projector is taken where it is of the same
+    teacher and size; else it is new."""
+    discriminator = None
+    if training.stage == "joint" and parent and parent.has("discriminator"):
+        discriminator = Discriminator.from_pretrained(parent.folder)
+    folder = find_start(training)
+    if folder is None:
+        return Start(average, discriminator)
+    run = Run.from_pretrained(folder)
+    known = run.config.get("teacher_sha256", [])
+    projectors: list[Projector | None] = []
+    for number, teacher in enumerate(teachers):
+        part = run.folder / (f"projector-{teacher.name}" if number else "projector")
+        projector = Projector.from_pretrained(part) if part.is_dir() else None
+        expected = ProjectorConfig(recipe.generator.dim, teacher.dim, recipe.projector_hidden)
+        same = known[number : number + 1] in ([], [teacher.fingerprint()])
+        projectors.append(projector if projector and projector.config == expected and same else None)
+    return Start(average, discriminator, run.generator, projectors)
 
 
 class StageTrainee:
@@ -232,18 +288,15 @@ class StageTrainee:
             self.train_source = tokens.EncodedSource(self.train_source, kept, pixels=with_pixels)
 
     def _new_stage(self, parts: Parts) -> Stage:
-        stage, parent, discriminator = self.training.stage, parts.parent, None
-        if stage == "joint" and parent and parent.has("discriminator"):
-            discriminator = Discriminator.from_pretrained(parent.folder)
         teacher, *more_teachers = parts.teachers
         return Stage(
-            stage,
+            self.training.stage,
             parts.arm,
             self.recipe,
             teacher,
             self.accelerator,
             parts.tokenizer,
-            discriminator,
+            parts.start,
             more_teachers,
             self.training.execution,
             null=parts.encoder([""])[0] if parts.encoder else None,

@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from gear_studio.data import SOURCES
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
-from gear_studio.places import check_own_folder
+from gear_studio.places import check_own_folder, find_folder
 from gear_studio.ranges import Count, Natural, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
@@ -24,6 +24,7 @@ from gear_studio.training.recipes import (
     BUDGETS,
     NAMES,
     STAGES,
+    WITHOUT_GENERATOR,
     Recipe,
     recipe_of,
     with_captions,
@@ -80,6 +81,11 @@ class Training:
     tokenizer: TokenizerName | None = None
     """What the warm-up trains instead of the recipe's tokenizer. Given to the later stages too, it finds the
     runs: runs/SOURCE-TOKENIZER-STAGE-..."""
+    start: str | None = None
+    """The generator stage's generator: fresh; joint, the generator of the joint stage it builds on and its
+    projector train on; or a run whose generator trains on, of class labels for one of captions, too. Default:
+    fresh with the small recipe and GPIC's, joint with the paper's, as released. The run is called
+    runs/SOURCE-generator-ARM-init-..."""
     condition: Literal["class", "caption"] | None = None
     """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
     .txt beside each picture). Default: the recipe's. The run is called runs/SOURCE-caption-STAGE-... and
@@ -115,6 +121,7 @@ class Training:
 
         def run_name(label: str, stage: str) -> str:
             kind = [] if stage == "warmup" else [arm]
+            kind += ["init"] if stage == "generator" and self.resolved.start != "fresh" else []
             budget = [] if self.budget == "shipped" else [self.budget]
             return "-".join([label, stage, *kind, *budget, f"s{self.seed}"])
 
@@ -135,9 +142,14 @@ class Training:
         Raises ValueError for a recipe, budget or setting that does not exist, and for classes asked of a
         recipe of captions."""
         if isinstance(self.recipe, Recipe):
-            recipe = self.recipe
+            recipe = replace(self.recipe, start=self.start or self.recipe.start)
         else:
-            recipe = recipe_of(self.recipe, self.stage, self.budget)
+            # The tokenizers of some arms come from no generator that could train on.
+            alone = self.stage == "generator" and self.arm in ("baseline", *WITHOUT_GENERATOR)
+            start = self.start or ("fresh" if alone else None)
+            recipe = recipe_of(self.recipe, self.stage, self.budget, start)
+        if recipe.start not in ("fresh", "joint"):  # absolute, as the teacher's files below
+            recipe = replace(recipe, start=str(find_folder(recipe.start).resolve()))
         changes: dict[str, Any] = {
             "steps": self.steps,
             "batch_size": self.batch_size,

@@ -36,6 +36,7 @@ from gear_studio.models.families.magvit2 import Lfq16
 from gear_studio.models.families.taming import Taming
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import build_checked, check_shapes, shapes_of
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.published import fetch
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.tokenizer import Tokenizer
@@ -192,6 +193,37 @@ def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discrimina
         return None
     discriminator.load_state_dict(weights)
     return discriminator
+
+
+def live_beside(raw: dict[str, Any], tokenizer_state: dict) -> dict | None:
+    """The live weights of a tokenizer that a file keeps beside its averaged ones; None where it does not."""
+    states = unwrap(raw, holds_tokenizer)
+    key = next(iter(tokenizer_state))
+    averaged = [state for name, state in states.items() if is_averaged(name, state)]
+    if not any(state.get(key) is tokenizer_state[key] for state in averaged):
+        return None
+    return next((state for name, state in states.items() if not is_averaged(name, state)), None)
+
+
+def projector_from(raw: dict[str, Any]) -> Projector | None:
+    """The projector that a file keeps beside its generator, under `projectors` (GEAR's joint stage), where
+    there is one and it is like ours. Its `projs.0.N` are our `layers.N`."""
+    held = raw.get("projectors")
+    weights = {
+        key.replace("projs.0.", "layers.", 1): value
+        for key, value in plain_keys(held if isinstance(held, dict) else {}).items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    first, last = weights.get("layers.0.weight"), weights.get("layers.4.weight")
+    if first is None or last is None or first.ndim != 2 or last.ndim != 2:
+        return None
+    try:
+        config = ProjectorConfig(first.shape[1], len(last), len(first))
+        projector = build_checked(lambda: Projector(config), shapes_of(weights), "it")
+    except ValueError:  # of another kind, or of several teachers
+        return None
+    projector.load_state_dict(weights)
+    return projector
 
 
 def names_of(model: Tokenizer | Generator) -> Names:
