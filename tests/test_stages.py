@@ -32,6 +32,7 @@ ARMS = [
     pytest.param(
         "joint", "straight-through", GAN, ["tokenizer", "discriminator", "aligned"], id="straight-through-gan"
     ),
+    pytest.param("joint", "straight-through-alignment", {}, ["tokenizer", "aligned"], id="through-alignment"),
     pytest.param("joint", "soft-ntp", {}, ["tokenizer", "aligned"], id="soft-ntp"),
     pytest.param("joint", "soft-ntp", GAN, ["tokenizer", "discriminator", "aligned"], id="soft-ntp-gan"),
     pytest.param("joint", "latent", {}, ["tokenizer"], id="latent"),
@@ -118,6 +119,7 @@ def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, u
         expected |= {
             "gear": {"alignment_soft"},
             "straight-through": {"ntp_straight_through", "alignment_straight_through"},
+            "straight-through-alignment": {"alignment_straight_through"},
             "soft-ntp": {"ntp_soft", "alignment_soft"},
             "latent": {"alignment_latent"},
             "continued": set(),
@@ -303,6 +305,30 @@ def test_guidance_is_weighted_and_read_at_tau():
     torch.testing.assert_close([2 * g for g in gradient], twice)
     sharper, _ = guidance(tiny.stage("joint", "gear", tau=0.01))
     assert not torch.equal(sharper["alignment_soft"], losses["alignment_soft"])
+
+
+def test_straight_through_alignment_has_the_hard_value_and_the_soft_gradient():
+    """The released option: soft + (one-hot - soft), the latter detached, of softmax(A / tau)."""
+    stage = tiny.stage("joint", "straight-through-alignment", tau=0.3, alignment_weight=2.0)
+    images, labels = tiny.batch()
+    aligned = stage.modules["aligned"]
+    assignment = stage.tokenizer.assign(images)
+    scores = assignment.scores.detach().requires_grad_()
+    targets, losses = stage.ask_teachers(images)[1], {}
+    with stages.frozen(aligned):
+        guidance = stage.compute_guidance(Assignment(scores, assignment.indices), labels, targets, losses)
+        (found,) = torch.autograd.grad(guidance, scores)
+        soft = torch.softmax(scores / 0.3, -1)
+        one_hot = nn.functional.one_hot(assignment.indices, soft.shape[-1]).float()
+        seen = (soft + (one_hot - soft).detach()) @ aligned.generator.token_table
+        hidden = aligned.generator.hidden(seen[:, :-1], labels, [aligned.generator.config.tap])[0]
+        expected = (
+            -2.0 * nn.functional.cosine_similarity(aligned.projectors(hidden)[0], targets[0], dim=-1).mean()
+        )
+        (wanted,) = torch.autograd.grad(expected, scores)
+    assert guidance.item() == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-7)
+    assert found.any()
 
 
 def test_soft_ntp_is_the_next_token_loss_of_the_chosen_codes_on_soft_embeddings():

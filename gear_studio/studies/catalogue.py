@@ -139,6 +139,20 @@ _STUDIES = (
         "figure.",
     ),
     Study(
+        "straight-through",
+        "Is it the straight-through read-out that ruins a codebook, or the next-token loss through it?",
+        "gradient to the tokenizer",
+        (
+            GEAR,
+            Arm("straight-through", joint="straight-through"),
+            Arm("straight-through, alignment alone", joint="straight-through-alignment"),
+        ),
+        ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
+        shown=("usage", "perplexity", "rfd", "fd"),
+        note="gear: alignment alone, read out softly. Alignment alone, straight through, is an option of the "
+        "released code; its gradient is that of softmax(A / tau). The other rows are of the study collapse, too.",
+    ),
+    Study(
         "temperature",
         "How soft should the soft read-out be?",
         "tau",

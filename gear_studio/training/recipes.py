@@ -33,7 +33,14 @@ from gear_studio.ranges import (
 )
 
 STAGES = ("warmup", "joint", "generator")
-_JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
+_JOINT = (  # see `stages`
+    "gear",
+    "continued",
+    "straight-through",
+    "straight-through-alignment",
+    "soft-ntp",
+    "latent",
+)
 ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's.
     "warmup": ("warmup",),
     "joint": _JOINT,
@@ -396,7 +403,7 @@ def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
         "tokens": f"N = {grid**2} ({grid} x {grid})",
         "teacher sees": f"{grid} x {grid} patches{seen}",
         "optimizer": f"AdamW, weight decay {WEIGHT_DECAY:g}, learning rate {recipe.lr_schedule}",
-        "precision": "bf16 on GPUs (scores, losses and weights float32), else float32",
+        "precision": "bf16 on GPUs (scores, losses, LPIPS, discriminator and weights float32), else float32",
     }
     if name != "small":
         follows["images"] = f"short side resized to {size} px (bicubic), random crop, horizontal flip"

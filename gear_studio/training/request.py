@@ -56,8 +56,8 @@ class Training:
     stage: StageName = "warmup"
     """warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen tokenizer)."""
     arm: ArmName | None = None
-    """What is compared: baseline, gear, continued, or one of the ablations straight-through, soft-ntp and
-    latent. Default: gear, or warmup for the warm-up."""
+    """What is compared: baseline, gear, continued, or one of the ablations straight-through,
+    straight-through-alignment, soft-ntp and latent. Default: gear, or warmup for the warm-up."""
     recipe: RecipeName = "small"
     """small, or one of the paper's; `gear-studio recipe NAME` prints it."""
     seed: Seed = 0

@@ -14,6 +14,8 @@ update 1 adds to L_VQ:
     soft-ntp           L_NTP + lambda L_align through the soft read-out, the indices being the targets: the
                        next-token loss that the paper keeps from the tokenizer
     straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
+    straight-through-alignment    lambda L_align through a straight-through read-out with the gradient of
+                       softmax(A / tau), and no next-token loss: the released code's option
     latent             lambda L_align of the latents themselves, -mean_i cos(g(z_i), f(x)_i), and no
                        generator: alignment where diffusion's tokenizers have it. Its projector g learns in
                        update 1 too, by an AdamW of its own at generator_lr, as every other arm's projector
@@ -367,6 +369,10 @@ class Stage:
         if self.arm == "gear":
             projected = aligned.project_tap(assignment, condition, soft)
             return weight * self.align("alignment_soft", projected, targets, losses)
+        if self.arm == "straight-through-alignment":
+            through = partial(readout.straight_through, tau=self.recipe.tau)
+            projected = aligned.project_tap(assignment, condition, through)
+            return weight * self.align("alignment_straight_through", projected, targets, losses)
         if self.arm == "soft-ntp":
             logits, projected = aligned(assignment, condition, soft)
             losses["ntp_soft"] = next_token_loss(logits, assignment.indices)
