@@ -6,21 +6,23 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 from collections import Counter
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
 from gear_studio.data.prompts import ClassLabels
-from gear_studio.training import build, checkpoints, loop, stages
+from gear_studio.training import build, checkpoints, loop, stages, trackers
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import Recipe, small_recipe
@@ -90,6 +92,71 @@ def assert_same_state(one, other) -> None:
 
 
 # A run
+
+
+@pytest.fixture
+def tensorboard(tmp_path, monkeypatch) -> list[tuple]:
+    """A package in the place of tensorboardX that keeps what it is told: (method, name, value, step)."""
+    told: list[tuple] = []
+
+    class SummaryWriter:
+        def __init__(self, folder, **options):
+            told.append(("open", folder, options, None))
+
+        def __getattr__(self, method):
+            def tell(name=None, value=None, global_step=None, **options):
+                told.append((method, name, value, global_step))
+
+            return tell
+
+        def add_hparams(self, values, metric_dict):
+            told.append(("add_hparams", None, values, None))
+
+    found = tracking.LoggerType.TENSORBOARD
+    monkeypatch.setattr(tracking, "_available_trackers", [found])
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    package = ModuleType("tensorboardX")
+    package.SummaryWriter, package.__spec__ = SummaryWriter, ModuleSpec("tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", package)
+    return told
+
+
+def test_a_tracker_is_told_what_the_run_s_folder_holds(again, whole, teacher_folder, tensorboard):
+    def tracked(name: str, out: str) -> list[tuple]:
+        tensorboard.clear()
+        stage, arm, parent, own = STAGES[name]
+        recipe = tiny.recipe(teacher_folder, **own, steps=4)
+        options = {"out": again / out, "parent": again / parent, "track": ("tensorboard",)}
+        loop.train(Training("digits", stage, arm, recipe, **options), progress=False)
+        return list(tensorboard)
+
+    told = tracked("joint", "seen")
+    assert told[0] == ("open", str(again / "seen/tensorboard/gear-studio"), {"purge_step": 1}, None)
+    (hparams,) = [value for method, _, value, _ in told if method == "add_hparams"]
+    assert hparams["recipe.tau"] == 0.1 and hparams["arm"] == "gear"
+    scalars = [(step, name, value) for method, name, value, step in told if method == "add_scalar"]
+    rows = [json.loads(line) for line in (again / "seen/metrics.jsonl").read_text().splitlines()]
+    assert scalars == [(row["step"], name, row[name]) for row in rows for name in row if name != "step"]
+    pictures = {(name, step): value for method, name, value, step in told if method == "add_images"}
+    assert pictures.keys() == {("reconstructions", 4), ("samples", 4)}
+    for name in ("reconstructions", "samples"):
+        with Image.open(again / f"seen/{name}.png") as held:
+            assert np.array_equal(pictures[name, 4][0], np.asarray(held.convert("RGB")))
+    assert told[-1][0] == "close"
+    assert not tracked("joint", "seen")  # finished before
+    assert not (whole / "joint/samples.png").exists() and not (whole / "joint/tensorboard").exists()
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_in_words(whole, tmp_path, teacher_folder, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    recipe, out = tiny.recipe(teacher_folder), tmp_path / "run"
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(
+            FileNotFoundError, match=f"tracker {name} needs the package {name}.*uv pip install"
+        ):
+            loop.train(Training("digits", recipe=recipe, out=out, track=(name,)), progress=False)
+    assert not out.exists()
 
 
 def test_a_run_holds_what_its_readers_expect(whole, teacher_folder):

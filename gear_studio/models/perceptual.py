@@ -19,9 +19,9 @@ VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 class LPIPS(nn.Module):
     """Two images (B, 3, H, W) in [-1, 1] -> distances (B,), 0 for equal images; gradient to the images only.
 
-    weights: torchvision's VGG-16 file, or None to download it. Stays in eval mode and is frozen. In float32 also
-    under autocast, as released. Raises FileNotFoundError or ValueError naming the file when the weights cannot
-    be had or are another network's."""
+    weights: torchvision's VGG-16 file, or None to download it. Stays in eval mode and is frozen. In float32
+    also under autocast, as released. Raises FileNotFoundError or ValueError naming the file when the weights
+    cannot be had or are another network's."""
 
     def __init__(self, weights: str | Path | None = None, option: str = "--lpips-weights FILE"):
         super().__init__()

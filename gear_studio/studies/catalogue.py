@@ -150,7 +150,7 @@ _STUDIES = (
         ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
         shown=("usage", "perplexity", "rfd", "fd"),
         note="gear: alignment alone, read out softly. Alignment alone, straight through, is an option of the "
-        "released code; its gradient is that of softmax(A / tau). The other rows are of the study collapse, too.",
+        "released code; its gradient is that of softmax(A / tau). The other rows are also in collapse.",
     ),
     Study(
         "temperature",

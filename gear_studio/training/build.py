@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
 from gear_studio import data, sampling
@@ -33,6 +34,7 @@ from gear_studio.training.request import Training
 from gear_studio.training.run_folder import keep_snapshot
 from gear_studio.training.sampled_distance import SampledDistance
 from gear_studio.training.stages import Stage, Start
+from gear_studio.training.trackers import check_trackers, track_pictures
 
 
 def check(training: Training) -> None:
@@ -42,6 +44,7 @@ def check(training: Training) -> None:
     Raises ValueError, and FileNotFoundError for that run."""
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is checked"
+    check_trackers(training.track)
     if recipe.token_views and recipe.text_encoder:
         raise InputError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
@@ -87,9 +90,12 @@ def find_start(training: Training) -> Path | None:
     return training.parent if start == "joint" else Path(start)
 
 
-def new_accelerator() -> Accelerator:
-    """This process's device and its place among the others; bf16 on GPUs."""
+def new_accelerator(training: Training | None = None) -> Accelerator:
+    """This process's device and its place among the others, with the trackers of a training; bf16 on GPUs."""
+    out, track = (str(training.out), list(training.track)) if training else (None, [])
     return Accelerator(
+        log_with=track or None,
+        project_config=ProjectConfiguration(out, logging_dir=out and f"{out}/tensorboard"),
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -350,7 +356,7 @@ class StageTrainee:
         """Pictures, and a snapshot where the recipe keeps one."""
         parts = self.stage.gather_parts()
         if self.accelerator.is_main_process:
-            self._write_pictures(parts)
+            track_pictures(self.accelerator, number, self._write_pictures(parts))
             if self.recipe.keep_every and number % self.recipe.keep_every == 0:
                 write_record(keep_snapshot(self.out, number, parts))
 
@@ -365,17 +371,21 @@ class StageTrainee:
         return {"skipped": unread}
 
     @torch.no_grad()
-    def _write_pictures(self, parts: Mapping[str, Pretrained]) -> None:
+    def _write_pictures(self, parts: Mapping[str, Pretrained]) -> list[Path]:
         """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with
-        guidance 1.5."""
+        guidance 1.5; where a tracker shows them, of the joint stage's samples, too. Returns their files."""
+        files = []
         if "tokenizer" in parts:
             images = data.to_float(self.validation[0][0][:8])
             again = self.stage.average_tokenizer.reconstruct(images)
-            write_grid(torch.cat([images, again]), self.out / "reconstructions.png")
-        if self.training.stage == "generator":
+            files.append(self.out / "reconstructions.png")
+            write_grid(torch.cat([images, again]), files[-1])
+        if "generator" in parts and (self.training.stage == "generator" or self.accelerator.trackers):
             condition = self.conditions.for_samples(range(32))
             indices = sampling.sample(cast(Generator, parts["generator"]), condition, seed=0)
-            write_grid(self.stage.tokenizer.decode(indices), self.out / "samples.png")
+            files.append(self.out / "samples.png")
+            write_grid(self.stage.average_tokenizer.decode(indices), files[-1])
+        return files
 
 
 def read_validation_images(

@@ -30,6 +30,7 @@ from gear_studio.training.recipes import (
     with_captions,
     with_settings,
 )
+from gear_studio.training.trackers import TRACKERS
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
     SourceName: TypeAlias = str
@@ -38,11 +39,12 @@ if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe o
     BudgetName: TypeAlias = str
     TokenizerName: TypeAlias = str
     RecipeName: TypeAlias = str | Recipe
+    TrackerName: TypeAlias = str
 else:
     SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
     StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
     ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
-    TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
+    TokenizerName, RecipeName, TrackerName = Literal[*PRESETS], Literal[*NAMES], Literal[*TRACKERS]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Training:
     teachers one for each."""
     workers: Natural | None = None
     """Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0."""
+    track: tuple[TrackerName, ...] = ()
+    """Where else metrics and grids of pictures go: tensorboard (into OUT/tensorboard), wandb."""
     execution: OmitArgPrefixes[Execution] = Execution()
     """How steps are computed."""
     extend: bool = False
