@@ -78,7 +78,7 @@ def _import_into(
                 f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
                 f"for {image_size} px too, and name that with --parent, or leave --image-size out"
             )
-        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
+        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads, raw)
         if generator.config.codes != its_tokenizer.config.codes:
             raise InputError(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "

@@ -25,7 +25,7 @@ from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import build, checkpoints, loop, stages, trackers
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.execution import Execution
-from gear_studio.training.recipes import Recipe, small_recipe
+from gear_studio.training.recipes import Recipe, small_recipe, with_captions
 from gear_studio.training.request import Training
 from gear_studio.training.sampled_distance import SampledDistance
 
@@ -884,6 +884,33 @@ def test_a_generator_that_trains_on_resumes_exactly(again, teacher_folder):
     Checkpoints(again / "other/checkpoints").paths()[-1].unlink()
     init(again, teacher_folder, "other", **changes)
     assert_same_run(again / "one", again / "other")
+
+
+def test_a_generator_of_captions_starts_from_one_of_classes(again, teacher_folder):
+    run = Run.from_pretrained(again / "generator")
+    recipe = with_captions(tiny.recipe(teacher_folder, steps=4, generator_lr=0.0, start=str(run.folder)))
+    training = Training("shapes", "generator", "gear", recipe, out=again / "t2i", parent=again / "joint")
+    found, theirs = loop.train(training, progress=False).generator.state_dict(), run.generator.state_dict()
+    names = {key: key.replace("_text.", ".") for key in found if not key.startswith("condition.")}
+    assert len([key for key, its in names.items() if key != its]) == 3
+    assert all(torch.allclose(found[key], theirs[its], atol=1e-7) for key, its in names.items())
+
+
+def test_pictures_of_another_size_on_the_same_tokenizer(again, teacher_folder):
+    """A warm-up at 32 px; a joint stage at 48 and a generator on it; a generator at 48 on the warm-up."""
+    sized = tiny.recipe(teacher_folder, steps=4, image_size=48)
+
+    def trained(stage: str, out: str, parent: str, recipe: Recipe) -> Run:
+        training = Training("digits", stage, "gear", recipe, out=again / out, parent=again / parent)
+        return Run(loop.train(training, progress=False).folder)
+
+    joint = trained("joint", "large", "warmup", sized)
+    assert joint.tokenizer.config.image_size == 48 and joint.generator.config.grid == 6
+    on = trained("generator", "large-on", "large", tiny.replace(sized, image_size=0, start="joint"))
+    alone = trained("generator", "large-alone", "warmup", sized)
+    for run in (on, alone):
+        assert (run.tokenizer.config.image_size, run.tokenizer.grid, run.generator.config.grid) == (48, 6, 6)
+    assert Run(again / "warmup").tokenizer.config.image_size == 32
 
 
 def test_what_cannot_train_on_is_refused_in_words(again, teacher_folder, capsys):

@@ -122,6 +122,25 @@ def test_a_text_to_image_generator_computes_what_the_released_network_does(paint
         near(painter(painter.tokens(tokens), given), expected)
 
 
+def test_words_that_see_each_other_and_other_numbers_of_dual_blocks_are_read_off_a_file(painter, tmp_path):
+    """How words see each other is in the training's arguments, the blocks in the keys."""
+    state = families.to_released(painter)
+    state = {k: v for k, v in state.items() if not (k.startswith("layers.1.") and "_text" in k)}
+    torch.save({"ema": state, "args": {"text_attn": "prefix", "lr": 1e-4}}, tmp_path / "t2i.pt")
+    made = official.load_generator(tmp_path / "t2i.pt", grid=4)
+    assert (made.config.text_attention, made.config.text_blocks) == ("prefix", 1)
+    tokens, features = torch.randint(1024, (3, 15)), torch.randn(3, 300, 64)
+    lengths = [300, 0, 5]
+    net = released.Net(state)
+    expected = net.caption_logits(tokens, features, lengths, 2, 4, prefix=True)
+    words = torch.arange(300) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        given = torch.cat([words[..., None].float(), features], -1)
+        near(made(made.tokens(tokens), given), expected)
+    causal = net.caption_logits(tokens, features, lengths, 2, 4)
+    assert (causal - expected).abs().max() > 0.01 * expected.abs().max()
+
+
 def test_the_paper_s_text_to_image_generator_is_told_by_its_shapes():
     config = replace(paper_config("1B", 0), caption_dim=2048, caption_length=300)
     with torch.device("meta"):

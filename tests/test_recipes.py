@@ -1,6 +1,7 @@
 """The paper's recipes, number by number, as they are printed and as training takes them."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -143,6 +144,27 @@ def test_what_a_generator_starts_from_decides_its_steps():
     assert asked(arm="baseline", start="joint") == ("joint", 3_600_000)
     with pytest.raises(ValueError, match="start is 'joint' of stage joint; the generator stage has fresh"):
         commands.recipe("small", "joint", start="joint")
+
+
+@pytest.mark.parametrize(("size", "grid", "teacher"), [(384, 24, 336), (512, 32, 448)])
+def test_other_sizes_of_pictures_are_an_option(size, grid, teacher, monkeypatch, capsys):
+    words = ["recipe", "imagenet-b-vq", "--stage", "joint", "--image-size", str(size)]
+    monkeypatch.setattr(sys, "argv", ["gear-studio", *words])
+    cli.main()
+    said = capsys.readouterr()
+    found = {
+        key: value.split("#")[0].strip()
+        for key, value in (line.split("  ", 1) for line in said.out.splitlines() if "  " in line)
+    }
+    assert found["image_size"] == found["tokenizer.image_size"] == str(size)
+    assert found["tokens"] == f"N = {grid**2} ({grid} x {grid})" and found["generator.grid"] == str(grid)
+    assert found["teacher sees"] == f"{grid} x {grid} patches of an image of {teacher} px"
+    assert f"--image-size {size}" in said.err
+    asked = Training("folder", "joint", recipe="imagenet-b-vq", image_size=size)
+    assert asked.resolved.tokenizer.grid == grid
+    assert asked.completed().out == Path(f"runs/folder-{size}px-joint-gear-s0")
+    with pytest.raises(ValueError, match="image_size is 380, and a token covers f = 16 px"):
+        Training("folder", "joint", recipe="imagenet-b-vq", image_size=380).completed()
 
 
 def test_learning_rates_rise_and_fall_by_the_number_of_the_step():

@@ -177,11 +177,14 @@ def gather_parts(training: Training) -> Parts:
     assert arm is not None and out is not None, "a training is completed before it is built"
     parent = Run.from_pretrained(training.parent) if training.parent else None
     tokenizer = copy.deepcopy(parent.tokenizer) if parent else Tokenizer(recipe.tokenizer)
+    if recipe.image_size:
+        tokenizer.set_image_size(recipe.image_size)
     if parent and stage == "warmup":
         check_tokenizer(tokenizer.config, recipe.tokenizer, parent.folder)
     average: Tokenizer | None = None
     if parent and stage != "generator" and parent.has("live-tokenizer"):
         tokenizer, average = Tokenizer.from_pretrained(parent.folder / "live-tokenizer"), tokenizer
+        tokenizer.set_image_size(average.config.image_size)
     train_source, held_out = (
         data.load(
             training.source,
@@ -280,7 +283,8 @@ class StageTrainee:
             )
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.
-            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}"
+            size = f"-{recipe.image_size}px" if recipe.image_size else ""
+            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}{size}"
             tokens.encode(
                 self.train_source,
                 self.stage.tokenizer,

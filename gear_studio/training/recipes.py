@@ -87,6 +87,7 @@ class Recipe:
     batch_size: Count
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    image_size: Natural = 0  # px along a side of the pictures; 0: as the parent's tokenizer had it
     text_encoder: str = ""  # of the generator's captions (see `text_encoders`); "": class labels
     held_out_combinations: Flag = False  # of `shapes`: some are never seen in training (see `data.shapes`)
     start: str = "fresh"  # the generator stage's generator: fresh, joint, or the folder of a Run
@@ -253,6 +254,14 @@ def with_captions(recipe: Recipe) -> Recipe:
     return replace(recipe, text_encoder=Words.name, generator=generator)
 
 
+def with_image_size(recipe: Recipe, image_size: int) -> Recipe:
+    """The same for pictures of another size, in px; networks are convolutional, so that a parent's tokenizer
+    goes along. Raises ValueError where a token's side does not divide it."""
+    tokenizer = replace(recipe.tokenizer, image_size=image_size)
+    generator = replace(recipe.generator, grid=tokenizer.grid)
+    return replace(recipe, image_size=image_size, tokenizer=tokenizer, generator=generator)
+
+
 IMAGENET_SIZES = ("b", "l", "xl")
 PAPER_QUANTIZERS = tuple(quantizer for quantizer in QUANTIZERS if f"{quantizer}-16" in PRESETS)
 NAMES = (
@@ -365,6 +374,7 @@ _NOTES = {
     "batch_size": "over all processes and pieces",
     "generator.label_drop": "to the null class or the empty caption, for guidance",
     "text_encoder": "frozen; its last hidden states",
+    "image_size": "px; 0: as the parent's tokenizer had it",
     "start": "of the generator stage: fresh, joint (the parent's generator and projector train on), or a run",
     "tokenizer_lr": "also of the discriminator",
     "generator_lr": "also of the projector",

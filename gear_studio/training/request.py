@@ -17,7 +17,7 @@ from gear_studio.data import SOURCES
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
 from gear_studio.places import check_own_folder, find_folder
-from gear_studio.ranges import Count, Natural, Seed, check
+from gear_studio.ranges import Count, Natural, Pixels, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
     ARMS,
@@ -28,6 +28,7 @@ from gear_studio.training.recipes import (
     Recipe,
     recipe_of,
     with_captions,
+    with_image_size,
     with_settings,
 )
 from gear_studio.training.trackers import TRACKERS
@@ -83,6 +84,9 @@ class Training:
     tokenizer: TokenizerName | None = None
     """What the warm-up trains instead of the recipe's tokenizer. Given to the later stages too, it finds the
     runs: runs/SOURCE-TOKENIZER-STAGE-..."""
+    image_size: Pixels | None = None
+    """Pixels along a side of the pictures, instead of the recipe's: 384, say, also on a tokenizer that was
+    trained at 256. The run is called runs/SOURCE-384px-STAGE-..."""
     start: str | None = None
     """The generator stage's generator: fresh; joint, the generator of the joint stage it builds on and its
     projector train on; or a run whose generator trains on, of class labels for one of captions, too. Default:
@@ -130,6 +134,7 @@ class Training:
             return "-".join([label, stage, *kind, *budget, f"s{self.seed}"])
 
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
+        label += f"-{self.image_size}px" if self.image_size else ""
         captions = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
         out = Path(self.out or Path("runs") / run_name(label + captions, self.stage))
         check_own_folder(out)
@@ -160,6 +165,8 @@ class Training:
             "tokenizer": preset(self.tokenizer) if self.tokenizer else None,
         }
         recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+        if self.image_size:
+            recipe = with_image_size(recipe, self.image_size)
         if self.condition == "class" and recipe.text_encoder:
             raise InputError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
         if self.condition == "caption":

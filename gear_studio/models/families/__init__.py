@@ -13,6 +13,7 @@ Notable:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,7 +78,7 @@ def load_generator(source: str | Path, grid: int | None = None, heads: int | Non
     states = unwrap(raw, holds_generator)
     if not states:
         raise InputError(describe_lack(raw, "generator", source))
-    return generator_from(next(iter(states.values())), grid, str(source), heads)
+    return generator_from(next(iter(states.values())), grid, str(source), heads, raw)
 
 
 def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: str | None = None) -> str:
@@ -159,11 +160,17 @@ def tokenizer_from(state: dict, image_size: int, where: str, quantizer: str) -> 
     return _filled(lambda: Tokenizer(config), weights, family.names_of, where)
 
 
-def generator_from(state: dict, grid: int | None, where: str, heads: int | None = None) -> Generator:
-    """The generator of a released state dict, in eval mode; `where` names it in errors."""
+def generator_from(
+    state: dict, grid: int | None, where: str, heads: int | None = None, raw: dict[str, Any] | None = None
+) -> Generator:
+    """The generator of a released state dict, in eval mode; `where` names it in errors. raw: all that the
+    file holds; how words see each other is said by the training's arguments there, if anywhere."""
     family, weights = generator_family(state), weights_of(state)
     with _naming(where):
         config = family.config_of(weights, grid, where, heads)
+        arguments = (raw or {}).get("args")
+        if isinstance(arguments, dict) and config.caption_dim and "text_attn" in arguments:
+            config = replace(config, text_attention=str(arguments["text_attn"]))
     weights = {key: value for key, value in weights.items() if key not in family.not_weights}
     return _filled(lambda: Generator(config), weights, family.names_of, where)
 
