@@ -108,18 +108,6 @@ _STUDIES = (
         "curve (FD) flatters the arm that crosses.",
     ),
     Study(
-        "start",
-        "Should the joint stage's generator train on, or a fresh one take its place?",
-        "generator",
-        (GEAR, Arm("gear-init", start="joint")),
-        GENERATED,
-        controls=("gear",),
-        fd_curves=True,
-        note="gear-init: the generator and the projector of the joint stage train on, the released scripts' "
-        "default. Here both rows train for as many steps on the frozen tokenizer, so that gear-init has had "
-        "those of the joint stage on top; with a recipe of the paper both have had 4 million in all.",
-    ),
-    Study(
         "collapse",
         "Does the codebook collapse when the next-token loss reaches the tokenizer?",
         "gradient to the tokenizer",
@@ -137,20 +125,6 @@ _STUDIES = (
         },
         note="continued: no gradient of a generator. soft-ntp: the paper argues against it; we know of no "
         "figure.",
-    ),
-    Study(
-        "straight-through",
-        "Is it the straight-through read-out that ruins a codebook, or the next-token loss through it?",
-        "gradient to the tokenizer",
-        (
-            GEAR,
-            Arm("straight-through", joint="straight-through"),
-            Arm("straight-through, alignment alone", joint="straight-through-alignment"),
-        ),
-        ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
-        shown=("usage", "perplexity", "rfd", "fd"),
-        note="gear: alignment alone, read out softly. Alignment alone, straight through, is an option of the "
-        "released code; its gradient is that of softmax(A / tau). The other rows are also in collapse.",
     ),
     Study(
         "temperature",
@@ -264,6 +238,32 @@ _STUDIES = (
         "combinations of texture, shape and colour that training never showed together. The tokenizers are "
         "those of the other studies: what guided `gear` was a generator of classes.",
         weights=("baseline", "gear"),
+    ),
+    Study(
+        "start",
+        "Should the joint stage's generator train on, or a fresh one take its place?",
+        "generator",
+        (GEAR, Arm("gear-init", start="joint")),
+        GENERATED,
+        controls=("gear",),
+        fd_curves=True,
+        note="gear-init: the generator and the projector of the joint stage train on, the released scripts' "
+        "default. Here both rows train for as many steps on the frozen tokenizer, so that gear-init has had "
+        "those of the joint stage on top; with a recipe of the paper both have had 4 million in all.",
+    ),
+    Study(
+        "straight-through",
+        "Is it the straight-through read-out that ruins a codebook, or the next-token loss through it?",
+        "gradient to the tokenizer",
+        (
+            GEAR,
+            Arm("straight-through", joint="straight-through"),
+            Arm("straight-through, alignment alone", joint="straight-through-alignment"),
+        ),
+        ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
+        shown=("usage", "perplexity", "rfd", "fd"),
+        note="gear: alignment alone, read out softly. Alignment alone, straight through, is an option of the "
+        "released code; its gradient is that of softmax(A / tau). The other rows are also in collapse.",
     ),
 )
 STUDIES = {study.name: study for study in _STUDIES}
