@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from gear_studio import Run, cli, commands
 from gear_studio.models.generator import Generator
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
-from gear_studio.training import recipes
+from gear_studio.training import build, recipes
 from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
@@ -142,6 +142,9 @@ def test_what_a_generator_starts_from_decides_its_steps():
     assert asked() == asked(arm="gear") == ("joint", 3_600_000)
     assert asked(start="fresh") == asked(arm="baseline") == asked(arm="continued") == ("fresh", 4_000_000)
     assert asked(arm="baseline", start="joint") == ("joint", 3_600_000)
+    joint = Training("folder", "joint", recipe="imagenet-b-vq", start="joint").completed()
+    with pytest.raises(ValueError, match="start=joint is of the generator stage, and this is stage joint"):
+        build.check(joint)
     with pytest.raises(ValueError, match="start is 'joint' of stage joint; the generator stage has fresh"):
         commands.recipe("small", "joint", start="joint")
 

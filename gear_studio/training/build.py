@@ -265,6 +265,7 @@ class StageTrainee:
         if self.workers is None:  # a GPU would wait for the drawing
             self.workers = 2 if accelerator.device.type == "cuda" else 0
         self.stage = self._new_stage(parts)
+        parts.start = Start()  # its weights are in the stage by now
         self.conditions: Conditions = ClassLabels(len(self.train_source.classes))
         if parts.encoder:
             numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]

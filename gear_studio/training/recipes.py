@@ -294,7 +294,7 @@ def recipe_of(name: str, stage: str, budget: str = "shipped", start: str | None 
         return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
     start = start or ("joint" if stage == "generator" else "fresh")
-    had = PAPER_STEPS["joint"] if start == "joint" else 0
+    had = PAPER_STEPS["joint"] if (stage, start) == ("generator", "joint") else 0
     # Values that are Recipe's defaults are repeated: this is the paper's table.
     return Recipe(
         steps=PAPER_STEPS[stage] - had,

@@ -452,9 +452,9 @@ class Stage:
 
     def gather_parts(self) -> dict[str, Pretrained]:
         """What to save with the Run: EMA weights, and what the next stage starts from: the discriminator and,
-        where the recipe says so, the tokenizer's live weights. The
-        arm `latent` has no generator, and its projector is saved under a name of its own: latent-projector.
-        Every process must call it; the generator of a sharded training is on the main process alone."""
+        where the recipe says so, the tokenizer's live weights. The arm `latent` has no generator, and its
+        projector is saved under a name of its own: latent-projector. Every process must call it; the
+        generator of a sharded training is on the main process alone."""
         parts: dict[str, Any] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
