@@ -22,7 +22,7 @@ from gear_studio.inspection.request import Inspection
 from gear_studio.ranges import Count, Extent, Pixels, Seed, checked
 from gear_studio.sampling import SamplingSettings
 from gear_studio.studies import STUDIES, World
-from gear_studio.training.recipes import BUDGET_NOTES, BUDGETS, recipe_lines, recipe_of
+from gear_studio.training.recipes import BUDGET_NOTES, BUDGETS, recipe_lines, recipe_of, with_image_size
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
 
 
@@ -86,6 +86,8 @@ def recipe(
     name: Positional[RecipeName],
     stage: StageName = "joint",
     budget: BudgetName = "shipped",
+    start: str | None = None,
+    image_size: Pixels | None = None,
 ) -> None:
     """Print a recipe: every setting, what follows from them, and what no recipe changes.
 
@@ -93,10 +95,18 @@ def recipe(
         name: small, or the paper's: imagenet, a generator's size, a quantizer.
         stage: warmup, joint or generator.
         budget: Of the small recipe.
+        start: Of the generator stage: fresh or joint.
+        image_size: Pixels along a side of the pictures, instead of the recipe's.
     """
-    print("\n".join(recipe_lines(str(name), stage, recipe_of(str(name), stage, budget))))
+    if start not in (None, "fresh", "joint") or (start == "joint" and stage != "generator"):
+        raise InputError(f"start is {start!r} of stage {stage}; the generator stage has fresh and joint")
+    asked = recipe_of(str(name), stage, budget, start)
+    asked = with_image_size(asked, image_size) if image_size else asked
+    print("\n".join(recipe_lines(str(name), stage, asked)))
     words = ["--recipe", name] if name != "small" else []
     words += ["--budget", budget] if budget != "shipped" else []
+    words += ["--start", start] if start else []
+    words += ["--image-size", str(image_size)] if image_size else []
     source = ["shapes"] if name == "small" else ["folder", "--folder", "PICTURES"]
     say_next("gear-studio", "train", *source, "--stage", stage, *words)
 

@@ -34,8 +34,8 @@ def import_run(
     heads: Extent | None = None,
 ) -> Run:
     """Turn a released file into a Run: its tokenizer, its generator, or both where it holds both, which are
-    then both EMA weights or both live ones. A discriminator beside a tokenizer comes along where it is like
-    ours: the joint stage starts from it.
+    then both EMA weights or both live ones. What a stage that trains on starts from comes along, too: a
+    discriminator and a projector where they are like ours, and the live weights of an averaged tokenizer.
 
     source, quantizer: as for `load_tokenizer`, image_size too, by default 256; a generator alone has that of
     its parent. heads: as for `load_generator`. parent: for a generator alone, the Run beside `folder` whose
@@ -62,11 +62,14 @@ def _import_into(
     tokenizer_state, generator_state = families.find_pair(raw, source)
     tokenizer: Tokenizer | None = None
     generator: Generator | None = None
+    live: Tokenizer | None = None
     discriminator: Discriminator | None = None
     if tokenizer_state:
         quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
         tokenizer = families.tokenizer_from(tokenizer_state, image_size or 256, str(source), quantizer)
         discriminator = families.discriminator_from(raw, tokenizer_state)
+        if live_state := families.live_beside(raw, tokenizer_state):
+            live = families.tokenizer_from(live_state, image_size or 256, str(source), quantizer)
     text_encoder = ""
     if generator_state:
         its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
@@ -75,7 +78,7 @@ def _import_into(
                 f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
                 f"for {image_size} px too, and name that with --parent, or leave --image-size out"
             )
-        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads)
+        generator = families.generator_from(generator_state, its_tokenizer.grid, str(source), heads, raw)
         if generator.config.codes != its_tokenizer.config.codes:
             raise InputError(
                 f"{source} predicts {generator.config.codes} codes and the tokenizer has "
@@ -90,10 +93,15 @@ def _import_into(
     if tokenizer:
         tokenizer.save_pretrained(folder / "tokenizer")
         recipe["tokenizer"] = tokenizer.config
+    if live:
+        live.save_pretrained(folder / "live-tokenizer")
     if discriminator:
         discriminator.save_pretrained(folder / "discriminator")
     if generator:
         generator.save_pretrained(folder / "generator")
+        if projector := families.projector_from(raw):
+            projector.save_pretrained(folder / "projector")
+            recipe["projector_hidden"] = projector.config.hidden
         recipe["generator"] = generator.config
         recipe["text_encoder"] = text_encoder
     (folder / "metrics.jsonl").touch()

@@ -7,8 +7,8 @@ A tokenizer gives, for every position, a score for every code. The generator rea
   reaches A.
 - `soft`: u = softmax(A / tau) @ E. Differentiable in A, so a loss on the generator's hidden states can move
   the tokenizer.
-- `straight_through`: the value of `hard` with the gradient of softmax(A). The ablation that collapses the
-  codebook.
+- `straight_through`: the value of `hard` with the gradient of softmax(A), or softmax(A / tau). The ablation
+  that collapses the codebook.
 
 At paper scale the scores are (32, 256, 16384), half a gigabyte, and so is every softmax that autograd would
 keep of them. `by_rows` works on a few rows at a time and computes them again in the backward pass: beside the
@@ -96,8 +96,8 @@ def soft(assignment: Assignment, table: Tensor, tau: float = 0.1) -> Tensor:
     )
 
 
-def straight_through(assignment: Assignment, table: Tensor) -> Tensor:
-    """Forward one-hot, backward softmax(scores). table: (K, d). Returns (B, N, d), equal to `hard` in
+def straight_through(assignment: Assignment, table: Tensor, tau: float = 1.0) -> Tensor:
+    """Forward one-hot, backward softmax(scores / tau). table: (K, d). Returns (B, N, d), equal to `hard` in
     value."""
-    surrogate = soft(assignment, table.detach(), tau=1.0)
+    surrogate = soft(assignment, table.detach(), tau)
     return hard(assignment, table) + (surrogate - surrogate.detach())

@@ -4,6 +4,7 @@
     record.json       what happened: command, versions, device, seconds, finished or not, files skipped
     metrics.jsonl     one JSON object a line, every `log_every` steps
     tokenizer/ generator/ projector/     EMA weights (safetensors), each with its own config.json
+    discriminator/ live-tokenizer/       what the joint stage starts from, beside the average
     *.png             reconstruction and sample grids
     evaluation.json   what `gear-studio evaluate` measured
     checkpoints/      resumable state, never shipped
@@ -14,6 +15,7 @@ A Run is the only thing that crosses from training to looking: notebooks, app an
 Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
 """
 
+import copy
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -158,10 +160,15 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The EMA tokenizer: this Run's own, or its parent's."""
+        """The EMA tokenizer: this Run's own, or its parent's, for pictures of the size that this Run had."""
         if self.tokenizer_folder == self.folder or self.parent is None:
             return Tokenizer.from_pretrained(self.folder)
-        return self.parent.tokenizer
+        size = self.config["recipe"].get("image_size")
+        if not size or size == self.parent.tokenizer.config.image_size:
+            return self.parent.tokenizer
+        tokenizer = copy.deepcopy(self.parent.tokenizer)
+        tokenizer.set_image_size(size)
+        return tokenizer
 
     @cached_property
     def generator(self) -> Generator:

@@ -118,21 +118,35 @@ class Net:
         return self.transformer(condition, tokens, heads, grid, None)
 
     def caption_logits(
-        self, tokens: Tensor, features: Tensor, lengths: list[int], heads: int, grid: int
+        self,
+        tokens: Tensor,
+        features: Tensor,
+        lengths: list[int],
+        heads: int,
+        grid: int,
+        prefix: bool = False,
     ) -> Tensor:
         """LlamaGen, text-to-image: tokens (B, N-1) and text features (B, T, d_t), of which each row's first
-        `lengths` are words and the others padding -> logits (B, N, K)."""
+        `lengths` are words and the others padding -> logits (B, N, K). prefix: words see later words."""
         x = features.double() @ self.state["cls_embedding.cap_proj.fc1.weight"].T
         x = 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
         x = x @ self.state["cls_embedding.cap_proj.fc2.weight"].T
-        return self.transformer(x, tokens, heads, grid, lengths)
+        return self.transformer(x, tokens, heads, grid, lengths, prefix)
 
     def transformer(
-        self, condition: Tensor, tokens: Tensor, heads: int, grid: int, lengths: list[int] | None
+        self,
+        condition: Tensor,
+        tokens: Tensor,
+        heads: int,
+        grid: int,
+        lengths: list[int] | None,
+        prefix: bool = False,
     ) -> Tensor:
         x = torch.cat([condition, self.state["tok_embeddings.weight"][tokens]], 1)
         length, width, words = x.shape[1], x.shape[2] // heads, condition.shape[1]
         hidden = torch.ones(length, length).triu(1).bool().repeat(len(x), 1, 1)
+        if prefix:
+            hidden[:, :words, :words] = False
         for row, count in enumerate(lengths or []):
             hidden[row, :, count:words] = True
         hidden[:, range(length), range(length)] = False

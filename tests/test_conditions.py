@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from gear_studio import sampling
+from gear_studio.analysis.attention import attention
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator, attention_mask
 from gear_studio.models.text_encoders import Words
@@ -104,6 +105,34 @@ def test_the_mask_by_hand():
     assert whole == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
     assert attention_mask(visible, 4, 5)[0, 0].int().tolist() == whole[4:]
     assert attention_mask(None, 0, 5) is None
+    visible = torch.tensor([[True, True, False]])
+    prefix = attention_mask(visible, 0, 5, prefix=True)[0, 0].int().tolist()
+    assert prefix == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert attention_mask(visible, 3, 4, prefix=True)[0, 0].int().tolist() == [[1, 1, 0, 1]]
+
+
+def test_in_prefix_attention_words_see_later_words_and_decoding_agrees():
+    made = tiny.captioned(text_attention="prefix")
+    tokens = indices(4)
+    expected = logits(made, tokens, GIVEN)
+    cache, x = made.new_cache(GIVEN), made.condition(GIVEN)
+    with torch.no_grad():
+        for i in range(16):
+            torch.testing.assert_close(made.decode(x, cache), expected[:, i], atol=1e-5, rtol=1e-5)
+            x = made.tokens(tokens[:, i : i + 1])
+    assert not torch.allclose(expected, logits(tiny.captioned(), tokens, GIVEN), atol=1e-3)
+    weights = attention(made, tokens, GIVEN)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    other = GIVEN.clone()
+    other[0, 1, 1:] += 1.0  # a later word reaches the first one's states
+    with torch.no_grad():
+        x, changed = (
+            made.blocks[0](
+                made.condition(g), made.angles[:5], mask=made.mask(made.condition.visible(g), 0, 5), words=5
+            )
+            for g in (GIVEN, other)
+        )
+    assert not torch.equal(x[0, 0], changed[0, 0]) and torch.equal(x[1], changed[1])
 
 
 # Guidance
@@ -173,6 +202,18 @@ def test_a_third_of_the_blocks_have_weights_for_the_text():
     layers = ("attention_norm_text", "attention.qkv_text", "attention.out_text")
     assert text == {f"blocks.{n}.{layer}.weight" for n in (0, 1) for layer in layers}
     assert not [k for k in tiny.generator().state_dict() if "_text" in k]
+
+
+@pytest.mark.parametrize("dual", [0, 1, 3])
+def test_how_many_blocks_are_dual_is_a_setting(dual):
+    made = tiny.captioned(dual_blocks=dual)
+    assert made.config.text_blocks == dual
+    assert {k.split(".")[1] for k in made.state_dict() if "_text" in k} == set(map(str, range(dual)))
+    assert logits(made, indices(4), GIVEN).shape == (4, 16, 64)
+    with pytest.raises(ValueError, match="dual_blocks 4 are more than the 3 blocks"):
+        replace(tiny.GENERATOR, dual_blocks=4)
+    with pytest.raises(ValueError, match="text_attention is 'full'; choose causal or prefix"):
+        replace(tiny.GENERATOR, text_attention="full")
 
 
 def test_text_weights_act_on_the_text_alone():

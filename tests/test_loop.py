@@ -7,27 +7,29 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from PIL import Image
 from safetensors.torch import load_file
 
 from gear_studio import Run, cli
 from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
 from gear_studio.data.prompts import ClassLabels
-from gear_studio.training import build, checkpoints, loop, stages
+from gear_studio.training import build, checkpoints, loop, stages, trackers
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.execution import Execution
-from gear_studio.training.recipes import Recipe, small_recipe
+from gear_studio.training.recipes import Recipe, small_recipe, with_captions
 from gear_studio.training.request import Training
 from gear_studio.training.sampled_distance import SampledDistance
 
@@ -94,6 +96,71 @@ def assert_same_state(one, other) -> None:
 
 
 # A run
+
+
+@pytest.fixture
+def tensorboard(tmp_path, monkeypatch) -> list[tuple]:
+    """A package in the place of tensorboardX that keeps what it is told: (method, name, value, step)."""
+    told: list[tuple] = []
+
+    class SummaryWriter:
+        def __init__(self, folder, **options):
+            told.append(("open", folder, options, None))
+
+        def __getattr__(self, method):
+            def tell(name=None, value=None, global_step=None, **options):
+                told.append((method, name, value, global_step))
+
+            return tell
+
+        def add_hparams(self, values, metric_dict):
+            told.append(("add_hparams", None, values, None))
+
+    found = tracking.LoggerType.TENSORBOARD
+    monkeypatch.setattr(tracking, "_available_trackers", [found])
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    package = ModuleType("tensorboardX")
+    package.SummaryWriter, package.__spec__ = SummaryWriter, ModuleSpec("tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", package)
+    return told
+
+
+def test_a_tracker_is_told_what_the_run_s_folder_holds(again, whole, teacher_folder, tensorboard):
+    def tracked(name: str, out: str) -> list[tuple]:
+        tensorboard.clear()
+        stage, arm, parent, own = STAGES[name]
+        recipe = tiny.recipe(teacher_folder, **own, steps=4)
+        options = {"out": again / out, "parent": again / parent, "track": ("tensorboard",)}
+        loop.train(Training("digits", stage, arm, recipe, **options), progress=False)
+        return list(tensorboard)
+
+    told = tracked("joint", "seen")
+    assert told[0] == ("open", str(again / "seen/tensorboard/gear-studio"), {"purge_step": 1}, None)
+    (hparams,) = [value for method, _, value, _ in told if method == "add_hparams"]
+    assert hparams["recipe.tau"] == 0.1 and hparams["arm"] == "gear"
+    scalars = [(step, name, value) for method, name, value, step in told if method == "add_scalar"]
+    rows = [json.loads(line) for line in (again / "seen/metrics.jsonl").read_text().splitlines()]
+    assert scalars == [(row["step"], name, row[name]) for row in rows for name in row if name != "step"]
+    pictures = {(name, step): value for method, name, value, step in told if method == "add_images"}
+    assert pictures.keys() == {("reconstructions", 4), ("samples", 4)}
+    for name in ("reconstructions", "samples"):
+        with Image.open(again / f"seen/{name}.png") as held:
+            assert np.array_equal(pictures[name, 4][0], np.asarray(held.convert("RGB")))
+    assert told[-1][0] == "close"
+    assert not tracked("joint", "seen")  # finished before
+    assert not (whole / "joint/samples.png").exists() and not (whole / "joint/tensorboard").exists()
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_in_words(whole, tmp_path, teacher_folder, monkeypatch):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    recipe, out = tiny.recipe(teacher_folder), tmp_path / "run"
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(
+            FileNotFoundError, match=f"tracker {name} needs the package {name}.*uv pip install"
+        ):
+            loop.train(Training("digits", recipe=recipe, out=out, track=(name,)), progress=False)
+    assert not out.exists()
 
 
 def test_a_run_holds_what_its_readers_expect(whole, teacher_folder):
@@ -817,6 +884,127 @@ def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_
     )
     learnt = [key for key in before if key.endswith((".weight", ".bias"))]
     assert learnt and not [key for key in learnt if not torch.equal(before[key], after[key])]
+
+
+def test_the_joint_stage_goes_on_with_the_live_tokenizer_and_its_average(again, teacher_folder):
+    train("warmup", again, teacher_folder, out="kept", keep_live=True)
+    kept = Run.from_pretrained(again / "kept")
+    live = load_file(again / "kept/live-tokenizer/model.safetensors")
+    assert_same_state(live, Checkpoints(kept.folder / "checkpoints").load()["modules"]["tokenizer"])
+    recipe = tiny.recipe(teacher_folder, steps=4, tokenizer_lr=0.0, ema=0.5, ema_climbs=False)
+    for parent, start in (("kept", live), ("warmup", Run(again / "warmup").tokenizer.state_dict())):
+        training = Training(
+            "digits", "joint", "gear", recipe, out=again / f"on-{parent}", parent=again / parent
+        )
+        loop.train(training, progress=False)
+        state = Checkpoints(again / f"on-{parent}/checkpoints").load()
+        assert_same_state(dict(state["modules"]["tokenizer"]), dict(start))
+        average = kept.tokenizer.state_dict() if parent == "kept" else start
+        for key, value in state["ema"][
+            "tokenizer"
+        ].items():  # half way to the live weights in each of 4 steps
+            assert torch.allclose(value, start[key] + (average[key] - start[key]) / 16, atol=1e-6)
+    assert any(not torch.equal(value, live[key]) for key, value in kept.tokenizer.state_dict().items())
+
+
+def init(
+    folder: Path, teacher: Path, out: str, parent: str = "joint", start: str = "joint", **changes
+) -> Run:
+    recipe = tiny.recipe(teacher, start=start, **changes)
+    training = Training("digits", "generator", "gear", recipe, out=folder / out, parent=folder / parent)
+    return loop.train(training, progress=False)
+
+
+def test_the_joint_stage_s_generator_trains_on(again, teacher_folder):
+    """At a learning rate of 0, generator, average and projector stay what the joint stage has left."""
+    run = init(again, teacher_folder, "still", generator_lr=0.0, steps=4)
+    state = Checkpoints(run.folder / "checkpoints").load()
+    joint = Run.from_pretrained(again / "joint")
+    expected = {f"generator.{key}": value for key, value in joint.generator.state_dict().items()}
+    expected |= {f"projectors.0.{key}": value for key, value in joint.projector.state_dict().items()}
+    for held in (state["modules"]["aligned"], state["ema"]["aligned"]):
+        assert held.keys() == expected.keys()
+        assert all(torch.allclose(held[key], value, atol=1e-7) for key, value in expected.items())
+    assert run.metrics[-1]["val_ntp"] == pytest.approx(joint.metrics[-1]["val_ntp"], abs=1e-5)
+    fresh = init(again, teacher_folder, "fresh", start="fresh", generator_lr=0.0, steps=4)
+    assert fresh.metrics[-1]["val_ntp"] == pytest.approx(math.log(64), abs=1e-3)
+    assert not run.has("tokenizer") and run.parent.name == "joint"
+
+
+def test_a_generator_that_trains_on_resumes_exactly(again, teacher_folder):
+    changes = {"lr_warmup": 2, "lr_schedule": "cosine", "ema_climbs": False}
+    init(again, teacher_folder, "one", **changes)
+    shutil.copytree(again / "one", again / "other")
+    unfinish(again / "other")
+    Checkpoints(again / "other/checkpoints").paths()[-1].unlink()
+    init(again, teacher_folder, "other", **changes)
+    assert_same_run(again / "one", again / "other")
+
+
+def test_a_generator_of_captions_starts_from_one_of_classes(again, teacher_folder):
+    run = Run.from_pretrained(again / "generator")
+    recipe = with_captions(tiny.recipe(teacher_folder, steps=4, generator_lr=0.0, start=str(run.folder)))
+    training = Training("shapes", "generator", "gear", recipe, out=again / "t2i", parent=again / "joint")
+    found, theirs = loop.train(training, progress=False).generator.state_dict(), run.generator.state_dict()
+    names = {key: key.replace("_text.", ".") for key in found if not key.startswith("condition.")}
+    assert len([key for key, its in names.items() if key != its]) == 3
+    assert all(torch.allclose(found[key], theirs[its], atol=1e-7) for key, its in names.items())
+
+
+def test_pictures_of_another_size_on_the_same_tokenizer(again, teacher_folder):
+    """A warm-up at 32 px; a joint stage at 48 and a generator on it; a generator at 48 on the warm-up."""
+    sized = tiny.recipe(teacher_folder, steps=4, image_size=48)
+
+    def trained(stage: str, out: str, parent: str, recipe: Recipe) -> Run:
+        training = Training("digits", stage, "gear", recipe, out=again / out, parent=again / parent)
+        return Run(loop.train(training, progress=False).folder)
+
+    joint = trained("joint", "large", "warmup", sized)
+    assert joint.tokenizer.config.image_size == 48 and joint.generator.config.grid == 6
+    on = trained("generator", "large-on", "large", tiny.replace(sized, image_size=0, start="joint"))
+    alone = trained("generator", "large-alone", "warmup", sized)
+    for run in (on, alone):
+        assert (run.tokenizer.config.image_size, run.tokenizer.grid, run.generator.config.grid) == (48, 6, 6)
+    assert Run(again / "warmup").tokenizer.config.image_size == 32
+
+
+def test_what_cannot_train_on_is_refused_in_words(again, teacher_folder, capsys):
+    with pytest.raises(
+        FileNotFoundError, match=r"start=joint .* holds none; name the run of a joint.*--start fresh"
+    ):
+        init(again, teacher_folder, "none", parent="warmup")
+    with pytest.raises(ValueError, match=r"another than the recipe's \(dim is 32, asked for 48\)"):
+        init(again, teacher_folder, "wide", generator=tiny.replace(tiny.GENERATOR, dim=48))
+    with pytest.raises(ValueError, match="start=joint is of the generator stage, and this is stage joint"):
+        train("joint", again, teacher_folder, out="odd", start="joint")
+    assert not any((again / name).exists() for name in ("none", "wide", "odd"))
+    init(again, teacher_folder, "falls", steps=4, lr_schedule="cosine")
+    with pytest.raises(ValueError, match="falls ended its learning rate with its last step"):
+        recipe = tiny.recipe(teacher_folder, start="joint", steps=8, lr_schedule="cosine")
+        loop.train(
+            Training(
+                "digits",
+                "generator",
+                "gear",
+                recipe,
+                out=again / "falls",
+                parent=again / "joint",
+                extend=True,
+            ),
+            progress=False,
+        )
+
+
+def test_a_generator_may_start_from_any_run_wherever_it_lies_by_then(again, teacher_folder, tmp_path):
+    other = Path(shutil.copytree(again / "generator", tmp_path / "elsewhere"))
+    run = init(again, teacher_folder, "on", start=str(other), generator_lr=0.0, steps=4)
+    theirs = Run.from_pretrained(other).generator.state_dict()
+    assert all(torch.allclose(v, theirs[k], atol=1e-7) for k, v in run.generator.state_dict().items())
+    moved = other.rename(tmp_path / "moved")
+    again_run = init(again, teacher_folder, "on", start=str(moved), generator_lr=0.0, steps=4)
+    assert again_run.config["start_sha256"] == run.config["start_sha256"]
+    with pytest.raises(ValueError, match="start_sha256|start is"):
+        init(again, teacher_folder, "on", start=str(again / "joint"), generator_lr=0.0, steps=4)
 
 
 def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from gear_studio.files import atomic
 from gear_studio.models.conditions import ClassCondition
-from gear_studio.models.discriminator import Discriminator
+from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.generator import FeedForward, Generator, RMSNorm, paper_config, rotary_table, rotate
 from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
@@ -82,6 +82,15 @@ def test_presets_have_the_grids_they_promise():
 
 def test_the_discriminator_answers_for_patches():
     assert Discriminator()(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
+
+
+def test_under_autocast_the_discriminator_stays_in_single_precision():
+    torch.manual_seed(0)
+    discriminator, images = Discriminator(DiscriminatorConfig(channels=8)), torch.rand(2, 3, 32, 32)
+    expected = discriminator(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(discriminator(images), expected)
+        assert discriminator(images.bfloat16()).dtype == torch.float32
 
 
 def test_the_discriminator_is_the_patchgan_of_taming_transformers():

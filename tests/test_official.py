@@ -21,6 +21,7 @@ from gear_studio.models import families, text_encoders
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.llamagen import LlamaGen
 from gear_studio.models.generator import SIZES, Generator, paper_config, rotary_table, rotate
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import PRESETS, Tokenizer, TokenizerConfig
 from gear_studio.training import loop
 from gear_studio.training.checkpoints import Checkpoints
@@ -41,9 +42,9 @@ SMALL = {
 }
 
 
-def tokenizer(kind: str) -> Tokenizer:
+def tokenizer(kind: str, seed: int = 0) -> Tokenizer:
     """With weights that are not the ones a layer starts with, norms' included."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = Tokenizer(SMALL[kind]).eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -121,6 +122,25 @@ def test_a_text_to_image_generator_computes_what_the_released_network_does(paint
     with torch.no_grad():
         given = torch.cat([words[..., None].float(), features], -1)
         near(painter(painter.tokens(tokens), given), expected)
+
+
+def test_words_that_see_each_other_and_other_numbers_of_dual_blocks_are_read_off_a_file(painter, tmp_path):
+    """How words see each other is in the training's arguments, the blocks in the keys."""
+    state = families.to_released(painter)
+    state = {k: v for k, v in state.items() if not (k.startswith("layers.1.") and "_text" in k)}
+    torch.save({"ema": state, "args": {"text_attn": "prefix", "lr": 1e-4}}, tmp_path / "t2i.pt")
+    made = official.load_generator(tmp_path / "t2i.pt", grid=4)
+    assert (made.config.text_attention, made.config.text_blocks) == ("prefix", 1)
+    tokens, features = torch.randint(1024, (3, 15)), torch.randn(3, 300, 64)
+    lengths = [300, 0, 5]
+    net = released.Net(state)
+    expected = net.caption_logits(tokens, features, lengths, 2, 4, prefix=True)
+    words = torch.arange(300) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        given = torch.cat([words[..., None].float(), features], -1)
+        near(made(made.tokens(tokens), given), expected)
+    causal = net.caption_logits(tokens, features, lengths, 2, 4)
+    assert (causal - expected).abs().max() > 0.01 * expected.abs().max()
 
 
 def test_the_paper_s_text_to_image_generator_is_told_by_its_shapes():
@@ -716,6 +736,50 @@ def test_the_warm_up_starts_from_an_imported_tokenizer_and_a_new_discriminator(t
     for held in (run.tokenizer.state_dict(), state["modules"]["tokenizer"], state["ema"]["tokenizer"]):
         assert held.keys() == released.state_dict().keys()
         assert all(torch.equal(value, released.state_dict()[key]) for key, value in held.items())
+
+
+def test_a_stage_0_file_gives_the_joint_stage_all_three(tmp_path, teacher_folder):
+    """`vq`, `vq_ema` and `discriminator`; at a learning rate of 0 they stay what they were."""
+    live, average = tokenizer("vq"), tokenizer("vq", seed=1)
+    gan, state = patch_gan()
+    raw = {"vq": families.to_released(live), "vq_ema": families.to_released(average), "discriminator": state}
+    torch.save(raw | {"quantizer": "vq"}, tmp_path / "stage0.pt")
+    parent = official.import_run(tmp_path / "stage0.pt", tmp_path / "s0", image_size=32)
+    assert torch.equal(parent.tokenizer.to_code.weight, average.to_code.weight)
+    short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "tokenizer_lr": 0.0}
+    recipe = tiny.recipe(teacher_folder, gan_weight=0.1, ema=0.999999, ema_climbs=False, **short)
+    training = Training("digits", "joint", "gear", recipe, out=tmp_path / "joint", parent=parent.folder)
+    held = Checkpoints(loop.train(training, progress=False).folder / "checkpoints").load()
+    for ours, theirs in (
+        (held["modules"]["tokenizer"], live.state_dict()),
+        (held["ema"]["tokenizer"], average.state_dict()),
+        (held["modules"]["discriminator"], {k: v for k, v in gan.state_dict().items() if "running" not in k}),
+    ):
+        assert all(
+            torch.allclose(ours[key], value, atol=1e-5)
+            for key, value in theirs.items()
+            if value.is_floating_point()
+        )
+    torch.save({"vq_ema": raw["vq_ema"], "quantizer": "vq"}, tmp_path / "one.pt")
+    assert not official.import_run(tmp_path / "one.pt", tmp_path / "s1", image_size=32).has("live-tokenizer")
+
+
+def test_a_joint_stage_s_file_trains_on(generator, tmp_path, teacher_folder):
+    """A file of `ema`, `vq_ema` and `projectors`, imported, is what `start=joint` goes on with."""
+    vq = Tokenizer(replace(SMALL["vq"], codes=64))
+    projector = Projector(ProjectorConfig(32, 32, 16))
+    projs = {f"projs.0.{k.removeprefix('layers.')}": v for k, v in projector.state_dict().items()}
+    raw = {"ema": families.to_released(generator), "vq_ema": families.to_released(vq), "projectors": projs}
+    torch.save(raw | {"quantizer": "vq"}, tmp_path / "stage1.pt")
+    parent = official.import_run(tmp_path / "stage1.pt", tmp_path / "s1", image_size=32)
+    assert torch.equal(parent.projector.layers[2].weight, projector.layers[2].weight)
+    short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "generator_lr": 0.0}
+    own = parent.generator.config
+    recipe = tiny.recipe(teacher_folder, start="joint", generator=own, projector_hidden=16, **short)
+    training = Training("digits", "generator", "gear", recipe, out=tmp_path / "g", parent=parent.folder)
+    run = loop.train(training, progress=False)
+    for ours, theirs in ((run.generator, generator), (run.projector, projector)):
+        assert all(torch.allclose(v, theirs.state_dict()[k], atol=1e-7) for k, v in ours.state_dict().items())
 
 
 def test_a_generator_of_other_codes_is_refused(monkeypatch, tmp_path, generator):

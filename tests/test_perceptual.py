@@ -73,6 +73,13 @@ def test_it_is_the_published_formula(lpips, vgg_file, pair):
     assert lpips(pair[0], pair[0]).abs().max() == 0
 
 
+def test_under_autocast_it_stays_in_single_precision(lpips, pair):
+    expected = lpips(*pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lpips(*pair), expected)
+        assert lpips(pair[0].bfloat16(), pair[1]).dtype == torch.float32
+
+
 def test_gradient_reaches_the_reconstruction_only(lpips, pair):
     reconstruction, images = pair[0].requires_grad_(), pair[1]
     (gradient,) = torch.autograd.grad(lpips(reconstruction, images).mean(), reconstruction)

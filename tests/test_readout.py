@@ -62,6 +62,7 @@ def test_straight_through_has_the_value_of_hard_and_the_gradient_of_softmax():
     a, table = assignment(grad=True)
     assert torch.equal(readout.straight_through(a, table), readout.hard(a, table))
     weight = torch.randn(2, 3, 4)
+    assert torch.equal(readout.straight_through(a, table, 0.1), readout.hard(a, table))
     (through,) = torch.autograd.grad((readout.straight_through(a, table) * weight).sum(), a.scores)
     (smooth,) = torch.autograd.grad((torch.softmax(a.scores, -1) @ table * weight).sum(), a.scores)
     assert smooth.abs().max() > 0.01

@@ -1,16 +1,18 @@
 """The paper's recipes, number by number, as they are printed and as training takes them."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from accelerate import Accelerator
 
-from gear_studio import Run, cli
+from gear_studio import Run, cli, commands
 from gear_studio.models.generator import Generator
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
-from gear_studio.training import recipes
+from gear_studio.training import build, recipes
+from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
 PROTOCOL = {  # the paper's, of every size, quantizer and stage
@@ -32,6 +34,8 @@ PROTOCOL = {  # the paper's, of every size, quantizer and stage
     "tokenizer_lr": "0.0001",
     "generator_lr": "0.0001",
     "optimizer": "AdamW, weight decay 0, learning rate constant",
+    "lr_schedule": "constant",
+    "ema_climbs": "False",
     "betas": "(0.9, 0.999)",
     "clip": "1.0",
     "ema": "0.9999",
@@ -46,7 +50,12 @@ SIZES = {  # blocks, width, heads, tap
     "xl": ("36", "1280", "20", "12"),
 }
 DIMENSIONS = {"vq": "8", "lfq": "14", "ibq": "256"}  # of a code
-STEPS = {"warmup": "400000", "joint": "400000", "generator": "4000000"}
+STEPS = {"warmup": "400000", "joint": "400000", "generator": "3600000"}  # the last on top of the joint ones
+RELEASED = {  # what the released scripts do by default
+    "warmup": {"lr_warmup": "1", "keep_live": "True"},
+    "joint": {"lr_warmup": "1", "keep_live": "False"},
+    "generator": {"lr_warmup": "0", "start": "joint"},
+}
 KNOWN = [quantizer for quantizer in DIMENSIONS if f"{quantizer}-16" in PRESETS]
 
 
@@ -71,7 +80,7 @@ def test_the_printed_recipe_is_the_paper_s_line_by_line(size, quantizer, stage, 
     assert first == f"imagenet-{size}-{quantizer}, stage {stage}: trains {trains}"
     shape = ("generator.blocks", "generator.dim", "generator.heads", "generator.tap")
     expected = PROTOCOL | dict(zip(shape, SIZES[size], strict=True)) | {"steps": STEPS[stage]}
-    expected["tokenizer.code_dim"] = DIMENSIONS[quantizer]
+    expected |= {"tokenizer.code_dim": DIMENSIONS[quantizer], **RELEASED[stage]}
     assert {key: found.get(key) for key in expected} == expected
 
 
@@ -100,6 +109,11 @@ def test_what_is_printed_is_what_training_is_given(stage, monkeypatch, capsys):
         (group,) = optimizer.param_groups
         assert (group["lr"], group["betas"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 0.0)
     assert {ema.get_decay(10**6) for ema in made.ema.values()} == {0.9999}
+    assert not recipe.ema_climbs and [recipe.lr_factor(n) for n in (1, 2, 3)] == [
+        float(stage == "generator"),
+        1,
+        1,
+    ]
     if "aligned" in made.modules:
         projector = made.modules["aligned"].projectors[0].layers
         assert [projector[0].out_features, projector[2].out_features] == [2048, 2048]
@@ -110,6 +124,61 @@ def test_the_generators_have_the_paper_s_number_of_weights(size, millions):
     with torch.device("meta"):
         generator = Generator(recipes.recipe_of(f"imagenet-{size}-vq", "generator").generator)
     assert sum(p.numel() for p in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_what_a_generator_starts_from_decides_its_steps():
+    fresh = recipes.recipe_of("imagenet-b-vq", "generator", start="fresh")
+    assert (fresh.start, fresh.steps) == ("fresh", 4_000_000)
+    assert (
+        recipes.recipe_of("gpic-1b", "generator").start
+        == recipes.recipe_of("small", "generator").start
+        == "fresh"
+    )
+
+    def asked(**options) -> tuple[str, int]:
+        recipe = Training("folder", "generator", recipe="imagenet-b-vq", **options).resolved
+        return recipe.start, recipe.steps
+
+    assert asked() == asked(arm="gear") == ("joint", 3_600_000)
+    assert asked(start="fresh") == asked(arm="baseline") == asked(arm="continued") == ("fresh", 4_000_000)
+    assert asked(arm="baseline", start="joint") == ("joint", 3_600_000)
+    joint = Training("folder", "joint", recipe="imagenet-b-vq", start="joint").completed()
+    with pytest.raises(ValueError, match="start=joint is of the generator stage, and this is stage joint"):
+        build.check(joint)
+    with pytest.raises(ValueError, match="start is 'joint' of stage joint; the generator stage has fresh"):
+        commands.recipe("small", "joint", start="joint")
+
+
+@pytest.mark.parametrize(("size", "grid", "teacher"), [(384, 24, 336), (512, 32, 448)])
+def test_other_sizes_of_pictures_are_an_option(size, grid, teacher, monkeypatch, capsys):
+    words = ["recipe", "imagenet-b-vq", "--stage", "joint", "--image-size", str(size)]
+    monkeypatch.setattr(sys, "argv", ["gear-studio", *words])
+    cli.main()
+    said = capsys.readouterr()
+    found = {
+        key: value.split("#")[0].strip()
+        for key, value in (line.split("  ", 1) for line in said.out.splitlines() if "  " in line)
+    }
+    assert found["image_size"] == found["tokenizer.image_size"] == str(size)
+    assert found["tokens"] == f"N = {grid**2} ({grid} x {grid})" and found["generator.grid"] == str(grid)
+    assert found["teacher sees"] == f"{grid} x {grid} patches of an image of {teacher} px"
+    assert f"--image-size {size}" in said.err
+    asked = Training("folder", "joint", recipe="imagenet-b-vq", image_size=size)
+    assert asked.resolved.tokenizer.grid == grid
+    assert asked.completed().out == Path(f"runs/folder-{size}px-joint-gear-s0")
+    with pytest.raises(ValueError, match="image_size is 380, and a token covers f = 16 px"):
+        Training("folder", "joint", recipe="imagenet-b-vq", image_size=380).completed()
+
+
+def test_learning_rates_rise_and_fall_by_the_number_of_the_step():
+    recipe = tiny.replace(tiny.recipe(), steps=104, lr_warmup=4)
+    assert [recipe.lr_factor(n) for n in (1, 2, 3, 4, 5, 104)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    cosine = tiny.replace(recipe, lr_schedule="cosine", lr_end=0.2)
+    found = [cosine.lr_factor(n) for n in (1, 3, 5, 30, 55, 80, 105)]
+    half = 0.5**0.5
+    assert found == pytest.approx([0, 0.5, 1, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half, 0.2])
+    with pytest.raises(ValueError, match="lr_schedule is 'linear'; choose constant or cosine"):
+        tiny.recipe(lr_schedule="linear")
 
 
 def test_the_small_recipe_is_the_one_that_trains_when_none_is_named(monkeypatch, capsys):

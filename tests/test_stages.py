@@ -31,6 +31,7 @@ ARMS = [
     pytest.param(
         "joint", "straight-through", GAN, ["tokenizer", "discriminator", "aligned"], id="straight-through-gan"
     ),
+    pytest.param("joint", "straight-through-alignment", {}, ["tokenizer", "aligned"], id="through-alignment"),
     pytest.param("joint", "soft-ntp", {}, ["tokenizer", "aligned"], id="soft-ntp"),
     pytest.param("joint", "soft-ntp", GAN, ["tokenizer", "discriminator", "aligned"], id="soft-ntp-gan"),
     pytest.param("joint", "latent", {}, ["tokenizer"], id="latent"),
@@ -117,6 +118,7 @@ def test_each_loss_reaches_exactly_the_intended_parameters(name, arm, changes, u
         expected |= {
             "gear": {"alignment_soft"},
             "straight-through": {"ntp_straight_through", "alignment_straight_through"},
+            "straight-through-alignment": {"alignment_straight_through"},
             "soft-ntp": {"ntp_soft", "alignment_soft"},
             "latent": {"alignment_latent"},
             "continued": set(),
@@ -304,6 +306,30 @@ def test_guidance_is_weighted_and_read_at_tau():
     assert not torch.equal(sharper["alignment_soft"], losses["alignment_soft"])
 
 
+def test_straight_through_alignment_has_the_hard_value_and_the_soft_gradient():
+    """The released option: soft + (one-hot - soft), the latter detached, of softmax(A / tau)."""
+    stage = tiny.stage("joint", "straight-through-alignment", tau=0.3, alignment_weight=2.0)
+    images, labels = tiny.batch()
+    aligned = stage.modules["aligned"]
+    assignment = stage.tokenizer.assign(images)
+    scores = assignment.scores.detach().requires_grad_()
+    targets, losses = stage.ask_teachers(images)[1], {}
+    with stages.frozen(aligned):
+        guidance = stage.compute_guidance(Assignment(scores, assignment.indices), labels, targets, losses)
+        (found,) = torch.autograd.grad(guidance, scores)
+        soft = torch.softmax(scores / 0.3, -1)
+        one_hot = nn.functional.one_hot(assignment.indices, soft.shape[-1]).float()
+        seen = (soft + (one_hot - soft).detach()) @ aligned.generator.token_table
+        hidden = aligned.generator.hidden(seen[:, :-1], labels, [aligned.generator.config.tap])[0]
+        expected = (
+            -2.0 * nn.functional.cosine_similarity(aligned.projectors(hidden)[0], targets[0], dim=-1).mean()
+        )
+        (wanted,) = torch.autograd.grad(expected, scores)
+    assert guidance.item() == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-7)
+    assert found.any()
+
+
 def test_soft_ntp_is_the_next_token_loss_of_the_chosen_codes_on_soft_embeddings():
     stage = tiny.stage("joint", "soft-ntp", alignment_weight=0.0)
     losses, gradient = guidance(stage)
@@ -456,6 +482,33 @@ def test_the_average_weights_follow_the_trained_ones():
     for name, average in stage.gather_parts()["tokenizer"].named_parameters():
         torch.testing.assert_close(average, decay * before[name] + (1 - decay) * trained[name])
     assert set(stage.gather_parts()) == {"tokenizer", "generator", "projector"}
+
+
+def test_an_average_that_does_not_climb_has_its_decay_from_the_first_step():
+    stage = tiny.stage("generator", "gear", ema=0.9, ema_climbs=False)
+    before = copies(dict(stage.ema["aligned"].module.named_parameters()))
+    stage.step(1, *tiny.batch())
+    after = dict(stage.modules["aligned"].named_parameters())
+    for name, average in stage.ema["aligned"].module.named_parameters():
+        assert torch.allclose(average, 0.9 * before[name] + 0.1 * after[name], atol=1e-7)
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_every_optimizer_takes_its_rate_from_the_number_of_the_step():
+    """With a warm-up of one step, as released, the first step changes no weight."""
+    stage = tiny.stage("joint", "gear", lr_warmup=1, tokenizer_lr=1e-3, generator_lr=2e-3, **GAN)
+    before = copies(everything(stage))
+    stage.step(1, *tiny.batch())
+    assert all(torch.equal(before[name], value) for name, value in everything(stage).items())
+    stage.step(2, *tiny.batch())
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
+    assert rates == {"tokenizer": 1e-3, "discriminator": 1e-3, "aligned": 2e-3}
+    moved = {
+        name.split(".")[0]
+        for name, value in everything(stage).items()
+        if not torch.equal(before[name], value)
+    }
+    assert moved == {"tokenizer", "discriminator", "aligned"}
 
 
 def test_codebook_metrics_count_the_codes_since_the_last_call():

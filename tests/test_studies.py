@@ -110,7 +110,7 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says():
     asked: dict[str, Training] = {}
     for study in STUDIES.values():
         asked |= trainings_of(study, World(), 101)
-    curved = {"gear", *(f"generator-{arm}" for arm in ("baseline", "continued", "gear"))}
+    curved = {"gear", *(f"generator-{arm}" for arm in ("baseline", "continued", "gear", "gear+start=joint"))}
     for name, training in asked.items():
         steps, fd_every = training.resolved.steps, training.resolved.fd_every
         assert training.seed == 101 and name.endswith("-s101")
@@ -136,6 +136,7 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says():
     latent, soft = asked["latent-s101"], asked["generator-soft-ntp-s101"]
     assert (latent.stage, latent.arm) == ("joint", "latent")
     assert (soft.stage, soft.arm) == ("generator", "soft-ntp")
+    assert recipe("generator-gear").start == "fresh" and recipe("generator-gear+start=joint").start == "joint"
 
 
 @pytest.mark.parametrize("folder", sorted((studies.SHIPPED / "runs").iterdir()), ids=lambda path: path.name)
@@ -175,7 +176,7 @@ def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say():
     for name, recipe in recipes.items():
         stage = asked[f"{name}-s0"].stage
         curves = {"fd_every": recipe.steps // 8} if recipe.fd_every else {}
-        own = replace(recipe_of("imagenet-b-vq", stage), **curves)
+        own = replace(recipe_of("imagenet-b-vq", stage, start="fresh"), **curves)
         if "=" not in name and name not in ("warmup-lfq", "warmup-ibq"):
             assert recipe == own and recipe.teacher == "dinov2-b"
     assert {name for name, recipe in recipes.items() if recipe.fd_every} == {
@@ -190,6 +191,15 @@ def test_a_paper_s_recipe_on_a_folder_trains_what_the_arms_say():
     assert "gear-alignment_weight=0.5" not in recipes and "gear-tau=0.1" not in recipes
     labels = [arm.label for arm in STUDIES["lambda"].arms]
     assert [arm.label for arm in studies.fit_to_world(STUDIES["lambda"], PAPER).arms] == labels
+
+
+def test_generators_that_train_on_have_had_as_many_steps_with_a_paper_s_recipe():
+    asked = trainings_of(studies.fit_to_world(STUDIES["start"], PAPER), PAPER, 0)
+    joint, fresh, init = (
+        asked[f"{name}-s0"].resolved for name in ("gear", "generator-gear", "generator-gear+start=joint")
+    )
+    assert (fresh.start, init.start) == ("fresh", "joint")
+    assert joint.steps + init.steps == fresh.steps == 4_000_000
 
 
 def test_a_value_set_on_top_is_not_taken_for_the_recipe_s_own():

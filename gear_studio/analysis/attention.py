@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gear_studio.models.generator import Block, Generator, attention_mask
+from gear_studio.models.generator import Block, Generator
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def attention(generator: Generator, indices: Tensor, condition: Tensor) -> Tenso
     x = torch.cat([generator.condition(condition), generator.tokens(indices[:, :-1])], 1)
     length = x.shape[1]
     angles = cast(Tensor, generator.angles)[:length]
-    mask = attention_mask(generator.condition.visible(condition), 0, length)
+    mask = generator.mask(generator.condition.visible(condition), 0, length)
     seen = torch.ones(length, length, dtype=torch.bool, device=x.device).tril() if mask is None else mask
     maps = []
     for block in cast(Iterable[Block], generator.blocks):

@@ -6,6 +6,7 @@ there, it stays in train mode wherever it is used: BatchNorm always normalises b
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ class DiscriminatorConfig:
 
 
 class Discriminator(Pretrained):
-    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w). Its BatchNorm is synchronised over GPUs."""
+    """Images (B, 3, H, W) in [-1, 1] -> logits (B, 1, h, w), in float32 also under autocast, as released. Its
+    BatchNorm is synchronised over GPUs."""
 
     Config = DiscriminatorConfig
     config: DiscriminatorConfig
@@ -50,7 +52,8 @@ class Discriminator(Pretrained):
                 nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.blocks(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.blocks(images.float())
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ the tokens before it.
 The condition is a class or a caption (`conditions`). A caption has many positions, the last of which counts
 as position 0 here: it predicts the first token. Its positions have projections and a norm of their own in
 the first third of the blocks and share everything after it; all of [caption, tokens] is causal (paper,
-text-to-image).
+text-to-image). The released code has both as options: how many blocks (`dual_blocks`), and a caption whose
+words all see each other (`text_attention`).
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,9 @@ from torch import Tensor, nn
 from gear_studio.errors import InputError
 from gear_studio.models.conditions import CaptionCondition, ClassCondition, Condition
 from gear_studio.models.pretrained import Pretrained, check_shapes
-from gear_studio.ranges import Amount, Codes, Decay, Extent, Flag, Probability, Width, check
+from gear_studio.ranges import Amount, Codes, Decay, Extent, Flag, Probability, Range, Width, check
+
+TEXT_ATTENTIONS = ("causal", "prefix")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class GeneratorConfig:
     zero_condition_key: Flag = False  # see `rotary_table`
     caption_dim: Amount = 0  # features a word, of the text encoder; 0: conditioned on class labels
     caption_length: Amount = 0  # positions of a caption
+    dual_blocks: Annotated[
+        int, Range(int, ge=-1)
+    ] = -1  # from the first, with weights of their own for captions; -1: a third
+    text_attention: str = "causal"  # or prefix: the words of a caption see each other, earlier and later
 
     def __post_init__(self):
         check(self)
@@ -54,10 +62,21 @@ class GeneratorConfig:
         if self.tap > self.blocks:
             raise InputError(f"tap {self.tap} is not one of the blocks 1..{self.blocks}")
 
+        if self.dual_blocks > self.blocks:
+            raise InputError(
+                f"dual_blocks {self.dual_blocks} are more than the {self.blocks} blocks there are"
+            )
+        if self.text_attention not in TEXT_ATTENTIONS:
+            raise InputError(
+                f"text_attention is {self.text_attention!r}; choose {' or '.join(TEXT_ATTENTIONS)}"
+            )
+
     @property
     def text_blocks(self) -> int:
         """How many blocks, from the first, have weights of their own for the caption's positions."""
-        return max(1, round(self.blocks / 3)) if self.caption_dim else 0
+        if not self.caption_dim:
+            return 0
+        return max(1, round(self.blocks / 3)) if self.dual_blocks < 0 else self.dual_blocks
 
 
 # name: (blocks, dim, heads, tap). The taps of B, L and XL are the paper's; the others keep the same third.
@@ -133,18 +152,22 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(angles)).flatten(-2).type_as(x)
 
 
-def attention_mask(visible: Tensor | None, begin: int, end: int) -> Tensor | None:
+def attention_mask(visible: Tensor | None, begin: int, end: int, prefix: bool = False) -> Tensor | None:
     """Which positions the queries begin..end-1 may look at: bool (B, 1, end - begin, end), or None where each
     may look at everything up to itself.
 
     The mask hides the condition's padding from all but itself: padding of an empty caption sees nothing else.
-    visible: `Condition.visible`, None or (B, positions) with positions <= end."""
+    visible: `Condition.visible`, None or (B, positions) with positions <= end. prefix: the condition's
+    positions also look at each other's later ones (`GeneratorConfig.text_attention`)."""
     if visible is None:
         return None
     position = torch.arange(end, device=visible.device)
     asking = position[begin:, None]
     columns = F.pad(visible, (0, end - visible.shape[1]), value=True)[:, None]
-    return ((columns & (position <= asking)) | (position == asking))[:, None]
+    before = position <= asking
+    if prefix:
+        before = before | (position < visible.shape[1])
+    return ((columns & before) | (position == asking))[:, None]
 
 
 def by_stream(text: nn.Module | None, image: nn.Module, x: Tensor, words: int) -> Tensor:
@@ -289,6 +312,10 @@ class Generator(Pretrained):
         """N, tokens an image."""
         return self.config.grid**2
 
+    def mask(self, visible: Tensor | None, begin: int, end: int) -> Tensor | None:
+        """`attention_mask` with this generator's attention among words."""
+        return attention_mask(visible, begin, end, self.config.text_attention == "prefix")
+
     def hidden(self, embeddings: Tensor, condition: Tensor, blocks: list[int]) -> list[Tensor]:
         """Hidden states after each of `blocks` (1-based, ascending); only as many blocks run as the last one
         needs.
@@ -302,7 +329,7 @@ class Generator(Pretrained):
             raise InputError(f"blocks {blocks} are not within 1..{self.config.blocks}")
         condition, words = self.condition.with_nulls(condition), self.condition.positions
         x = self.dropout(torch.cat([self.condition(condition), embeddings], dim=1))
-        mask = attention_mask(self.condition.visible(condition), 0, x.shape[1])
+        mask = self.mask(self.condition.visible(condition), 0, x.shape[1])
         states = []
         for number, block in enumerate(self.blocks[:last], start=1):
             x = block(x, self.angles[: x.shape[1]], mask=mask, words=words)
@@ -333,11 +360,34 @@ class Generator(Pretrained):
         """One cached step. x: the condition, embedded, or the last token (B, 1, d). Returns logits (B, K) of
         the next token."""
         begin, end = cache.length, cache.length + x.shape[1]
-        mask, words = attention_mask(cache.visible, begin, end), x.shape[1] if begin == 0 else 0
+        mask, words = self.mask(cache.visible, begin, end), x.shape[1] if begin == 0 else 0
         for number, block in enumerate(self.blocks):
             x = block(x, self.angles[begin:end], cache, number, mask, words)
         cache.length = end
         return self.logits(x[:, -1])
+
+    def start_from(self, other: "Generator") -> None:
+        """Take the weights of a generator of the same size: all of them, or of a class-conditional one, where
+        this one is asked by captions, all but its condition (`take_image_stream`).
+
+        Raises ValueError naming what does not fit."""
+        ours, theirs = self.config, other.config
+        sizes = ["codes", "grid", "dim", "blocks", "heads", "zero_condition_key"]
+        captions = bool(ours.caption_dim) and not theirs.caption_dim
+        of_captions = ["caption_dim", "caption_length", "text_blocks", "text_attention"]
+        sizes += [] if captions else ["classes", *of_captions]
+        if different := [name for name in sizes if getattr(ours, name) != getattr(theirs, name)]:
+            shown = ", ".join(
+                f"{n} is {getattr(theirs, n)!r}, asked for {getattr(ours, n)!r}" for n in different
+            )
+            raise InputError(
+                f"the generator to go on with is another than the recipe's ({shown}); choose the --recipe "
+                "that fits it, or --start fresh"
+            )
+        if captions:
+            self.take_image_stream(other)
+        else:
+            self.load_state_dict(other.state_dict())
 
     @torch.no_grad()
     def take_image_stream(self, other: "Generator") -> None:

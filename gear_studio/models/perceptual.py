@@ -7,6 +7,7 @@ gigabyte, given by path or downloaded once.
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gear_studio.errors import InputError
@@ -18,9 +19,9 @@ VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 class LPIPS(nn.Module):
     """Two images (B, 3, H, W) in [-1, 1] -> distances (B,), 0 for equal images; gradient to the images only.
 
-    weights: torchvision's VGG-16 file, or None to download it. Stays in eval mode and is frozen. Under
-    autocast VGG runs in the lower precision; its features are compared in float32. Raises FileNotFoundError
-    or ValueError naming the file when the weights cannot be had or are another network's."""
+    weights: torchvision's VGG-16 file, or None to download it. Stays in eval mode and is frozen. In float32
+    also under autocast, as released. Raises FileNotFoundError or ValueError naming the file when the weights
+    cannot be had or are another network's."""
 
     def __init__(self, weights: str | Path | None = None, option: str = "--lpips-weights FILE"):
         super().__init__()
@@ -40,4 +41,5 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        return self.net(images, reference).float().flatten()
+        with torch.autocast(images.device.type, enabled=False):
+            return self.net(images.float(), reference.float()).flatten()

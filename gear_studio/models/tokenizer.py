@@ -140,6 +140,11 @@ class Tokenizer(Pretrained):
             raise InputError(f"unknown architecture {config.architecture!r}; choose vqgan or magvit2")
         self.quantizer = QUANTIZERS[config.quantizer](config.codes, config.code_dim)
 
+    def set_image_size(self, image_size: int) -> None:
+        """Make it the tokenizer of pictures of another size; its networks are convolutional. Raises
+        ValueError where f does not divide it."""
+        self.config = replace(self.config, image_size=image_size)
+
     @property
     def grid(self) -> int:
         return self.config.grid

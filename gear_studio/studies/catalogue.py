@@ -20,7 +20,7 @@ class Arm:
     recipe values that differ from the recipe's, as NAME=VALUE. implied: values of the joint stage that the
     label names and that the small recipe has anyway; `fit_to_world` sets them where another recipe differs.
     generator: False measures the Run of the joint stage itself. quantizer: vq, which is the recipe's own, or
-    the name of another in its place."""
+    the name of another in its place. start: of its generator, as `train --start` takes it, fresh or joint."""
 
     label: str
     joint: str | None = "gear"
@@ -29,6 +29,7 @@ class Arm:
     implied: tuple[str, ...] = ()
     generator: bool = True
     quantizer: str = "vq"
+    start: str = "fresh"
 
 
 def sweep(setting: str, values: Sequence[float]) -> tuple[Arm, ...]:
@@ -237,6 +238,32 @@ _STUDIES = (
         "combinations of texture, shape and colour that training never showed together. The tokenizers are "
         "those of the other studies: what guided `gear` was a generator of classes.",
         weights=("baseline", "gear"),
+    ),
+    Study(
+        "start",
+        "Should the joint stage's generator train on, or a fresh one take its place?",
+        "generator",
+        (GEAR, Arm("gear-init", start="joint")),
+        GENERATED,
+        controls=("gear",),
+        fd_curves=True,
+        note="gear-init: the generator and the projector of the joint stage train on, the released scripts' "
+        "default. Here both rows train for as many steps on the frozen tokenizer, so that gear-init has had "
+        "those of the joint stage on top; with a recipe of the paper both have had 4 million in all.",
+    ),
+    Study(
+        "straight-through",
+        "Is it the straight-through read-out that ruins a codebook, or the next-token loss through it?",
+        "gradient to the tokenizer",
+        (
+            GEAR,
+            Arm("straight-through", joint="straight-through"),
+            Arm("straight-through, alignment alone", joint="straight-through-alignment"),
+        ),
+        ("usage", "perplexity", "index_entropy", "entropy_tau", "rfd", "psnr", "fd", "fd_guided"),
+        shown=("usage", "perplexity", "rfd", "fd"),
+        note="gear: alignment alone, read out softly. Alignment alone, straight through, is an option of the "
+        "released code; its gradient is that of softmax(A / tau). The other rows are also in collapse.",
     ),
 )
 STUDIES = {study.name: study for study in _STUDIES}

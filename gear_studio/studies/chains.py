@@ -25,7 +25,7 @@ class Link:
 
     name: of its Run, without the seed. parent: the name of the link it builds on. settings: recipe values
     that differ from the recipe's, as NAME=VALUE. quantizer: what a warm-up trains; later links take theirs
-    from the parent."""
+    from the parent. start: of a generator stage."""
 
     name: str
     stage: str
@@ -33,6 +33,7 @@ class Link:
     parent: str | None
     settings: tuple[str, ...]
     quantizer: str = "vq"
+    start: str = "fresh"
 
 
 def chain_of(arm: Arm, settings: tuple[str, ...] = ()) -> list[Link]:
@@ -60,9 +61,11 @@ def chain_of(arm: Arm, settings: tuple[str, ...] = ()) -> list[Link]:
     if arm.generator:
         kind = arm.joint or "baseline"
         # "+": what is set of the generator alone, so that it is not taken for the tokenizer's.
-        suffix = "+" + name(*arm.generator_set) if arm.generator_set else ""
-        run_name = name("generator", kind, *tail) + suffix
-        links.append(Link(run_name, "generator", kind, links[-1].name, (*settings, *arm.generator_set)))
+        start = () if arm.start == "fresh" else (f"start={arm.start}",)
+        own = (*start, *arm.generator_set)
+        run_name = name("generator", kind, *tail) + ("+" + name(*own) if own else "")
+        parent, settings = links[-1].name, (*settings, *arm.generator_set)
+        links.append(Link(run_name, "generator", kind, parent, settings, start=arm.start))
     return links
 
 
@@ -147,14 +150,14 @@ def _training_job(link: Link, world: World, seed: int, runs: Path, curved: bool)
     settings = link.settings
     without = link.stage == "warmup" or (link.stage == "joint" and link.arm in WITHOUT_GENERATOR)
     if curved and not without:
-        recipe = world.recipe_of(link.stage, settings)
+        recipe = world.recipe_of(link.stage, settings, link.start)
         every = max(1, recipe.steps // 8 // recipe.log_every) * recipe.log_every
         settings = (*settings, f"fd_every={every}", f"fd_samples={FD_SAMPLES[world.budget]}")
     parent = f"{link.parent}-s{seed}" if link.parent else None
     tokenizer = world.tokenizer_name(link.quantizer) if link.quantizer != "vq" else None
     out = runs / f"{link.name}-s{seed}"
     training = world.make_training(
-        link.stage, link.arm, seed, out, runs / parent if parent else None, settings, tokenizer
+        link.stage, link.arm, seed, out, runs / parent if parent else None, settings, tokenizer, link.start
     )
     return Job(out.name, training.command(), [parent] if parent else [], lambda: _is_finished(training, out))
 

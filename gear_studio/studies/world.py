@@ -91,11 +91,11 @@ class World:
         """Whether it is the one that the tiny teacher knows, with the recipe that has it."""
         return find_source(self.source).embedded and self.recipe == "small"
 
-    def recipe_of(self, stage: str, settings: Sequence[str] = ()) -> Recipe:
-        """The recipe of a stage with settings (NAME=VALUE) on top.
+    def recipe_of(self, stage: str, settings: Sequence[str] = (), start: str = "fresh") -> Recipe:
+        """The recipe of a stage with settings (NAME=VALUE) on top. start: of the generator stage.
 
         Raises ValueError for a recipe, budget or setting that does not exist."""
-        return with_settings(recipe_of(self.recipe, stage, self.budget), settings)
+        return with_settings(recipe_of(self.recipe, stage, self.budget, start), settings)
 
     def tokenizer_name(self, quantizer: str) -> str:
         """The name in `PRESETS` of the recipe's tokenizer with another quantizer."""
@@ -110,9 +110,11 @@ class World:
         parent: Path | None = None,
         settings: tuple[str, ...] = (),
         tokenizer: str | None = None,
+        start: str = "fresh",
     ) -> Training:
         """A training in this world; the arguments are the fields of a `Training` that differ from Run to
         Run."""
+        own = recipe_of(self.recipe, stage, self.budget).start
         return Training(
             self.source,
             stage,
@@ -124,6 +126,7 @@ class World:
             self.folder,
             self.budget,
             tokenizer=tokenizer,
+            start=None if start == own else start,
             set=settings,
             teacher_weights=self.teacher_weights,
             workers=self.workers,

@@ -4,13 +4,14 @@ the tokens that are encoded ahead, with the run of their tokenizer."""
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
 from gear_studio import data, sampling
@@ -24,6 +25,7 @@ from gear_studio.models import inception, text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
@@ -31,7 +33,8 @@ from gear_studio.training.recipes import Recipe, trains_generator
 from gear_studio.training.request import Training
 from gear_studio.training.run_folder import keep_snapshot
 from gear_studio.training.sampled_distance import SampledDistance
-from gear_studio.training.stages import Stage
+from gear_studio.training.stages import Stage, Start
+from gear_studio.training.trackers import check_trackers, track_pictures
 
 
 def check(training: Training) -> None:
@@ -41,6 +44,7 @@ def check(training: Training) -> None:
     Raises ValueError, and FileNotFoundError for that run."""
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is checked"
+    check_trackers(training.track)
     if recipe.token_views and recipe.text_encoder:
         raise InputError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
@@ -49,6 +53,10 @@ def check(training: Training) -> None:
         raise InputError(
             f"token_views={recipe.token_views}: stage {stage} trains the tokenizer, so nothing can be "
             "encoded ahead; set it to 0, or use it in the generator stage"
+        )
+    if recipe.start != "fresh" and stage != "generator":
+        raise InputError(
+            f"start={recipe.start} is of the generator stage, and this is stage {stage}; leave it out"
         )
     generates = trains_generator(stage, arm)
     for name, every in (("fd_every", recipe.fd_every), ("fid_every", recipe.fid_every)):
@@ -63,13 +71,31 @@ def check(training: Training) -> None:
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
             "or name another run with --parent"
         )
+    source = find_start(training)
+    if source is not None and not (source / "generator").is_dir():
+        ways = "name the run of a joint stage with --parent, or " if recipe.start == "joint" else ""
+        raise MissingError(
+            f"start={recipe.start} goes on with the generator of {source}, which holds none; {ways}train a "
+            "new one with --start fresh"
+        )
     if parent.resolve().parent != out.resolve().parent:
         raise InputError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
 
 
-def new_accelerator() -> Accelerator:
-    """This process's device and its place among the others; bf16 on GPUs."""
+def find_start(training: Training) -> Path | None:
+    """The folder of the Run whose generator trains on; None for a new one."""
+    start = training.resolved.start
+    if start == "fresh":
+        return None
+    return training.parent if start == "joint" else Path(start)
+
+
+def new_accelerator(training: Training | None = None) -> Accelerator:
+    """This process's device and its place among the others, with the trackers of a training; bf16 on GPUs."""
+    out, track = (str(training.out), list(training.track)) if training else (None, [])
     return Accelerator(
+        log_with=track or None,
+        project_config=ProjectConfiguration(out, logging_dir=out and f"{out}/tensorboard"),
         mixed_precision="bf16" if torch.cuda.is_available() else "no",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -116,6 +142,7 @@ class Parts:
     parent: Run | None
     tokenizer: Tokenizer
     """The training's own: new, or a copy of the parent's."""
+    start: Start
     teachers: list[Teacher]
     encoder: text_encoders.TextEncoder | None
     """Of captions, where a generator is conditioned on them."""
@@ -130,6 +157,8 @@ class Parts:
             contents["perceptual_sha256"] = [digest_file(Path(perceptual))]
         if self.encoder and (sha256 := self.encoder.fingerprint()):
             contents["text_encoder_sha256"] = [sha256]
+        if self.recipe.start not in ("fresh", "joint"):
+            contents["start_sha256"] = [digest_file(Path(self.recipe.start) / "generator/model.safetensors")]
         return {
             "source": training.source,
             "stage": training.stage,
@@ -150,8 +179,14 @@ def gather_parts(training: Training) -> Parts:
     assert arm is not None and out is not None, "a training is completed before it is built"
     parent = Run.from_pretrained(training.parent) if training.parent else None
     tokenizer = copy.deepcopy(parent.tokenizer) if parent else Tokenizer(recipe.tokenizer)
+    if recipe.image_size:
+        tokenizer.set_image_size(recipe.image_size)
     if parent and stage == "warmup":
         check_tokenizer(tokenizer.config, recipe.tokenizer, parent.folder)
+    average: Tokenizer | None = None
+    if parent and stage != "generator" and parent.has("live-tokenizer"):
+        tokenizer, average = Tokenizer.from_pretrained(parent.folder / "live-tokenizer"), tokenizer
+        tokenizer.set_image_size(average.config.image_size)
     train_source, held_out = (
         data.load(
             training.source,
@@ -181,7 +216,37 @@ def gather_parts(training: Training) -> Parts:
         caption_length=encoder.length if encoder else 0,
     )
     recipe = dataclasses.replace(recipe, tokenizer=tokenizer.config, generator=generator)
-    return Parts(training, arm, out, recipe, parent, tokenizer, teachers, encoder, train_source, held_out)
+    start = gather_start(training, recipe, parent, average, teachers)
+    return Parts(
+        training, arm, out, recipe, parent, tokenizer, start, teachers, encoder, train_source, held_out
+    )
+
+
+def gather_start(
+    training: Training,
+    recipe: Recipe,
+    parent: Run | None,
+    average: Tokenizer | None,
+    teachers: Sequence[Teacher],
+) -> Start:
+    """What the training starts from beside its tokenizer. A projector is taken where it is of the same
+    teacher and size; else it is new."""
+    discriminator = None
+    if training.stage == "joint" and parent and parent.has("discriminator"):
+        discriminator = Discriminator.from_pretrained(parent.folder)
+    folder = find_start(training)
+    if folder is None:
+        return Start(average, discriminator)
+    run = Run.from_pretrained(folder)
+    known = run.config.get("teacher_sha256", [])
+    projectors: list[Projector | None] = []
+    for number, teacher in enumerate(teachers):
+        part = run.folder / (f"projector-{teacher.name}" if number else "projector")
+        projector = Projector.from_pretrained(part) if part.is_dir() else None
+        expected = ProjectorConfig(recipe.generator.dim, teacher.dim, recipe.projector_hidden)
+        same = known[number : number + 1] in ([], [teacher.fingerprint()])
+        projectors.append(projector if projector and projector.config == expected and same else None)
+    return Start(average, discriminator, run.generator, projectors)
 
 
 class StageTrainee:
@@ -202,6 +267,7 @@ class StageTrainee:
         if self.workers is None:  # a GPU would wait for the drawing
             self.workers = 2 if accelerator.device.type == "cuda" else 0
         self.stage = self._new_stage(parts)
+        parts.start = Start()  # its weights are in the stage by now
         self.conditions: Conditions = ClassLabels(len(self.train_source.classes))
         if parts.encoder:
             numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
@@ -225,7 +291,8 @@ class StageTrainee:
                 )
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.
-            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}"
+            size = f"-{recipe.image_size}px" if recipe.image_size else ""
+            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}{size}"
             tokens.encode(
                 self.train_source,
                 self.stage.tokenizer,
@@ -239,18 +306,15 @@ class StageTrainee:
             self.train_source = tokens.EncodedSource(self.train_source, kept, pixels=with_pixels)
 
     def _new_stage(self, parts: Parts) -> Stage:
-        stage, parent, discriminator = self.training.stage, parts.parent, None
-        if stage == "joint" and parent and parent.has("discriminator"):
-            discriminator = Discriminator.from_pretrained(parent.folder)
         teacher, *more_teachers = parts.teachers
         return Stage(
-            stage,
+            self.training.stage,
             parts.arm,
             self.recipe,
             teacher,
             self.accelerator,
             parts.tokenizer,
-            discriminator,
+            parts.start,
             more_teachers,
             self.training.execution,
             null=parts.encoder([""])[0] if parts.encoder else None,
@@ -305,7 +369,7 @@ class StageTrainee:
         """Pictures, and a snapshot where the recipe keeps one."""
         parts = self.stage.gather_parts()
         if self.accelerator.is_main_process:
-            self._write_pictures(parts)
+            track_pictures(self.accelerator, number, self._write_pictures(parts))
             if self.recipe.keep_every and number % self.recipe.keep_every == 0:
                 write_record(keep_snapshot(self.out, number, parts))
 
@@ -320,17 +384,21 @@ class StageTrainee:
         return {"skipped": unread}
 
     @torch.no_grad()
-    def _write_pictures(self, parts: Mapping[str, Pretrained]) -> None:
+    def _write_pictures(self, parts: Mapping[str, Pretrained]) -> list[Path]:
         """Grids of EMA reconstructions (originals above) and, in the generator stage, of samples with
-        guidance 1.5."""
+        guidance 1.5; where a tracker shows them, of the joint stage's samples, too. Returns their files."""
+        files = []
         if "tokenizer" in parts:
             images = data.to_float(self.validation[0][0][:8])
             again = self.stage.average_tokenizer.reconstruct(images)
-            write_grid(torch.cat([images, again]), self.out / "reconstructions.png")
-        if self.training.stage == "generator":
+            files.append(self.out / "reconstructions.png")
+            write_grid(torch.cat([images, again]), files[-1])
+        if "generator" in parts and (self.training.stage == "generator" or self.accelerator.trackers):
             condition = self.conditions.for_samples(range(32))
             indices = sampling.sample(cast(Generator, parts["generator"]), condition, seed=0)
-            write_grid(self.stage.tokenizer.decode(indices), self.out / "samples.png")
+            files.append(self.out / "samples.png")
+            write_grid(self.stage.average_tokenizer.decode(indices), files[-1])
+        return files
 
 
 def read_validation_images(

@@ -55,7 +55,8 @@ class Execution:
 
 
 def copy_averages(modules: Mapping[str, nn.Module], decay: float) -> dict[str, ModelEmaV3]:
-    """An average of each module's weights, in eval mode: copies, to be made before `prepare`."""
+    """An average of each module's weights, in eval mode: copies, to be made before `prepare`. Updated with
+    the number of a step its decay climbs as 1 - 1/step, without one it is `decay` at once."""
     return {
         name: ModelEmaV3(module, decay, use_warmup=True, warmup_power=1.0) for name, module in modules.items()
     }

@@ -34,6 +34,7 @@ from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
 from gear_studio.training.recipes import Rhythm
 from gear_studio.training.request import Training
+from gear_studio.training.trackers import finish_trackers, start_trackers
 
 T = TypeVar("T")
 
@@ -217,6 +218,7 @@ class Loop:
             row = {name: round(value, self.trainee.digits) for name, value in row.items()}
         with naming(self.metrics), self.metrics.open("a") as file:
             file.write(to_json({"step": step, **row}) + "\n")
+        self.accelerator.log(row, step=step)
         bar.update(step - bar.n)
         bar.set_postfix({name: f"{row[name]:.3f}" for name in self.trainee.shown if name in row})
 
@@ -276,7 +278,7 @@ def train(training: Training, progress: bool = True) -> Run:
     behind."""
     training = training.completed()
     build.check(training)
-    accelerator = build.new_accelerator()
+    accelerator = build.new_accelerator(training)
     build.check_share(training, accelerator)
     # Softmaxes over codes are full of numbers below 1e-38, on which a CPU is many times slower than on zeros.
     torch.set_flush_denormal(True)
@@ -290,7 +292,9 @@ def train(training: Training, progress: bool = True) -> Run:
             agree(accelerator, lambda: run_folder.claim_folder(out, config))
             loop = Loop(trainee, parts.recipe.rhythm, training.seed, out, accelerator, progress)
             loop.restore()
+            start_trackers(accelerator, out, config, loop.start)
             loop.run()
+            finish_trackers(accelerator)
     return Run(out)
 
 

@@ -7,6 +7,7 @@ evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpi
 """
 
 import ast
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -25,19 +26,28 @@ from gear_studio.ranges import (
     Natural,
     NonNegative,
     Positive,
+    Probability,
     Several,
     Width,
     check,
 )
 
 STAGES = ("warmup", "joint", "generator")
-_JOINT = ("gear", "continued", "straight-through", "soft-ntp", "latent")  # see `stages`
+_JOINT = (  # see `stages`
+    "gear",
+    "continued",
+    "straight-through",
+    "straight-through-alignment",
+    "soft-ntp",
+    "latent",
+)
 ARMS = {  # stage: arms it knows. The tokenizer of the baseline is the warm-up's.
     "warmup": ("warmup",),
     "joint": _JOINT,
     "generator": ("baseline", *_JOINT),
 }
 CLASS_SHARES = ("reference", "equal")  # how often samples are asked for each class
+LR_SCHEDULES = ("constant", "cosine")  # after `lr_warmup`
 WITHOUT_GENERATOR = ("continued", "latent")  # joint arms that train a tokenizer alone
 
 
@@ -68,14 +78,19 @@ class Rhythm:
 class Recipe:
     """One stage. Learning rates are of AdamW without weight decay; `steps` are optimizer steps of
     `batch_size` images. Raises ValueError for values out of range, and for some that do not fit each
-    other."""
+    other.
+
+    start: of the generator stage. fresh: a new generator. joint: the generator of the parent, and its
+    projector, train on. Else the folder of a Run whose generator trains on."""
 
     steps: Count
     batch_size: Count
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    image_size: Natural = 0  # px along a side of the pictures; 0: as the parent's tokenizer had it
     text_encoder: str = ""  # of the generator's captions (see `text_encoders`); "": class labels
     held_out_combinations: Flag = False  # of `shapes`: some are never seen in training (see `data.shapes`)
+    start: str = "fresh"  # the generator stage's generator: fresh, joint, or the folder of a Run
     projector_hidden: Width = 2048
     teacher: str = "tiny"  # several: "dinov2-b+siglip2-b", the first is also the perceptual network
     teacher_weights: tuple[str, ...] = ()  # files of published teachers, one for each; () downloads them
@@ -84,9 +99,14 @@ class Recipe:
     spatial_norm_alpha: NonNegative = 0.6
     tokenizer_lr: NonNegative = 1e-4
     generator_lr: NonNegative = 1e-4
+    lr_warmup: Natural = 0  # steps in which a learning rate rises from 0, the first step's, to its value
+    lr_schedule: str = "constant"  # then: constant, or cosine down to lr_end at the last step
+    lr_end: Probability = 0.0  # of the learning rate
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip: Positive = 1.0
     ema: Decay = 0.9999
+    ema_climbs: Flag = True  # to `ema` as 1 - 1/step, so that early averages forget; else `ema` from step 1
+    keep_live: Flag = False  # the trained tokenizer beside its average, for the joint stage to start from
     tau: Positive = 0.1  # temperature of the soft read-out
     alignment_weight: NonNegative = 0.5  # lambda, on both sides
     perceptual: str = "teacher"  # the first; or "tiny", whoever aligns; or "lpips", or its VGG-16's file
@@ -123,12 +143,24 @@ class Recipe:
                     f"{name} {getattr(self, name)} is not a multiple of log_every {self.log_every}; the "
                     "distance is logged with the other metrics"
                 )
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise InputError(f"lr_schedule is {self.lr_schedule!r}; choose {' or '.join(LR_SCHEDULES)}")
         if self.fd_classes not in CLASS_SHARES:
             raise InputError(f"fd_classes is {self.fd_classes!r}; choose {' or '.join(CLASS_SHARES)}")
 
     @property
     def rhythm(self) -> Rhythm:
         return Rhythm(self.steps, self.batch_size, self.log_every, self.checkpoint_every)
+
+    def lr_factor(self, number: int) -> float:
+        """What the learning rates of step `number`, counted from 1, are multiplied by."""
+        done = number - 1
+        if done < self.lr_warmup:
+            return done / self.lr_warmup
+        if self.lr_schedule == "constant":
+            return 1.0
+        progress = min(1.0, (done - self.lr_warmup) / max(1, self.steps - self.lr_warmup))
+        return self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def asdict(self) -> dict:
         return asdict(self)
@@ -226,6 +258,14 @@ def with_captions(recipe: Recipe) -> Recipe:
     return replace(recipe, text_encoder=Words.name, generator=generator)
 
 
+def with_image_size(recipe: Recipe, image_size: int) -> Recipe:
+    """The same for pictures of another size, in px; networks are convolutional, so that a parent's tokenizer
+    goes along. Raises ValueError where a token's side does not divide it."""
+    tokenizer = replace(recipe.tokenizer, image_size=image_size)
+    generator = replace(recipe.generator, grid=tokenizer.grid)
+    return replace(recipe, image_size=image_size, tokenizer=tokenizer, generator=generator)
+
+
 IMAGENET_SIZES = ("b", "l", "xl")
 PAPER_QUANTIZERS = tuple(quantizer for quantizer in QUANTIZERS if f"{quantizer}-16" in PRESETS)
 NAMES = (
@@ -234,15 +274,17 @@ NAMES = (
     "gpic-1b",
 )
 GPIC_STEPS = 390_000  # of the text-to-image generator, as far as the paper reports it
-PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}
+PAPER_STEPS = {"warmup": 400_000, "joint": 400_000, "generator": 4_000_000}  # of a fresh generator
 
 
-def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
-    """The recipe of a stage by its name in `NAMES`. budget: of the small recipe alone.
+def recipe_of(name: str, stage: str, budget: str = "shipped", start: str | None = None) -> Recipe:
+    """The recipe of a stage by its name in `NAMES`. budget: of the small recipe alone. start: of the
+    generator stage; None is as released: joint with ImageNet, fresh with GPIC. A generator that trains on
+    takes as many steps fewer as it has had.
 
     Raises ValueError for a name, stage or budget that does not exist."""
     if name == "small":
-        return small_recipe(stage, budget)
+        return replace(small_recipe(stage, budget), start=start or "fresh")
     if name not in NAMES:
         raise InputError(f"unknown recipe {name!r}; choose one of {', '.join(NAMES)}")
     if stage not in STAGES:
@@ -250,24 +292,30 @@ def recipe_of(name: str, stage: str, budget: str = "shipped") -> Recipe:
     if budget != "shipped":
         raise InputError(f"budget {budget!r} is of the small recipe; give {name} a number of steps")
     if name == "gpic-1b":
-        recipe = recipe_of("imagenet-xl-vq", stage)
+        recipe = recipe_of("imagenet-xl-vq", stage, start=start or "fresh")
         generator = replace(paper_config("1B", classes=0), caption_dim=2048, caption_length=300)
         steps = {**PAPER_STEPS, "generator": GPIC_STEPS}[stage]
         return replace(recipe, steps=steps, generator=generator, text_encoder="Qwen/Qwen3-1.7B")
     _, size, quantizer = name.split("-")
+    start = start or ("joint" if stage == "generator" else "fresh")
+    had = PAPER_STEPS["joint"] if (stage, start) == ("generator", "joint") else 0
     # Values that are Recipe's defaults are repeated: this is the paper's table.
     return Recipe(
-        steps=PAPER_STEPS[stage],
+        steps=PAPER_STEPS[stage] - had,
         batch_size=256,
         tokenizer=PRESETS[f"{quantizer}-16"],
         generator=paper_config(size.upper()),
+        start=start,
         projector_hidden=2048,
         teacher="dinov2-b",
         tokenizer_lr=1e-4,
         generator_lr=1e-4,
+        lr_warmup=0 if stage == "generator" else 1,
         betas=(0.9, 0.999),
         clip=1.0,
         ema=0.9999,
+        ema_climbs=False,
+        keep_live=stage == "warmup",
         tau=0.1,
         alignment_weight=0.5,
         perceptual="lpips",
@@ -333,10 +381,17 @@ _NOTES = {
     "batch_size": "over all processes and pieces",
     "generator.label_drop": "to the null class or the empty caption, for guidance",
     "text_encoder": "frozen; its last hidden states",
-    "tokenizer_lr": "constant; also of the discriminator",
-    "generator_lr": "constant; also of the projector",
+    "image_size": "px; 0: as the parent's tokenizer had it",
+    "start": "of the generator stage: fresh, joint (the parent's trains on), or a run",
+    "tokenizer_lr": "also of the discriminator",
+    "generator_lr": "also of the projector",
+    "lr_warmup": "steps in which rates rise from 0; 1: the first step changes nothing",
+    "lr_schedule": "then constant, or cosine",
+    "lr_end": "where cosine ends, times the rate",
     "clip": "norm of a module's gradient",
-    "ema": "tokenizer and generator alike; climbs to it as 1 - 1/step",
+    "ema": "tokenizer and generator alike",
+    "ema_climbs": "to ema as 1 - 1/step; else ema from the first step",
+    "keep_live": "the live tokenizer beside its average, for the joint stage",
     "tau": "temperature of the soft read-out",
     "alignment_weight": "lambda, on both sides",
     "perceptual_weight": "of LPIPS, or of the teacher's features",
@@ -364,8 +419,8 @@ def recipe_lines(name: str, stage: str, recipe: Recipe) -> list[str]:
         "downsampling": f"f = {size // grid}",
         "tokens": f"N = {grid**2} ({grid} x {grid})",
         "teacher sees": f"{grid} x {grid} patches{seen}",
-        "optimizer": f"AdamW, weight decay {WEIGHT_DECAY:g}, learning rate constant",
-        "precision": "bf16 on GPUs (scores, losses and weights float32), else float32",
+        "optimizer": f"AdamW, weight decay {WEIGHT_DECAY:g}, learning rate {recipe.lr_schedule}",
+        "precision": "bf16 on GPUs (scores, losses, LPIPS, discriminator and weights float32), else float32",
     }
     if name != "small":
         follows["images"] = f"short side resized to {size} px (bicubic), random crop, horizontal flip"

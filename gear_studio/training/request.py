@@ -16,19 +16,22 @@ from tyro.conf import OmitArgPrefixes, Positional
 from gear_studio.data import SOURCES
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
-from gear_studio.places import check_own_folder
-from gear_studio.ranges import Count, Natural, Seed, check
+from gear_studio.places import check_own_folder, find_folder
+from gear_studio.ranges import Count, Natural, Pixels, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
     ARMS,
     BUDGETS,
     NAMES,
     STAGES,
+    WITHOUT_GENERATOR,
     Recipe,
     recipe_of,
     with_captions,
+    with_image_size,
     with_settings,
 )
+from gear_studio.training.trackers import TRACKERS
 
 if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe of one's own will do, too
     SourceName: TypeAlias = str
@@ -37,11 +40,12 @@ if TYPE_CHECKING:  # the names that the command line takes; in Python a Recipe o
     BudgetName: TypeAlias = str
     TokenizerName: TypeAlias = str
     RecipeName: TypeAlias = str | Recipe
+    TrackerName: TypeAlias = str
 else:
     SourceName = Literal[*(name for name, source in SOURCES.items() if source.trainable)]
     StageName, BudgetName = Literal[*STAGES], Literal[*BUDGETS]
     ArmName = Literal[*dict.fromkeys(arm for arms in ARMS.values() for arm in arms)]
-    TokenizerName, RecipeName = Literal[*PRESETS], Literal[*NAMES]
+    TokenizerName, RecipeName, TrackerName = Literal[*PRESETS], Literal[*NAMES], Literal[*TRACKERS]
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Training:
     stage: StageName = "warmup"
     """warmup (tokenizer), joint (tokenizer guided by a generator), generator (on the frozen tokenizer)."""
     arm: ArmName | None = None
-    """What is compared: baseline, gear, continued, or one of the ablations straight-through, soft-ntp and
-    latent. Default: gear, or warmup for the warm-up."""
+    """What is compared: baseline, gear, continued, or one of the ablations straight-through,
+    straight-through-alignment, soft-ntp and latent. Default: gear, or warmup for the warm-up."""
     recipe: RecipeName = "small"
     """small, or one of the paper's; `gear-studio recipe NAME` prints it."""
     seed: Seed = 0
@@ -80,6 +84,14 @@ class Training:
     tokenizer: TokenizerName | None = None
     """What the warm-up trains instead of the recipe's tokenizer. Given to the later stages too, it finds the
     runs: runs/SOURCE-TOKENIZER-STAGE-..."""
+    image_size: Pixels | None = None
+    """Pixels along a side of the pictures, instead of the recipe's: 384, say, also on a tokenizer that was
+    trained at 256. The run is called runs/SOURCE-384px-STAGE-..."""
+    start: str | None = None
+    """The generator stage's generator: fresh; joint, the generator of the joint stage it builds on and its
+    projector train on; or a run whose generator trains on, of class labels for one of captions, too. Default:
+    fresh with the small recipe and GPIC's, joint with the paper's, as released. The run is called
+    runs/SOURCE-generator-ARM-init-..."""
     condition: Literal["class", "caption"] | None = None
     """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
     .txt beside each picture, of shards also the "caption" in its .json). Default: the recipe's. The run is
@@ -94,6 +106,8 @@ class Training:
     teachers one for each."""
     workers: Natural | None = None
     """Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0."""
+    track: tuple[TrackerName, ...] = ()
+    """Where else metrics and grids of pictures go: tensorboard (into OUT/tensorboard), wandb."""
     execution: OmitArgPrefixes[Execution] = Execution()
     """How steps are computed."""
     extend: bool = False
@@ -115,10 +129,12 @@ class Training:
 
         def run_name(label: str, stage: str) -> str:
             kind = [] if stage == "warmup" else [arm]
+            kind += ["init"] if stage == "generator" and self.resolved.start != "fresh" else []
             budget = [] if self.budget == "shipped" else [self.budget]
             return "-".join([label, stage, *kind, *budget, f"s{self.seed}"])
 
         label = f"{self.source}-{self.tokenizer}" if self.tokenizer else self.source
+        label += f"-{self.image_size}px" if self.image_size else ""
         captions = "-caption" if self.stage != "warmup" and self.resolved.text_encoder else ""
         out = Path(self.out or Path("runs") / run_name(label + captions, self.stage))
         check_own_folder(out)
@@ -135,15 +151,22 @@ class Training:
         Raises ValueError for a recipe, budget or setting that does not exist, and for classes asked of a
         recipe of captions."""
         if isinstance(self.recipe, Recipe):
-            recipe = self.recipe
+            recipe = replace(self.recipe, start=self.start or self.recipe.start)
         else:
-            recipe = recipe_of(self.recipe, self.stage, self.budget)
+            # The tokenizers of some arms come from no generator that could train on.
+            alone = self.stage == "generator" and self.arm in ("baseline", *WITHOUT_GENERATOR)
+            start = self.start or ("fresh" if alone else None)
+            recipe = recipe_of(self.recipe, self.stage, self.budget, start)
+        if recipe.start not in ("fresh", "joint"):  # absolute, as the teacher's files below
+            recipe = replace(recipe, start=str(find_folder(recipe.start).resolve()))
         changes: dict[str, Any] = {
             "steps": self.steps,
             "batch_size": self.batch_size,
             "tokenizer": preset(self.tokenizer) if self.tokenizer else None,
         }
         recipe = replace(recipe, **{name: value for name, value in changes.items() if value is not None})
+        if self.image_size:
+            recipe = with_image_size(recipe, self.image_size)
         if self.condition == "class" and recipe.text_encoder:
             raise InputError(f"recipe {self.recipe} is one of captions; choose another for --condition class")
         if self.condition == "caption":

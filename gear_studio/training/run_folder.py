@@ -103,6 +103,7 @@ CONTENTS = {
     "teacher_weights": "teacher_sha256",
     "perceptual": "perceptual_sha256",
     "text_encoder": "text_encoder_sha256",
+    "start": "start_sha256",
 }
 
 
@@ -136,6 +137,11 @@ def check_reopening(folder: Path) -> None:
     """Refuse to let a run go on beyond its last step where it would not end as if it had been asked for more
     from the start, and where other runs are built on what it is now. Raises ValueError."""
     held = known_defaults(Recipe) | read_json(folder / "config.json", "a run")["recipe"]
+    if held["lr_schedule"] == "cosine":
+        raise InputError(
+            f"{folder} ended its learning rate with its last step (lr_schedule cosine): asked for more from "
+            "the start it would have learnt at other rates. Train it anew with another --out"
+        )
     steps, rhythm = (
         held["steps"],
         [name for name in ("checkpoint_every", "fd_every", "fid_every") if held[name]],

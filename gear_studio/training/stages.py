@@ -14,6 +14,8 @@ update 1 adds to L_VQ:
     soft-ntp           L_NTP + lambda L_align through the soft read-out, the indices being the targets: the
                        next-token loss that the paper keeps from the tokenizer
     straight-through   L_NTP + lambda L_align through the straight-through read-out: this one collapses
+    straight-through-alignment    lambda L_align through a straight-through read-out with the gradient of
+                       softmax(A / tau), and no next-token loss: the released code's option
     latent             lambda L_align of the latents themselves, -mean_i cos(g(z_i), f(x)_i), and no
                        generator: alignment where diffusion's tokenizers have it. Its projector g learns in
                        update 1 too, by an AdamW of its own at generator_lr, as every other arm's projector
@@ -29,6 +31,7 @@ each process's and piece's own.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -78,15 +81,29 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             module.train(mode).requires_grad_(True)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from beside its tokenizer; None is new.
+
+    average: of the tokenizer's weights, where it is not the tokenizer itself. discriminator: where the recipe
+    has a GAN term. generator: becomes the stage's generator and its average. projectors: one a teacher, None
+    for one that is new."""
+
+    average: Tokenizer | None = None
+    discriminator: Discriminator | None = None
+    generator: Generator | None = None
+    projectors: Sequence[Projector | None] = ()
+
+
 class Stage:
     """Models, optimizers and averages of one training; `step` does the updates of its stage and arm.
 
     modules: what is trained, by name (tokenizer, discriminator, aligned; latent, the projectors of that arm).
     A tokenizer that is not among them is frozen. The models passed in become the Stage's own and are changed;
-    pass a copy of one that a Run keeps. discriminator: the one to start from, where the recipe has a GAN
-    term; None starts afresh. teacher: alignment target and, unless the recipe names another, perceptual
-    network. more_teachers: targets only; L_align is the mean over all. execution: how its steps are
-    computed. null: of captions, the encoding of the empty string; see `CaptionCondition`."""
+    pass a copy of one that a Run keeps. start: what there is to start from beside the tokenizer. teacher:
+    alignment target and, unless the recipe names another, perceptual network. more_teachers: targets only;
+    L_align is the mean over all. execution: how its steps are computed. null: of captions, the encoding of
+    the empty string; see `CaptionCondition`."""
 
     def __init__(
         self,
@@ -96,7 +113,7 @@ class Stage:
         teacher: Teacher,
         accelerator: Accelerator,
         tokenizer: Tokenizer,
-        discriminator: Discriminator | None = None,
+        start: Start = Start(),  # noqa: B008  (frozen)
         more_teachers: Sequence[Teacher] = (),
         execution: Execution = Execution(),  # noqa: B008  (frozen)
         null: Tensor | None = None,
@@ -111,12 +128,14 @@ class Stage:
         self.tokenizer = tokenizer.to(accelerator.device).to(memory_format=layout)
         self.modules = {
             name: module.to(accelerator.device).to(memory_format=layout).train()
-            for name, module in self._new_modules(discriminator).items()
+            for name, module in self._new_modules(start).items()
         }
         if "tokenizer" not in self.modules:
             self.tokenizer.eval().requires_grad_(False)
         averaged = {name: module for name, module in self.modules.items() if name != "discriminator"}
         self.ema = copy_averages(averaged, recipe.ema)
+        if start.average is not None and "tokenizer" in self.ema:
+            self.ema["tokenizer"].module.load_state_dict(start.average.state_dict())
         aligned, average = self.modules.get("aligned"), self.ema.get("aligned")
         prepare(
             execution,
@@ -146,18 +165,18 @@ class Stage:
             return self.teacher, LPIPS(weights, "--set perceptual=FILE").to(device)
         return self.teacher, None
 
-    def _new_modules(self, discriminator: Discriminator | None) -> dict[str, nn.Module]:
+    def _new_modules(self, start: Start) -> dict[str, nn.Module]:
         """What this stage and arm train. The order decides which weights a seed draws."""
         modules: dict[str, nn.Module] = {}
         if self.stage != "generator":
             modules["tokenizer"] = self.tokenizer
             if self.recipe.gan_weight > 0:
-                discriminator = discriminator or Discriminator()
+                discriminator = start.discriminator or Discriminator()
                 if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
                     discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
                 modules["discriminator"] = discriminator
         if trains_generator(self.stage, self.arm):
-            modules["aligned"] = self._new_generator()
+            modules["aligned"] = self._new_generator(start)
         if self.stage == "joint" and self.arm == "latent":
             modules["latent"] = self._new_projectors(self.recipe.tokenizer.code_dim)
         return modules
@@ -166,19 +185,28 @@ class Stage:
         hidden = self.recipe.projector_hidden
         return Projectors([Projector(ProjectorConfig(dim, each.dim, hidden)) for each in self.teachers])
 
-    def _new_generator(self) -> AlignedGenerator:
+    def _new_generator(self, start: Start = Start()) -> AlignedGenerator:  # noqa: B008  (frozen)
         config = self.recipe.generator
         projectors = self._new_projectors(config.dim)  # drawn first: a seed has always given these weights
         generator = Generator(config)
+        if start.generator is not None:
+            generator.start_from(start.generator)
+        for projector, given in zip(projectors, start.projectors, strict=False):
+            if given is not None:
+                projector.load_state_dict(given.state_dict())
         if self.null is not None:
             cast(Tensor, generator.condition.null).copy_(self.null)
         return AlignedGenerator(generator, projectors)
 
-    def _new_optimizer(self, name: str) -> torch.optim.AdamW:
+    def _learning_rate(self, name: str) -> float:
+        """Of a module's optimizer, before `Recipe.lr_factor`."""
         convolutional = name in ("tokenizer", "discriminator")
+        return self.recipe.tokenizer_lr if convolutional else self.recipe.generator_lr
+
+    def _new_optimizer(self, name: str) -> torch.optim.AdamW:
         return torch.optim.AdamW(
             self.modules[name].parameters(),
-            lr=self.recipe.tokenizer_lr if convolutional else self.recipe.generator_lr,
+            lr=self._learning_rate(name),
             betas=self.recipe.betas,
             weight_decay=WEIGHT_DECAY,
             fused=self.accelerator.device.type == "cuda",
@@ -212,9 +240,11 @@ class Stage:
             norm = nn.utils.clip_grad_norm_(self.modules[name].parameters(), self.recipe.clip)
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             losses["grad_norm_" + ("generator" if name == "aligned" else name)] = norm
+            for group in optimizer.param_groups:
+                group["lr"] = self._learning_rate(name) * self.recipe.lr_factor(number)
             optimizer.step()
         for name, ema in self.ema.items():
-            ema.update(self.modules[name], number)
+            ema.update(self.modules[name], number if self.recipe.ema_climbs else None)
         return losses
 
     @torch.no_grad()
@@ -339,6 +369,10 @@ class Stage:
         if self.arm == "gear":
             projected = aligned.project_tap(assignment, condition, soft)
             return weight * self.align("alignment_soft", projected, targets, losses)
+        if self.arm == "straight-through-alignment":
+            through = partial(readout.straight_through, tau=self.recipe.tau)
+            projected = aligned.project_tap(assignment, condition, through)
+            return weight * self.align("alignment_straight_through", projected, targets, losses)
         if self.arm == "soft-ntp":
             logits, projected = aligned(assignment, condition, soft)
             losses["ntp_soft"] = next_token_loss(logits, assignment.indices)
@@ -417,9 +451,10 @@ class Stage:
         return self.ema["aligned"].module.generator.eval()
 
     def gather_parts(self) -> dict[str, Pretrained]:
-        """What to save with the Run: EMA weights, and the discriminator that the next stage starts from. The
-        arm `latent` has no generator, and its projector is saved under a name of its own: latent-projector.
-        Every process must call it; the generator of a sharded training is on the main process alone."""
+        """What to save with the Run: EMA weights, and what the next stage starts from: the discriminator and,
+        where the recipe says so, the tokenizer's live weights. The arm `latent` has no generator, and its
+        projector is saved under a name of its own: latent-projector. Every process must call it; the
+        generator of a sharded training is on the main process alone."""
         parts: dict[str, Any] = {}
         if "tokenizer" in self.ema:
             parts["tokenizer"] = self.ema["tokenizer"].module
@@ -439,6 +474,8 @@ class Stage:
             parts |= dict(zip(names, self.ema["latent"].module, strict=True))
         if "discriminator" in self.modules:
             parts["discriminator"] = self.modules["discriminator"]
+        if self.recipe.keep_live and "tokenizer" in self.modules:
+            parts["live-tokenizer"] = self.modules["tokenizer"]
         return parts
 
     def state_dict(self) -> dict[str, dict]:

@@ -13,6 +13,7 @@ Notable:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from gear_studio.models.families.magvit2 import Lfq16
 from gear_studio.models.families.taming import Taming
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import build_checked, check_shapes, shapes_of
+from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.published import fetch
 from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.models.tokenizer import Tokenizer
@@ -76,7 +78,7 @@ def load_generator(source: str | Path, grid: int | None = None, heads: int | Non
     states = unwrap(raw, holds_generator)
     if not states:
         raise InputError(describe_lack(raw, "generator", source))
-    return generator_from(next(iter(states.values())), grid, str(source), heads)
+    return generator_from(next(iter(states.values())), grid, str(source), heads, raw)
 
 
 def choose_quantizer(raw: dict[str, Any], state: dict, path: Path, quantizer: str | None = None) -> str:
@@ -158,11 +160,17 @@ def tokenizer_from(state: dict, image_size: int, where: str, quantizer: str) -> 
     return _filled(lambda: Tokenizer(config), weights, family.names_of, where)
 
 
-def generator_from(state: dict, grid: int | None, where: str, heads: int | None = None) -> Generator:
-    """The generator of a released state dict, in eval mode; `where` names it in errors."""
+def generator_from(
+    state: dict, grid: int | None, where: str, heads: int | None = None, raw: dict[str, Any] | None = None
+) -> Generator:
+    """The generator of a released state dict, in eval mode; `where` names it in errors. raw: all that the
+    file holds; how words see each other is said by the training's arguments there, if anywhere."""
     family, weights = generator_family(state), weights_of(state)
     with _naming(where):
         config = family.config_of(weights, grid, where, heads)
+        arguments = (raw or {}).get("args")
+        if isinstance(arguments, dict) and config.caption_dim and "text_attn" in arguments:
+            config = replace(config, text_attention=str(arguments["text_attn"]))
     weights = {key: value for key, value in weights.items() if key not in family.not_weights}
     return _filled(lambda: Generator(config), weights, family.names_of, where)
 
@@ -192,6 +200,37 @@ def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discrimina
         return None
     discriminator.load_state_dict(weights)
     return discriminator
+
+
+def live_beside(raw: dict[str, Any], tokenizer_state: dict) -> dict | None:
+    """The live weights of a tokenizer that a file keeps beside its averaged ones; None where it does not."""
+    states = unwrap(raw, holds_tokenizer)
+    key = next(iter(tokenizer_state))
+    averaged = [state for name, state in states.items() if is_averaged(name, state)]
+    if not any(state.get(key) is tokenizer_state[key] for state in averaged):
+        return None
+    return next((state for name, state in states.items() if not is_averaged(name, state)), None)
+
+
+def projector_from(raw: dict[str, Any]) -> Projector | None:
+    """The projector that a file keeps beside its generator, under `projectors` (GEAR's joint stage), where
+    there is one and it is like ours. Its `projs.0.N` are our `layers.N`."""
+    held = raw.get("projectors")
+    weights = {
+        key.replace("projs.0.", "layers.", 1): value
+        for key, value in plain_keys(held if isinstance(held, dict) else {}).items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    first, last = weights.get("layers.0.weight"), weights.get("layers.4.weight")
+    if first is None or last is None or first.ndim != 2 or last.ndim != 2:
+        return None
+    try:
+        config = ProjectorConfig(first.shape[1], len(last), len(first))
+        projector = build_checked(lambda: Projector(config), shapes_of(weights), "it")
+    except ValueError:  # of another kind, or of several teachers
+        return None
+    projector.load_state_dict(weights)
+    return projector
 
 
 def names_of(model: Tokenizer | Generator) -> Names:

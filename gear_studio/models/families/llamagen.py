@@ -86,6 +86,8 @@ class LlamaGen(GeneratorFamily):
                 f"so with --heads N (sizes that need no saying: {known})"
             )
         caption_length = CAPTION_LENGTH if captioned else 0
+        streams = re.compile(r"layers\.(\d+)\..*_text\.")
+        dual = max((1 + int(found[1]) for found in map(streams.match, state) if found), default=0)
         if "freqs_cis" in state:
             rows = len(state["freqs_cis"])
             if captioned:  # rows of the caption and of the grid: their sum does not show the grid
@@ -107,6 +109,7 @@ class LlamaGen(GeneratorFamily):
             heads=heads or config.heads,
             caption_dim=caption_dim,
             caption_length=caption_length,
+            dual_blocks=-1 if not captioned or dual == max(1, round(blocks / 3)) else dual,
         )
 
     def names_of(self, generator: Generator) -> Names:
