@@ -877,6 +877,11 @@ def test_recipes_that_cannot_resume_exactly_or_do_not_exist_are_refused():
         small_recipe("warmup", "lavish")
 
 
+def newest_state(folder: Path) -> dict:
+    checkpoints = Checkpoints(folder)
+    return checkpoints.load(checkpoints.newest())
+
+
 def test_the_joint_stage_starts_from_the_warm_up_s_discriminator(again, teacher_folder):
     train("joint", again, teacher_folder, out="at-rest", gan_weight=0.1, tokenizer_lr=0.0)
     before, after = (
@@ -890,14 +895,14 @@ def test_the_joint_stage_goes_on_with_the_live_tokenizer_and_its_average(again, 
     train("warmup", again, teacher_folder, out="kept", keep_live=True)
     kept = Run.from_pretrained(again / "kept")
     live = load_file(again / "kept/live-tokenizer/model.safetensors")
-    assert_same_state(live, Checkpoints(kept.folder / "checkpoints").load()["modules"]["tokenizer"])
+    assert_same_state(live, newest_state(kept.folder / "checkpoints")["modules"]["tokenizer"])
     recipe = tiny.recipe(teacher_folder, steps=4, tokenizer_lr=0.0, ema=0.5, ema_climbs=False)
     for parent, start in (("kept", live), ("warmup", Run(again / "warmup").tokenizer.state_dict())):
         training = Training(
             "digits", "joint", "gear", recipe, out=again / f"on-{parent}", parent=again / parent
         )
         loop.train(training, progress=False)
-        state = Checkpoints(again / f"on-{parent}/checkpoints").load()
+        state = newest_state(again / f"on-{parent}/checkpoints")
         assert_same_state(dict(state["modules"]["tokenizer"]), dict(start))
         average = kept.tokenizer.state_dict() if parent == "kept" else start
         for key, value in state["ema"][
@@ -918,7 +923,7 @@ def init(
 def test_the_joint_stage_s_generator_trains_on(again, teacher_folder):
     """At a learning rate of 0, generator, average and projector stay what the joint stage has left."""
     run = init(again, teacher_folder, "still", generator_lr=0.0, steps=4)
-    state = Checkpoints(run.folder / "checkpoints").load()
+    state = newest_state(run.folder / "checkpoints")
     joint = Run.from_pretrained(again / "joint")
     expected = {f"generator.{key}": value for key, value in joint.generator.state_dict().items()}
     expected |= {f"projectors.0.{key}": value for key, value in joint.projector.state_dict().items()}

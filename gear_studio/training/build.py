@@ -239,12 +239,13 @@ def gather_start(
         return Start(average, discriminator)
     run = Run.from_pretrained(folder)
     known = run.config.get("teacher_sha256", [])
+    same_block = run.config["recipe"].get("teacher_block", 0) == recipe.teacher_block
     projectors: list[Projector | None] = []
     for number, teacher in enumerate(teachers):
         part = run.folder / (f"projector-{teacher.name}" if number else "projector")
         projector = Projector.from_pretrained(part) if part.is_dir() else None
         expected = ProjectorConfig(recipe.generator.dim, teacher.dim, recipe.projector_hidden)
-        same = known[number : number + 1] in ([], [teacher.fingerprint()])
+        same = same_block and known[number : number + 1] in ([], [teacher.fingerprint()])
         projectors.append(projector if projector and projector.config == expected and same else None)
     return Start(average, discriminator, run.generator, projectors)
 
