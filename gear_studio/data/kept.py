@@ -99,7 +99,7 @@ class KeptPictures:
                         if not path.is_file():
                             self._write_block(path, compute, at_once)
                             bar.update()
-        for path in missing:  # whoever takes one later finds the block
+        for path in blocks:  # whoever takes one later finds the block
             path.with_suffix(".lock").unlink(missing_ok=True)
         self.columns[name or kind] = KeptRows(blocks)
 
