@@ -19,7 +19,7 @@ from gear_studio.data.tokens import view_rng
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop, stages
-from gear_studio.training.execution import Execution
+from gear_studio.training.execution import Execution, compile_parts
 from gear_studio.training.keeping import keep_pictures
 from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
@@ -337,3 +337,21 @@ def test_a_teacher_that_is_also_the_perceptual_network_is_loaded_once():
         teacher.name = name
         made = Stage("joint", "gear", shared, teacher, Accelerator(cpu=True), Tokenizer(tiny.TOKENIZER))
         assert (made.perceiver is made.teacher) == one
+
+
+def test_only_what_a_step_runs_is_compiled(monkeypatch):
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
+
+    def parts(stage: str, kept_pictures: int) -> set[str]:
+        compiled.clear()
+        tiny.stage(stage, "gear", execution=Execution(compile=True), kept_pictures=kept_pictures)
+        return set(compiled)
+
+    own = {"Block"}  # a generator's; a ViT's are called the same
+    assert parts("generator", 4) == own and len(compiled) == tiny.GENERATOR.blocks
+    assert parts("joint", 4) == own | {"Encoder", "Decoder"} and len(compiled) == tiny.GENERATOR.blocks + 2
+    assert parts("generator", 0) > own and len(compiled) == tiny.GENERATOR.blocks + 2 + tiny.teacher().depth
+    compiled.clear()
+    compile_parts(None, [Teacher.from_pretrained("efficientnet-lite0", 4)], None)
+    assert len(compiled) == 1

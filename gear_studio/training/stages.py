@@ -124,10 +124,11 @@ class Stage:
         averaged = {name: module for name, module in self.modules.items() if name != "discriminator"}
         self.ema = copy_averages(averaged, recipe.ema)
         aligned, average = self.modules.get("aligned"), self.ema.get("aligned")
+        kept = recipe.kept_pictures > 0  # then no step runs what is frozen
         prepare(
             execution,
-            self.tokenizer,
-            self.teachers,
+            None if kept and stage == "generator" else self.tokenizer,
+            [] if kept else self.teachers,
             cast(AlignedGenerator | None, aligned),
             average.module if average else None,
         )
