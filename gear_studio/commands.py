@@ -341,7 +341,7 @@ def reconstruct(
 
 @checked
 def reproduce(
-    budget: Literal["shipped", "quick", "smoke"] = "shipped",
+    budget: BudgetName = "shipped",
     out: Path | None = None,
     seed: Seed = 0,
     at_once: Count | None = None,
@@ -350,7 +350,8 @@ def reproduce(
     """Retrain and measure every shipped run; killed and started again it goes on.
 
     Args:
-        budget: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the plumbing).
+        budget: shipped (what ships), long (more steps on kept pictures), quick (smaller models of 32 px
+            pictures), smoke (checks the plumbing).
         out: Folder of the runs. Default: runs/reproduce-BUDGET-sSEED.
         seed: Of all trainings.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU.

@@ -1,11 +1,18 @@
 """Where shipped things lie, and how a name becomes a folder."""
 
+import os
 from pathlib import Path
 
 from gear_studio.errors import InputError, MissingError
 
 ZOO = Path(__file__).resolve().parent / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+
+
+def cache_folder(name: str) -> Path:
+    """Where things of a kind are kept that can be computed again: in the user's cache folder
+    ($XDG_CACHE_HOME, by default ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gear-studio" / name
 
 
 def results_folder(folder: Path) -> Path:

@@ -41,3 +41,19 @@ def test_similarity_is_timed_and_its_values_are_those_of_the_formulas(monkeypatc
     assert all("GB beyond the input" in said[name] for name in of_rows[2:])
     for name in dense:
         assert float(said[name].rpartition("differ ")[2]) < 1e-5
+
+
+def test_the_small_world_is_timed_with_kept_pictures_and_without(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # put back afterwards
+    monkeypatch.setattr(sys, "argv", ["small_world.py", "--steps", "1", "--rounds", "1", "--pictures", "32"])
+    runpy.run_path(str(BENCHMARKS / "small_world.py"), run_name="__main__")
+    _, _, head, _, *rows = capsys.readouterr().out.splitlines()
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
+    assert [row[0] for row in table[1:]] == [
+        "generator, tiny",
+        "generator, efficientnet-lite0",
+        "joint, tiny",
+        "joint, efficientnet-lite0",
+        "generator, validation",
+    ]
+    assert all(len(row) == len(table[0]) and float(row[3]) > 0 for row in table[1:])

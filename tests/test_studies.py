@@ -139,6 +139,22 @@ def test_every_job_is_a_command_that_trains_what_the_arm_says():
     assert recipe("generator-gear").start == "fresh" and recipe("generator-gear+start=joint").start == "joint"
 
 
+def test_an_arm_that_is_named_for_a_teacher_has_it_in_every_budget():
+    for budget in BUDGETS:
+        world = World(budget=budget)
+        study = studies.fit_to_world(STUDIES["teachers"], world)
+        asked = trainings_of(study, world, 100)
+        named = {}
+        for arm in study.arms:
+            for link in chain_of(arm)[1:]:
+                named.setdefault(arm.label.split(",")[0], set()).add(
+                    asked[f"{link.name}-s100"].resolved.teacher
+                )
+        assert named == {label: {teacher} for label, teacher in studies.TEACHERS.items()}
+    curves = trainings_of(STUDIES["convergence"], World(budget="long"), 100)
+    assert curves["generator-gear-s100"].resolved.fd_every == 1000
+
+
 @pytest.mark.parametrize("folder", sorted((studies.SHIPPED / "runs").iterdir()), ids=lambda path: path.name)
 def test_the_commands_of_a_study_are_those_behind_the_runs_that_ship(folder):
     name, _, seed = folder.name.rpartition("-s")

@@ -8,7 +8,6 @@ out of date: when one of these changes, another name is looked up.
 
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, walk_folders
 from gear_studio.models import dinov2
 from gear_studio.models.inception import DIMS
+from gear_studio.places import cache_folder
 
 KEYS = {  # in an entry of the cache
     "fd": ("mu", "sigma"),
@@ -187,8 +187,7 @@ class StatisticsCache:
     folder: by default gear-studio/references in the user's cache folder."""
 
     def __init__(self, folder: str | Path | None = None):
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.folder = Path(folder or Path(home) / "gear-studio" / "references")
+        self.folder = Path(folder or cache_folder("references"))
 
     def path(self, reference: Reference, network: str, metric: str) -> Path:
         """Where the entry of a metric lies. network: the fingerprint of the network it is taken in."""

@@ -45,6 +45,7 @@ from gear_studio.data.picture_files import (
 from gear_studio.data.source import SPLITS, check_split, digest_arrays, numbers_of_split
 from gear_studio.errors import InputError
 from gear_studio.files import atomic, read_json, read_patiently
+from gear_studio.places import cache_folder
 
 RUN = 64  # neighbours in a shard that stay near each other in the shuffle: some 7 MB of ImageNet
 WINDOW = 16_384  # how many pictures later the shuffle may bring one: some 2 GB of ImageNet
@@ -516,9 +517,8 @@ def _stamp(shard: Path) -> tuple[int, int]:
 
 
 def _index_path(shard: Path) -> Path:
-    """Where a shard's index is stored: in $XDG_CACHE_HOME, by default ~/.cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "gear-studio" / "shards" / f"{sha256(str(shard).encode()).hexdigest()[:32]}.npz"
+    """Where a shard's index is stored."""
+    return cache_folder("shards") / f"{sha256(str(shard).encode()).hexdigest()[:32]}.npz"
 
 
 def _load_index(shard: Path) -> dict[str, np.ndarray] | None:

@@ -17,16 +17,18 @@ class Arm:
     """One row of a table, for each seed a chain of trainings.
 
     joint: the joint stage's arm; None leaves the warm-up's tokenizer as it is. joint_set, generator_set:
-    recipe values that differ from the recipe's, as NAME=VALUE. implied: values of the joint stage that the
-    label names and that the small recipe has anyway; `fit_to_world` sets them where another recipe differs.
-    generator: False measures the Run of the joint stage itself. quantizer: vq, which is the recipe's own, or
-    the name of another in its place. start: of its generator, as `train --start` takes it, fresh or joint."""
+    recipe values that differ from the recipe's, as NAME=VALUE. implied, generator_implied: values of the
+    joint and of the generator stage that the label names and that the small recipe has anyway; `fit_to_world`
+    sets them where another recipe or budget differs. generator: False measures the Run of the joint stage
+    itself. quantizer: vq, which is the recipe's own, or the name of another in its place. start: of its
+    generator, as `train --start` takes it, fresh or joint."""
 
     label: str
     joint: str | None = "gear"
     joint_set: tuple[str, ...] = ()
     generator_set: tuple[str, ...] = ()
     implied: tuple[str, ...] = ()
+    generator_implied: tuple[str, ...] = ()
     generator: bool = True
     quantizer: str = "vq"
     start: str = "fresh"
@@ -75,11 +77,13 @@ TEACHERS = {"tiny (supervised)": "tiny", "random ViT": "random", "raw pixels": "
 
 
 def _arms_aligned_with(label: str, teacher: str) -> tuple[Arm, Arm]:
-    generator = () if teacher == "tiny" else (f"teacher={teacher}",)
+    own = (f"teacher={teacher}",)
+    if teacher == "tiny":
+        baseline = Arm(f"{label}, baseline", None, generator_implied=own)
+        return baseline, Arm(f"{label}, gear", implied=own, generator_implied=own)
+    baseline = Arm(f"{label}, baseline", None, generator_set=own)
     # Another teacher aligns, and the tiny one goes on looking at the reconstructions.
-    joint = (*generator, "perceptual=tiny") if generator else ()
-    baseline = Arm(f"{label}, baseline", None, generator_set=generator)
-    return baseline, Arm(f"{label}, gear", joint_set=joint, generator_set=generator)
+    return baseline, Arm(f"{label}, gear", joint_set=(*own, "perceptual=tiny"), generator_set=own)
 
 
 def _arm_tapped_at(block: int) -> Arm:

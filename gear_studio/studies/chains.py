@@ -12,11 +12,11 @@ from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
 from gear_studio.training.jobs import Job
-from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR
+from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR, Recipe
 from gear_studio.training.request import Training, options_of
 
 SEEDS = (0, 1, 2)
-FD_SAMPLES = {"shipped": 2000, "quick": 500, "smoke": 16}  # while a generator trains
+FD_SAMPLES = {"shipped": 2000, "long": 2000, "quick": 500, "smoke": 16}  # while a generator trains
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def fit_to_world(study: Study, world: World, settings: tuple[str, ...] = ()) -> 
     Raises ValueError for a world that cannot be (see `World.check`), for a value that no recipe has, and for
     an arm that this world cannot have."""
     world.check()
-    joint = world.recipe_of("joint", settings)
+    joint, generator = (world.recipe_of(stage, settings) for stage in ("joint", "generator"))
     quantizer = world.recipe_of("warmup", settings).tokenizer.quantizer
 
     def fit(arm: Arm) -> Arm:
@@ -89,9 +89,17 @@ def fit_to_world(study: Study, world: World, settings: tuple[str, ...] = ()) -> 
         for setting in (*arm.joint_set, *arm.generator_set):
             if why := _why_impossible(setting, world):
                 raise InputError(f"arm {arm.label!r} of study {study.name} has {setting}, {why}")
-        labelled = (*arm.implied, *arm.joint_set)
-        differs = tuple(each for each in labelled if world.recipe_of("joint", (*settings, each)) != joint)
-        return replace(arm, implied=(), joint_set=differs)
+
+        def differing(stage: str, recipe: Recipe, labelled: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(each for each in labelled if world.recipe_of(stage, (*settings, each)) != recipe)
+
+        return replace(
+            arm,
+            implied=(),
+            joint_set=differing("joint", joint, (*arm.implied, *arm.joint_set)),
+            generator_implied=(),
+            generator_set=(*differing("generator", generator, arm.generator_implied), *arm.generator_set),
+        )
 
     return replace(study, arms=tuple(map(fit, study.arms)))
 

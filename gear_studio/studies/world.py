@@ -37,8 +37,8 @@ class World:
     recipe: RecipeName = "small"
     """small, or one of the paper's."""
     budget: BudgetName = "shipped"
-    """Of the small recipe: shipped (what ships), quick (smaller models of 32 px pictures), smoke (checks the
-    plumbing)."""
+    """Of the small recipe: shipped (what ships), long (more steps on kept pictures), quick (smaller models of
+    32 px pictures), smoke (checks the plumbing)."""
     workers: Natural | None = None
     """Data-loading processes of every training. Default: 2 for a GPU, else 0."""
     teacher_weights: tuple[Path, ...] = ()

@@ -29,11 +29,12 @@ from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
+from gear_studio.training.keeping import features_in, keep_pictures
 from gear_studio.training.recipes import Recipe, trains_generator
 from gear_studio.training.request import Training
 from gear_studio.training.run_folder import keep_snapshot
 from gear_studio.training.sampled_distance import SampledDistance
-from gear_studio.training.stages import Stage, Start
+from gear_studio.training.stages import FrozenAnswers, Stage, Start
 from gear_studio.training.trackers import check_trackers, track_pictures
 
 
@@ -48,6 +49,11 @@ def check(training: Training) -> None:
     if recipe.token_views and recipe.text_encoder:
         raise InputError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
+        )
+    if recipe.token_views and recipe.kept_pictures:
+        raise InputError(
+            f"token_views={recipe.token_views} and kept_pictures={recipe.kept_pictures} are two ways to keep "
+            "tokens; set one of them to 0"
         )
     if recipe.token_views and stage != "generator":
         raise InputError(
@@ -274,6 +280,7 @@ class StageTrainee:
             numbers = data.choose_pictures(len(held_out), min(recipe.fd_samples, len(held_out)))[0]
             self.conditions = SourceCaptions(parts.encoder, held_out, numbers)
         self.validation = read_validation_images(held_out, self.conditions, recipe, accelerator)
+        self.known: list[FrozenAnswers] = []  # about the validation images
         self.distances: dict[str, SampledDistance] = {}
         if recipe.fd_every or recipe.fid_every:
             in_proportion = (
@@ -282,7 +289,12 @@ class StageTrainee:
                 and not data.find_source(training.source).balanced
             )
             conditions = None if in_proportion else self.conditions
-            networks: dict[str, nn.Module] = {"fd": self.stage.teacher} if recipe.fd_every else {}
+            networks: dict[str, nn.Module] = {}
+            if recipe.fd_every:
+                teacher = self.stage.teacher
+                if recipe.fd_teacher not in ("teacher", teacher.name):
+                    teacher = Teacher.from_pretrained(recipe.fd_teacher, parts.tokenizer.grid)
+                networks["fd"] = teacher
             if recipe.fid_every:
                 option = "--set inception_weights=FILE"
                 networks["fid"] = inception.Inception(recipe.inception_weights or None, option)
@@ -305,6 +317,9 @@ class StageTrainee:
             )
             with_pixels = recipe.alignment_weight > 0
             self.train_source = tokens.EncodedSource(self.train_source, kept, pixels=with_pixels)
+        if recipe.kept_pictures:
+            captions = parts.encoder is not None
+            self.train_source = keep_pictures(self.train_source, captions, self.stage, progress)
 
     def _new_stage(self, parts: Parts) -> Stage:
         teacher, *more_teachers = parts.teachers
@@ -341,14 +356,18 @@ class StageTrainee:
             if isinstance(value, Tensor)
         }
         images = data.to_float(on_device["image"]) if "image" in on_device else None
-        return self.stage.step(number, images, on_device["condition"], on_device.get("tokens"))
+        condition, tokens = on_device["condition"], on_device.get("tokens")
+        return self.stage.step(number, images, condition, tokens, features_in(on_device))
 
     def validate(self) -> dict[str, float]:
         """Means over the validation images, named val_*. Every process looks at all of them: they are few."""
         totals: dict[str, Tensor] = {}
         with self.accelerator.autocast():
-            for images, condition in self.validation:
-                for name, value in self.stage.validate(data.to_float(images), condition).items():
+            if self.recipe.kept_pictures and not self.known:
+                self.known = [self.stage.ask_frozen(data.to_float(images)) for images, _ in self.validation]
+            for number, (images, condition) in enumerate(self.validation):
+                known = self.known[number] if self.known else None
+                for name, value in self.stage.validate(data.to_float(images), condition, known).items():
                     totals[name] = totals.get(name, 0) + value.float()
         count = sum(len(images) for images, _ in self.validation)
         return {f"val_{name}": (total / count).item() for name, total in totals.items()}

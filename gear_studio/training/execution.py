@@ -22,6 +22,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 
 from gear_studio.errors import InputError
 from gear_studio.models.autoencoders import ResBlock
+from gear_studio.models.feature_maps import FeatureMap
 from gear_studio.models.generator import Block
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
@@ -64,17 +65,18 @@ def copy_averages(modules: Mapping[str, nn.Module], decay: float) -> dict[str, M
 
 def prepare(
     execution: Execution,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     teachers: Sequence[Teacher],
     aligned: AlignedGenerator | None,
     average: AlignedGenerator | None,
 ) -> None:
     """Change in place how the models of a training are run.
 
-    aligned: the generator with its projectors, where one is trained; average: the average of its weights,
-    which only sharding changes."""
+    tokenizer, teachers: those that a step runs. aligned: the generator with its projectors, where one is
+    trained; average: the average of its weights, which only sharding changes."""
     if execution.recompute:  # not the teachers: a third of their work, for little memory
-        recompute(tokenizer)
+        if tokenizer is not None:
+            recompute(tokenizer)
         if aligned is not None:
             recompute(aligned)
     if execution.compile:
@@ -91,14 +93,19 @@ def recompute(model: nn.Module) -> None:
 
 
 def compile_parts(
-    tokenizer: Tokenizer, teachers: Sequence[Teacher], aligned: AlignedGenerator | None
+    tokenizer: Tokenizer | None, teachers: Sequence[Teacher], aligned: AlignedGenerator | None
 ) -> None:
     """Compile a tokenizer's two halves, and transformers block by block: alike, the blocks share one
-    program."""
-    stacks = [cast(nn.ModuleList, teacher.encoder.blocks) for teacher in teachers]
-    stacks += [aligned.generator.blocks] if aligned is not None else []
-    blocks = [block for stack in stacks for block in stack]
-    for part in (tokenizer.encoder, tokenizer.decoder, *blocks):
+    program. A convolutional teacher is compiled whole."""
+    parts: list[nn.Module] = []
+    if tokenizer is not None:
+        parts += [tokenizer.encoder, tokenizer.decoder]
+    for teacher in teachers:
+        network = cast(nn.Module, teacher.encoder.blocks)
+        parts += [network] if isinstance(teacher.encoder, FeatureMap) else network.children()
+    if aligned is not None:
+        parts += aligned.generator.blocks
+    for part in parts:
         part.compile(dynamic=False)
 
 

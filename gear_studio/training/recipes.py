@@ -2,8 +2,9 @@
 
 The small recipe trains on `shapes`; its stages and budgets are a table below. Its budget `quick` also has
 smaller models of smaller pictures, so that a training is minutes on one CPU core and a study over seeds an
-evening. The recipes of the paper, `imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end;
-`gear-studio recipe NAME` prints them.
+evening. Its budget `long` is for studies whose curves shall come to rest: guided by a network that never saw
+this world, on pictures whose features are kept. The recipes of the paper, `imagenet-b-vq` to
+`imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
 """
 
 import ast
@@ -115,6 +116,7 @@ class Recipe:
     entropy_weight: NonNegative = 0.05
     gan_weight: NonNegative = 0.0  # 0: no discriminator
     token_views: Natural = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
+    kept_pictures: Natural = 0  # views to train on, their tokens and features kept (data/kept.py); 0: all
     log_every: Count = 50
     checkpoint_every: Count = 250  # also when the validation images are looked at; a multiple of log_every
     keep_every: Natural = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none
@@ -123,6 +125,7 @@ class Recipe:
     fid_every: Natural = 0  # the same for FID, in its Inception network
     inception_weights: str = ""  # that network's file, where it cannot be downloaded
     fd_samples: Several = 2000  # the same for runs that are compared
+    fd_teacher: str = "teacher"  # whose features FD is taken in: the first's; or "tiny", whoever aligns
     fd_classes: str = "reference"  # asked for in the real pictures' proportions; or "equal": in turn
 
     def __post_init__(self):
@@ -193,11 +196,33 @@ _QUICK: dict[str, Any] = {  # what differs from the small recipe, beside the ste
     "checkpoint_every": 250,
     "validation_images": 256,
 }
+# What differs from the small recipe in the budget `long`, by stage. The teacher saw ImageNet alone; the tiny
+# one, which knows this world, aligns nothing: it compares reconstructions, and FD is taken in its features.
+_LONG_JOINT: dict[str, Any] = {
+    "teacher": "efficientnet-lite0",
+    "perceptual": "tiny",
+    "fd_teacher": "tiny",
+    "kept_pictures": 40_000,
+    "checkpoint_every": 250,
+}
+_LONG: dict[str, dict[str, Any]] = {
+    "warmup": {},
+    "joint": _LONG_JOINT,
+    "generator": _LONG_JOINT | {"generator": replace(_SMALL.generator, blocks=4, dim=96, tap=2)},
+}
 BUDGETS = {  # steps of each stage, and of the models that are trained on the world's truth
     "shipped": {
         "warmup": 2500,
         "joint": 1250,
         "generator": 6000,
+        "teacher": 3600,
+        "judge": 1600,
+        "attribute-judge": 1600,
+    },
+    "long": {
+        "warmup": 2500,
+        "joint": 1250,
+        "generator": 8000,
         "teacher": 3600,
         "judge": 1600,
         "attribute-judge": 1600,
@@ -221,11 +246,13 @@ BUDGETS = {  # steps of each stage, and of the models that are trained on the wo
 }
 BUDGET_NOTES = {  # what the numbers of a budget are worth
     "shipped": "as what ships",
+    "long": "smaller generators, trained for longer on 40,000 kept pictures",
     "quick": "smaller models of 32 px pictures",
     "smoke": "a few steps, to see that everything works; its numbers say nothing about the question",
 }
 EVALUATION = {  # samples behind every figure, sampling seeds
     "shipped": (5000, 3),
+    "long": (5000, 1),
     "quick": (2000, 1),
     "smoke": (24, 1),
 }
@@ -238,6 +265,8 @@ def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
     if budget not in BUDGETS:
         raise InputError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     recipe = replace(_SMALL_STAGES[stage], steps=BUDGETS[budget][stage])
+    if budget == "long":
+        recipe = replace(recipe, **_LONG[stage])
     if budget == "quick":
         recipe = replace(recipe, **_QUICK)
     if budget == "smoke":

@@ -76,7 +76,8 @@ class Training:
     """For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source `shards`: a
     folder of .tar files, a pattern such as 'PATH/{000000..000099}.tar', or the .json of a mixture."""
     budget: BudgetName = "shipped"
-    """Of the small recipe: shipped; quick, smaller models of 32 px pictures; smoke, a few steps."""
+    """Of the small recipe: shipped; long, more steps on kept pictures; quick, smaller models of 32 px
+    pictures; smoke, a few steps."""
     steps: Count | None = None
     """Steps, instead of the recipe's."""
     batch_size: Count | None = None
@@ -100,7 +101,8 @@ class Training:
     """Other recipe values, as NAME=VALUE: gan_weight=0.1 tau=0.05 teacher=FOLDER teacher=dinov2-b
     generator.blocks=4 fd_every=250 (FD of samples while it trains; fid_every: FID) keep_every=100000 (a run
     to evaluate or sample from in OUT/snapshots, every so many steps). In the generator stage token_views=10
-    encodes ten crops of every picture ahead, once a tokenizer."""
+    encodes ten crops of every picture ahead, once a tokenizer. kept_pictures=40000 trains on so
+    many pictures, of which tokens and the teacher's features are computed once and kept on disk."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""

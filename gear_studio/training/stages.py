@@ -64,6 +64,7 @@ from gear_studio.training.objectives import (
 )
 from gear_studio.training.recipes import WEIGHT_DECAY, Recipe, trains_generator
 
+FrozenAnswers = tuple[Tensor | None, list[Tensor]]  # see `Stage.ask_frozen`
 SCORED_TOKENS = 2048  # of the last piece, kept for the codebook's statistics
 
 
@@ -93,6 +94,11 @@ class Start:
     discriminator: Discriminator | None = None
     generator: Generator | None = None
     projectors: Sequence[Projector | None] = ()
+
+
+def without_scores(indices: Tensor) -> Assignment:
+    """The assignment of known indices (B, N), without scores."""
+    return Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
 
 
 class Stage:
@@ -137,10 +143,11 @@ class Stage:
         if start.average is not None and "tokenizer" in self.ema:
             self.ema["tokenizer"].module.load_state_dict(start.average.state_dict())
         aligned, average = self.modules.get("aligned"), self.ema.get("aligned")
+        kept = recipe.kept_pictures > 0  # then no step runs what is frozen
         prepare(
             execution,
-            self.tokenizer,
-            self.teachers,
+            None if kept and stage == "generator" else self.tokenizer,
+            [] if kept else self.teachers,
             cast(AlignedGenerator | None, aligned),
             average.module if average else None,
         )
@@ -159,6 +166,8 @@ class Stage:
         if self.stage == "generator" or recipe.perceptual == "teacher":
             return self.teacher, None
         if recipe.perceptual in teachers_of("shipped"):
+            if recipe.perceptual == self.teacher.name:
+                return self.teacher, None
             return Teacher.from_pretrained(recipe.perceptual, grid).to(device), None
         if recipe.perceptual_weight > 0:
             weights = None if recipe.perceptual == "lpips" else recipe.perceptual
@@ -213,16 +222,23 @@ class Stage:
         )
 
     def step(
-        self, number: int, images: Tensor | None, condition: Tensor, indices: Tensor | None = None
+        self,
+        number: int,
+        images: Tensor | None,
+        condition: Tensor,
+        indices: Tensor | None = None,
+        features: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """One training step. images: (B, 3, H, W) in [-1, 1]; condition: what the generator is asked for,
         class labels (B,) or encoded captions (B, T, 1 + d); this process's share of the batch. Returns its
         losses as scalars on the device.
 
-        indices: (B, N), where the frozen tokenizer's are known; images may then be None, and nothing is
-        aligned."""
+        indices: (B, N), where the frozen tokenizer's are known; images may then be None. features: one
+        (B, N, d_f) a teacher, where they are known; with neither images nor features nothing is aligned."""
         count = self.pieces = self.execution.pieces_of(len(condition))
-        columns = [[None] * count if x is None else x.chunk(count) for x in (images, condition, indices)]
+        columns = [
+            [None] * count if x is None else x.chunk(count) for x in (images, condition, indices, *features)
+        ]
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
@@ -259,10 +275,10 @@ class Stage:
         return mean_over_processes(torch.stack(means).mean(0))
 
     def add_gradients(
-        self, images: Tensor | None, condition: Tensor, indices: Tensor | None = None
+        self, images: Tensor | None, condition: Tensor, indices: Tensor | None = None, *features: Tensor
     ) -> dict[str, Tensor]:
         """Add the gradients of a piece of the batch; returns its losses. Arguments as in `step`."""
-        seen, targets = ([], []) if images is None else self.ask_teachers(images)
+        seen, targets = self.ask_teachers(images, features)
         losses: dict[str, Tensor] = {}
         if images is not None and "tokenizer" in self.modules:
             reconstruction, assignment = self.add_tokenizer_gradients(
@@ -271,7 +287,7 @@ class Stage:
             if "discriminator" in self.modules:
                 self.add_discriminator_gradients(images, reconstruction.detach(), losses)
         elif indices is not None:
-            assignment = Assignment(indices.new_empty((*indices.shape, 0), dtype=torch.float), indices)
+            assignment = without_scores(indices)
         else:
             with torch.no_grad():
                 assignment = self.tokenizer.assign(cast(Tensor, images))
@@ -284,26 +300,33 @@ class Stage:
         return losses
 
     @torch.no_grad()
-    def ask_teachers(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def ask_teachers(
+        self, images: Tensor | None, known: Sequence[Tensor] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """What the perceptual loss compares with, features (B, N, d_f) a block, and the targets of alignment,
-        one a teacher. Either is empty where this training does not need it."""
+        one a teacher. Either is empty where this training does not need it. known: the teachers' features."""
+        if images is None:
+            return [], self.norm_targets(known)
         perceives = "tokenizer" in self.modules and not self.lpips and self.recipe.perceptual_weight > 0
         blocks = self.recipe.perceptual_blocks if perceives else ()
-        aligns = bool({"aligned", "latent"} & self.modules.keys())
+        aligns = bool({"aligned", "latent"} & self.modules.keys()) and not known
         if self.perceiver is self.teacher:  # one pass for both
             features = self.teacher.features(images, blocks, own=aligns) if blocks or aligns else []
             seen, last = features[: len(blocks)], features[len(blocks) :]
         else:
             seen = self.perceiver.features(images, blocks) if blocks else []
             last = [self.teacher(images)] if aligns else []
-        return seen, self.compute_targets(images, *last) if last else []
+        return seen, self.compute_targets(images, *last) if last else self.norm_targets(known)
 
     def compute_targets(self, images: Tensor, last: Tensor) -> list[Tensor]:
         """What the projections are aligned with, (B, N, d_f) a teacher. last: the first one's features."""
-        features = [last, *(teacher(images) for teacher in self.teachers[1:])]
+        return self.norm_targets([last, *(teacher(images) for teacher in self.teachers[1:])])
+
+    def norm_targets(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The teachers' features, one each or none at all, after the recipe's spatial norm."""
         norm = self.recipe.spatial_norm, self.recipe.spatial_norm_alpha
         return [
-            teacher.alignment_target(z, *norm) for z, teacher in zip(features, self.teachers, strict=True)
+            teacher.alignment_target(z, *norm) for z, teacher in zip(features, self.teachers, strict=False)
         ]
 
     def align(
@@ -420,16 +443,26 @@ class Stage:
         return statistics
 
     @torch.no_grad()
-    def validate(self, images: Tensor, condition: Tensor) -> dict[str, Tensor]:
-        """EMA models on held-out images, sums over images of each measure; divide by the number of images."""
+    def ask_frozen(self, images: Tensor) -> FrozenAnswers:
+        """What this training never changes about images: their indices, where the tokenizer is frozen, and
+        the targets of alignment, where something is aligned."""
+        indices = None if "tokenizer" in self.ema else self.tokenizer.assign(images).indices
+        aligns = {"aligned", "latent"} & self.ema.keys()
+        return indices, self.compute_targets(images, self.teacher(images)) if aligns else []
+
+    @torch.no_grad()
+    def validate(
+        self, images: Tensor, condition: Tensor, known: FrozenAnswers | None = None
+    ) -> dict[str, Tensor]:
+        """EMA models on held-out images, sums over images of each measure; divide by the number of images.
+        known: what `ask_frozen` says of these images."""
         results: dict[str, Tensor] = {}
         alignments: dict[str, Tensor] = {}
         tokenizer = self.average_tokenizer
-        assignment = tokenizer.assign(images)
+        indices, targets = known or self.ask_frozen(images)
+        assignment = tokenizer.assign(images) if indices is None else without_scores(indices)
         if "tokenizer" in self.ema:
             results["psnr"] = psnr(tokenizer.decode(assignment.indices), images).sum()
-        if {"aligned", "latent"} & self.ema.keys():
-            targets = self.compute_targets(images, self.teacher(images))
         if "aligned" in self.ema:
             logits, projected = self.ema["aligned"].module.eval()(assignment, condition)
             results["ntp"] = next_token_loss(logits, assignment.indices) * len(images)
