@@ -183,9 +183,9 @@ def count_passes(monkeypatch) -> dict[str, int]:
     for kind, name in ((Teacher, "features"), (Tokenizer, "assign")):
         real = getattr(kind, name)
 
-        def spy(self, images, *rest, real=real, name=name):
+        def spy(self, images, *rest, real=real, name=name, **named):
             passes[name] += len(images)
-            return real(self, images, *rest)
+            return real(self, images, *rest, **named)
 
         monkeypatch.setattr(kind, name, spy)
     return passes
