@@ -549,7 +549,7 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
     coming.set_result(runs.teacher(name))
     view = runs.view(name, Picture(pictures_of_source("shapes")))
-    protocol = tab.Look(view, tab.OWN_TEACHER, coming, 3, "z", 27).protocol
+    protocol = tab.Look(view, tab.OWN_TEACHER, coming, 3, "z", (0.4, 0.4)).protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
 
 
