@@ -24,7 +24,7 @@ from gear_studio.models import text_encoders
 from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
-from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
+from gear_studio.models.teachers import Teacher, load_teachers, teacher_names, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
 from gear_studio.training.keeping import features_in, keep_pictures
@@ -221,7 +221,7 @@ class StageTrainee:
             )
             conditions = None if in_proportion else self.conditions
             teacher = self.stage.teacher
-            if recipe.fd_teacher not in ("teacher", teacher.name):
+            if recipe.fd_teacher not in ("teacher", teacher_names(recipe.teacher)[0]):
                 grid = parts.tokenizer.grid
                 teacher = Teacher.from_pretrained(recipe.fd_teacher, grid).to(accelerator.device)
             self.distance = SampledDistance(held_out, conditions, teacher, recipe.fd_samples, accelerator)
