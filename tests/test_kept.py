@@ -331,11 +331,10 @@ def test_fd_is_taken_in_the_features_that_the_recipe_names(warmup, teacher_folde
 
 
 def test_a_teacher_that_is_also_the_perceptual_network_is_loaded_once():
-    shared = tiny.recipe(perceptual="tiny", perceptual_blocks=(1, 2))
-    for name, one in (("tiny", True), ("another", False)):
+    for name, one in (("tiny", True), ("random", False), ("folder/tiny", False)):
+        recipe = tiny.recipe(name, perceptual="tiny")
         teacher = Teacher.from_pretrained("tiny", tiny.TOKENIZER.grid)
-        teacher.name = name
-        made = Stage("joint", "gear", shared, teacher, Accelerator(cpu=True), Tokenizer(tiny.TOKENIZER))
+        made = Stage("joint", "gear", recipe, teacher, Accelerator(cpu=True), Tokenizer(tiny.TOKENIZER))
         assert (made.perceiver is made.teacher) == one
 
 

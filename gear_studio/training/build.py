@@ -26,7 +26,7 @@ from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.projector import Projector, ProjectorConfig
-from gear_studio.models.teachers import Teacher, load_teachers, teachers_of
+from gear_studio.models.teachers import Teacher, load_teachers, teacher_names, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
 from gear_studio.training.keeping import features_in, keep_pictures
@@ -292,7 +292,7 @@ class StageTrainee:
             networks: dict[str, nn.Module] = {}
             if recipe.fd_every:
                 teacher = self.stage.teacher
-                if recipe.fd_teacher not in ("teacher", teacher.name):
+                if recipe.fd_teacher not in ("teacher", teacher_names(recipe.teacher)[0]):
                     teacher = Teacher.from_pretrained(recipe.fd_teacher, parts.tokenizer.grid)
                 networks["fd"] = teacher
             if recipe.fid_every:

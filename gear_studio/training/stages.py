@@ -48,7 +48,7 @@ from gear_studio.models.generator import Generator
 from gear_studio.models.perceptual import LPIPS
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.projector import Projector, ProjectorConfig, alignment_loss
-from gear_studio.models.teachers import Teacher, teachers_of
+from gear_studio.models.teachers import Teacher, teacher_names, teachers_of
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.readout import Assignment
 from gear_studio.training.aligned import AlignedGenerator, Projectors
@@ -166,7 +166,7 @@ class Stage:
         if self.stage == "generator" or recipe.perceptual == "teacher":
             return self.teacher, None
         if recipe.perceptual in teachers_of("shipped"):
-            if recipe.perceptual == self.teacher.name:
+            if recipe.perceptual == teacher_names(recipe.teacher)[0]:
                 return self.teacher, None
             return Teacher.from_pretrained(recipe.perceptual, grid).to(device), None
         if recipe.perceptual_weight > 0:
