@@ -20,10 +20,10 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import data
-from gear_studio.data.kept import KeptPictures
+from gear_studio.data.kept_pictures import KeptPictures
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
-from gear_studio.training.keeping import features_in, keep_pictures
+from gear_studio.training.frozen_networks import features_in, keep_pictures
 from gear_studio.training.recipes import small_recipe
 from gear_studio.training.run_folder import device_name, versions
 from gear_studio.training.stages import Stage

@@ -733,6 +733,9 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
         page.locator("#left-run input").click()
         page.get_by_role("option", name="second generator", exact=True).click()
         page.get_by_text("imported, on tokenizer vq-16; 12 blocks x 384").first.wait_for()
+        client = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000})
+        opened = dict.fromkeys(("left", "right"), "second generator")
+        client.predict(**opened, label="no class (null condition)", count=1, api_name="/sample")
         with visiting(browser, address) as other:  # another visitor's lists have it too
             sampled(other)
             other.locator("#left-run input").click()

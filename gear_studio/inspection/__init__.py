@@ -1,10 +1,10 @@
 """Inspection: a report on any tokenizers, as a page that needs no program to be read.
 
-    request.py    what is asked for, and what a tokenizer must be able to do
-    pictures.py   which pictures are looked at
-    parts.py      what is kept on the way, so that a killed inspection goes on
-    measuring.py  what is measured of one picture, of all, and between tokenizers
-    page.py       report.html
+    request.py        what is asked for, and what a tokenizer must be able to do
+    pictures.py       which pictures are looked at
+    picture_cache.py  what is kept on the way, so that a killed inspection goes on
+    measuring.py      what is measured of one picture, of all, and between tokenizers
+    page.py           report.html
 
 Every tokenizer sees the same pictures at its own size, one at a time, so that scores of 16,384 codes are held
 of one picture only.

@@ -35,7 +35,7 @@ from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
 from gear_studio.errors import InputError
 from gear_studio.files import atomic, write_json
-from gear_studio.inspection.parts import Part, Parts
+from gear_studio.inspection.picture_cache import Part, Parts
 from gear_studio.inspection.pictures import Chosen, choose_pictures
 from gear_studio.inspection.request import Inspectable, Inspection
 from gear_studio.models.feature_maps import LITE0_MEAN, LITE0_STD, load_lite0_classifier

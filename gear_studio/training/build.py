@@ -29,7 +29,7 @@ from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.teachers import Teacher, load_teachers, teacher_names, teachers_of
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
-from gear_studio.training.keeping import features_in, keep_pictures
+from gear_studio.training.frozen_networks import features_in, keep_pictures
 from gear_studio.training.recipes import Recipe, trains_generator
 from gear_studio.training.request import Training
 from gear_studio.training.run_folder import keep_snapshot

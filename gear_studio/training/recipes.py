@@ -116,7 +116,7 @@ class Recipe:
     entropy_weight: NonNegative = 0.05
     gan_weight: NonNegative = 0.0  # 0: no discriminator
     token_views: Natural = 0  # generator stage: views of each picture encoded ahead (data/tokens.py); 0: none
-    kept_pictures: Natural = 0  # views to train on, their tokens and features kept (data/kept.py); 0: all
+    kept_pictures: Natural = 0  # views to train on, their tokens and features kept (data/kept_pictures.py)
     log_every: Count = 50
     checkpoint_every: Count = 250  # also when the validation images are looked at; a multiple of log_every
     keep_every: Natural = 0  # steps from one Run kept in RUN/snapshots to the next; 0: none

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from gear_studio.data.images import to_float
-from gear_studio.data.kept import KeptPictures
+from gear_studio.data.kept_pictures import KeptPictures
 from gear_studio.data.source import Batch, Source
 from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.teachers import Teacher

@@ -13,14 +13,14 @@ import torch
 from accelerate import Accelerator
 
 from gear_studio import Run, data
-from gear_studio.data import kept
-from gear_studio.data.kept import KeptPictures
+from gear_studio.data import kept_pictures
+from gear_studio.data.kept_pictures import KeptPictures
 from gear_studio.data.tokens import view_rng
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training import loop, stages
 from gear_studio.training.execution import Execution, compile_parts
-from gear_studio.training.keeping import keep_pictures
+from gear_studio.training.frozen_networks import keep_pictures
 from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
@@ -30,7 +30,7 @@ COUNT = 10
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, tmp_path_factory) -> Path:
     """Three blocks, the last one smaller, in a cache of the test's own."""
-    monkeypatch.setattr(kept, "BLOCK", 4)
+    monkeypatch.setattr(kept_pictures, "BLOCK", 4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -137,17 +137,17 @@ def test_two_at_once_share_the_work():
 
 def test_there_is_room_for_so_much_and_what_is_unused_for_longest_goes(monkeypatch):
     size = COUNT * 3 * 4
-    monkeypatch.setattr(kept, "LARGEST", 3 * size + 3000)  # files have headers and descriptions
+    monkeypatch.setattr(kept_pictures, "LARGEST", 3 * size + 3000)  # files have headers and descriptions
     for network in ("a", "b", "a", "c"):
         held = keep(shapes(), Mean(), network)
         time.sleep(0.01)
     in_use, folders = keep(shapes(), Mean(), "a"), held.columns["means"].blocks[0].parent.parent
     assert len(list(folders.iterdir())) == 3
-    monkeypatch.setattr(kept, "LARGEST", size)
+    monkeypatch.setattr(kept_pictures, "LARGEST", size)
     keep(shapes(), Mean(), "d")
     assert len(in_use.read(range(COUNT))["means"]) == COUNT  # deleted, and still mapped
     assert [path.name[:5] for path in folders.iterdir()] == ["means"]
-    monkeypatch.setattr(kept, "LARGEST", size - 1)
+    monkeypatch.setattr(kept_pictures, "LARGEST", size - 1)
     with pytest.raises(ValueError, match="kept_pictures=10: means-.* would take .* set it lower, or to 0"):
         keep(shapes(), Mean(), "e")
 
@@ -303,7 +303,7 @@ def test_two_processes_train_as_one(warmup, teacher_folder):
 
 
 def train_together(_: int, arguments: tuple, recipe: dict) -> None:
-    kept.BLOCK = 4
+    kept_pictures.BLOCK = 4
     train(*arguments, **recipe)
 
 
