@@ -440,11 +440,12 @@ class Evaluation:
         sampling seeds."""
         assert self.judge, "there is no judge of this source"
         shares, conditions = [], ClassLabels(len(self.run.config["classes"]))
+        count = min(AGREEMENT_SAMPLES, self.options.samples)
         for seed in range(self.options.seeds):
             hits = 0
-            for _, pictures, labels in self.draw_samples(AGREEMENT_SAMPLES, scale, 1000 + seed, conditions):
+            for _, pictures, labels in self.draw_samples(count, scale, 1000 + seed, conditions):
                 hits += (self.judge(data.to_float(pictures)).argmax(-1) == labels).sum().item()
-            shares.append(sum(gather_object([hits])) / AGREEMENT_SAMPLES)
+            shares.append(sum(gather_object([hits])) / count)
         return spread_of(shares)
 
 
@@ -475,8 +476,8 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     the pictures they are compared with; "equal", in turn, where asked so, where the source's classes are
     equally likely, and where the reference does not tell its classes; or "random", where asked so.
     drawing: temperature, top_k, top_p and cfg_interval, where they are not the defaults.
-    Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed in
-    which the judge sees the class asked for; judge_accuracy says how often it is right on real pictures and
+    Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed, or
+    of `samples` where that is fewer, in which the judge sees the class asked for; judge_accuracy says how often it is right on real pictures and
     on their reconstructions.
     Of one on captions of `shapes`: prompts, the share of samples that show the shape, texture, colour and
     position asked for, and all of them (`analysis.agreement`).
