@@ -476,9 +476,9 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     the pictures they are compared with; "equal", in turn, where asked so, where the source's classes are
     equally likely, and where the reference does not tell its classes; or "random", where asked so.
     drawing: temperature, top_k, top_p and cfg_interval, where they are not the defaults.
-    Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed (or
-    of `samples`, where they are fewer) in which the judge sees the class asked for; judge_accuracy says how
-    often it is right on real pictures and on their reconstructions.
+    Of one on class labels of `shapes`: class_agreement, by guidance scale, the share of 480 samples a seed
+    (or of `samples`, where they are fewer) in which the judge sees the class asked for; judge_accuracy says
+    how often it is right on real pictures and on their reconstructions.
     Of one on captions of `shapes`: prompts, the share of samples that show the shape, texture, colour and
     position asked for, and all of them (`analysis.agreement`).
     Of any one on captions, where asked for: clipscore of samples with their captions. real_clipscore and
