@@ -121,9 +121,11 @@ def build(page: Page) -> None:
             beside = page.choose_beside(runs.names, "alignment-beside")
         controls = page.add_picker("alignment", run)
         with gr.Column(scale=3, min_width=180):
+            offered = dict.fromkeys([*TEACHERS, *background.weights])
             teacher = gr.Dropdown(
-                TEACHERS, value=OWN_TEACHER, label="Teacher", allow_custom_value=True, elem_id="teacher",
-                info="or type a name of timm's",
+                list(offered), value=OWN_TEACHER, label="Teacher", elem_id="teacher",
+                allow_custom_value=not page.read_only,
+                info=None if page.read_only else "or type a name of timm's",
             )  # fmt: skip
         with gr.Column(scale=3, min_width=180):
             block = gr.Slider(

@@ -8,11 +8,12 @@ makes them.
 import math
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -50,8 +51,16 @@ class Grown:
 
 
 class Background:
-    def __init__(self, runs: RunsOnOffer, pictures: PicturesOnOffer | None = None):
+    """weights: files of published teachers, by name, instead of a download."""
+
+    def __init__(
+        self,
+        runs: RunsOnOffer,
+        pictures: PicturesOnOffer | None = None,
+        weights: Mapping[str, Path] | None = None,
+    ):
         self.runs = runs
+        self.weights = weights or {}
         self.pictures = pictures or PicturesOnOffer()
         self._work: dict[Hashable, Future] = {}
         self._failed: dict[Hashable, float] = {}  # when; the page asks every second while it waits
@@ -88,8 +97,10 @@ class Background:
         if asked == OWN_TEACHER:
             return self._begin(("teacher", name), lambda: self.runs.teacher(name))
         grid = self.runs.tokenizer(name).grid
+        weights = self.weights.get(asked)
         return self._begin(
-            ("teacher", asked, grid), lambda: Teacher.from_pretrained(asked, grid).to(self.runs.device)
+            ("teacher", asked, grid),
+            lambda: Teacher.from_pretrained(asked, grid, weights).to(self.runs.device),
         )
 
     def likeness(self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher) -> Future[Likeness]:

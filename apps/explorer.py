@@ -15,6 +15,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
+from gear_studio.errors import InputError
 from gear_studio.ranges import Port, check
 
 # Open comes last: it refreshes the lists that the tabs before it have laid out.
@@ -52,6 +54,8 @@ class Options:
     """Folder of more runs, shown beside the shipped ones."""
     pictures: Path | None = None
     """Folder of picture files to look at, with or without sub-folders."""
+    teacher_weights: tuple[str, ...] = ()
+    """Files of published teachers' weights, instead of downloads, as NAME=FILE: dinov2-b=dinov2_vitb14.pth."""
     port: Port | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
@@ -59,7 +63,8 @@ class Options:
     share: bool = False
     """Also open a public link through Gradio's servers."""
     read_only: bool = False
-    """For hosting: leave out the tab Open, which reads and writes files of this machine."""
+    """For hosting: leave out what reads and writes files of this machine, or downloads: the tab Open, and
+    teachers beside those in the list."""
 
 
 def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
@@ -69,7 +74,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
             "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
-        page = Page(runs, background, demo, background.pictures)
+        page = Page(runs, background, demo, background.pictures, read_only)
         with gr.Tabs():
             for tab in TABS:
                 if not (read_only and tab is open_tab):
@@ -78,15 +83,29 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
     return demo
 
 
+def read_weights(given: Sequence[str]) -> dict[str, Path]:
+    """The files of NAME=FILE by name. Raises ValueError for one without a name, and a file that is missing."""
+    weights = {}
+    for each in given:
+        name, _, file = each.partition("=")
+        if not file or not Path(file).is_file():
+            raise InputError(
+                f"--teacher-weights {each!r}: give NAME=FILE, such as dinov2-b=weights.pth, of a file"
+            )
+        weights[name] = Path(file)
+    return weights
+
+
 def main(options: Options) -> None:
     try:
         check(options)
         runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
+        weights = read_weights(options.teacher_weights)
     except ValueError as error:
         sys.exit(f"explorer: {error}")
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // CONCURRENCY))
-    background = Background(runs, pictures)
+    background = Background(runs, pictures, weights)
     demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     try:

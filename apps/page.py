@@ -75,6 +75,7 @@ class Page:
     """One page under construction. choice: which picture one visitor looks at, a Choice, and place: where in
     it, a Place; the tabs share both.
 
+    read_only: nothing that a visitor types is looked for on this machine's disk, or downloaded.
     tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
     the names that it offers, which grow when one is opened, and what else stands before them."""
 
@@ -82,6 +83,7 @@ class Page:
     background: Background
     demo: gr.Blocks
     pictures: PicturesOnOffer = field(default_factory=PicturesOnOffer)
+    read_only: bool = False
     newest: Newest = field(default_factory=Newest)
     choice: gr.State = field(init=False, default_factory=lambda: gr.State(Choice()))
     place: gr.State = field(init=False, default_factory=lambda: gr.State(MIDDLE))

@@ -39,7 +39,7 @@ from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
 from gear_studio.models import families
 from gear_studio.models.generator import Generator, paper_config
-from gear_studio.models.teachers import Teacher
+from gear_studio.models.teachers import Teacher, timm_encoder, timm_name
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
 
@@ -821,6 +821,19 @@ def test_a_host_leaves_out_what_reads_its_files(explorer):
         demo = explorer.build(runs, explorer.Background(runs), read_only)
         names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
         assert "sample" in names and ("open" in names) == (not read_only)
+        (teacher,) = (each for each in demo.blocks.values() if getattr(each, "elem_id", "") == "teacher")
+        assert teacher.allow_custom_value == (not read_only)
+
+
+def test_a_teacher_s_file_is_taken_instead_of_a_download(explorer, tmp_path: Path):
+    torch.save(timm_encoder(timm_name("dinov2-s")).state_dict(), tmp_path / "dino.pth")
+    weights = explorer.read_weights([f"dinov2-s={tmp_path / 'dino.pth'}"])
+    background = explorer.Background(explorer.RunsOnOffer(None), weights=weights)
+    teacher = background.teacher("gear", "dinov2-s").result(120)
+    assert teacher.note.startswith("vit_small") and "weights of dino.pth" in teacher.note
+    for wrong in ("dinov2-s", f"dinov2-s={tmp_path / 'none.pth'}"):
+        with pytest.raises(ValueError, match="give NAME=FILE"):
+            explorer.read_weights([wrong])
 
 
 def test_a_folder_without_pictures_is_named(explorer, tmp_path: Path):
