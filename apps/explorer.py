@@ -55,7 +55,7 @@ class Options:
     pictures: Path | None = None
     """Folder of picture files to look at, with or without sub-folders."""
     teacher_weights: tuple[str, ...] = ()
-    """Files of published teachers' weights, instead of downloads, as NAME=FILE: dinov2-b=dinov2_vitb14.pth."""
+    """Files of published teachers' weights, instead of downloads, as NAME=FILE: dinov2-b=dinov2.pth."""
     port: Port | None = None
     """Port to serve on; default: the first free one from 7860."""
     host: str = "127.0.0.1"
@@ -84,7 +84,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
 
 
 def read_weights(given: Sequence[str]) -> dict[str, Path]:
-    """The files of NAME=FILE by name. Raises ValueError for one without a name, and a file that is missing."""
+    """The files of NAME=FILE by name. Raises ValueError for other text, and a file that is missing."""
     weights = {}
     for each in given:
         name, _, file = each.partition("=")
