@@ -106,6 +106,27 @@ def test_the_tables_of_a_shipped_study_are_those_it_prints(name):
     assert len(shown) >= 1 + len(study.arms) and not [row for row in shown if row not in printed]
 
 
+def test_the_summary_of_speed_ups_is_that_of_the_tables():
+    def over_continued(title: str, row: str, *columns: int) -> list[str]:
+        (cells,) = [
+            line.split(" | ")
+            for line in rows(section(title))
+            if line.startswith(f"| {row} |") and "x" in line
+        ]
+        return [f"{float(cells[column].split('x')[0]):.1f}x" for column in columns]
+
+    steps = "Steps to the control's final value"
+    tables = [
+        over_continued("Convergence", "gear", 2, 4, 6),
+        over_continued("Text", "gear", 2, 4),
+        [*over_continued(steps, "NTP", 2), *over_continued(steps, "alignment", 2)],
+    ]
+    summary = [line for line in rows(section("Does gear learn sooner?")) if line.startswith("| [")]
+    assert [re.findall(r"\d\.\dx", line) for line in summary] == tables
+    readme = (HERE / "README.md").read_text()
+    assert f"{tables[0][0]} fewer steps" in readme and f"{tables[0][2]} fewer to its FD" in readme
+
+
 # Every option of the official training programs.
 FLAGS = """
 output-dir exp-name logging-dir report-to wandb-project sampling-steps sampling-num sampling-pairs-per-row
