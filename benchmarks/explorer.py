@@ -8,7 +8,7 @@ else is the median of `--repeats`.
 The last rows are of a tokenizer of VQ-16's size on photographs at 256 px, with random weights, opened as a
 released file is.
 
-With `--pictures FOLDER` it takes the README's pictures of the tabs instead of times.
+With `--pictures FOLDER` it takes the documentation's pictures of the tabs instead of times.
 """
 
 import argparse

@@ -23,7 +23,7 @@ COMMANDS = {
     "reconstruct": "Write pictures and what a tokenizer makes of them.",
     "study": "Train a named set of runs over arms and seeds, and end in a table and a figure.",
     "reproduce": "Retrain and measure every shipped run.",
-    "report": "Print the README's tables.",
+    "report": "Print the tables of the shipped runs, as in docs/results.md.",
 }
 RESUMED = ("train", "supervise", "inspect", "study", "reproduce")  # a killed one goes on where it was
 

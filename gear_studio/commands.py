@@ -437,11 +437,11 @@ def study(
 
 
 def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
-    """Print the README's tables from the shipped runs, or from a folder of runs.
+    """Print the tables of docs/results.md from the shipped runs, or from a folder of runs.
 
     Args:
         runs: A folder that `reproduce` filled. Default: the shipped runs.
-        figures: Folder to write the README's figures to.
+        figures: Folder to write that page's figures to.
     """
     from gear_studio.places import ZOO
     from gear_studio.studies import report

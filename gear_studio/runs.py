@@ -26,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from gear_studio import sampling
 from gear_studio.errors import InputError, MissingError, UnknownNameError
 from gear_studio.files import one_line, read_json
 from gear_studio.models import text_encoders
@@ -88,6 +89,20 @@ class Run:
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
         """A Run from its folder, or a shipped one by name."""
         return cls(find_folder(name_or_folder))
+
+    def __repr__(self) -> str:
+        """One line: stage, arm, source and seed, the parts that lie in its folder, and its steps."""
+        asked = self.config
+        what = [f"stage {asked['stage']}"] + ([f"arm {asked['arm']}"] if asked["arm"] else [])
+        what += [f"{asked['source']}, seed {asked['seed']}"] if asked["source"] else []
+        parts = ", ".join(part for part in PARTS if self.has(part)) or "no weights"
+        built_on = f", built on {asked['parent']}" if asked["parent"] else ""
+        try:
+            state = "finished" if self.finished else "not finished"
+        except ValueError:
+            state = "its record.json is damaged"
+        steps = f"{asked['recipe']['steps']} steps, " if "steps" in asked["recipe"] else ""
+        return f"<Run {self.name}: {', '.join(what)}; {parts}{built_on}; {steps}{state}>"
 
     @property
     def record(self) -> dict:
@@ -197,6 +212,33 @@ class Run:
         if not condition.null.any():  # an imported one: released files leave it to the encoder
             condition.null.copy_(self.text_encoder([""])[0])
         return self.text_encoder(captions).to(condition.null.device)
+
+    @torch.no_grad()
+    def sample(self, asked: str | int | Sequence[str | int], **settings: Any) -> torch.Tensor:
+        """Draw pictures, one for each that is asked for: (B, 3, H, W) in [-1, 1], where the models are.
+
+        asked: names or numbers of classes, as in `class_numbers`, or captions of a generator that takes them;
+        one alone stands for a list of one. settings: as in `sampling.sample`, such as cfg_scale and seed.
+        Raises ValueError for a class that there is not and a setting out of range, FileNotFoundError where
+        the Run holds no generator."""
+        each = [asked] if isinstance(asked, str | int) else list(asked)
+        generator, tokenizer = self.generator, self.tokenizer
+        condition = self.encode(list(map(str, each))) if self.text_encoder else self.class_numbers(each)
+        indices = sampling.sample(generator, condition, **settings)
+        return tokenizer.decode(indices.to(next(tokenizer.parameters()).device))
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """What the tokenizer makes of images (B, 3, H, W), float in [-1, 1]: the same shape and range, where
+        the tokenizer is.
+
+        Raises ValueError for images of another shape or type."""
+        if not images.is_floating_point():
+            raise InputError(
+                f"images have type {images.dtype}; expected float in [-1, 1]: data.to_float makes them of "
+                "uint8"
+            )
+        return self.tokenizer.reconstruct(images.to(next(self.tokenizer.parameters()).device))
 
     @cached_property
     def projector(self) -> Projector:

@@ -1,5 +1,5 @@
-"""The README's Python runs as it stands there, and its tables of results are what the commands print. The
-commands of docs/paper_scale.md and docs/from_official.md reach the program as they are meant."""
+"""The Python of README and docs/api.md runs as it stands there, the tables of docs/results.md are what the
+commands print, the commands of the pages reach the program as they are meant, and links lead somewhere."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ from gear_studio.studies import report
 from gear_studio.training.recipes import recipe_of, with_settings
 
 HERE = Path(__file__).parents[1]
-README = (HERE / "README.md").read_text()
+RESULTS = (HERE / "docs" / "results.md").read_text()
 # Stand-ins for the programs: one word a line, and an empty line behind each command.
 STAND_INS = """
 accelerate() { printf '%s\\n' "$@" ""; }
@@ -23,15 +23,60 @@ RANK=1 FIRST_NODE=node
 """
 
 
-def test_the_examples_run_one_after_the_other(capsys):
+def run_python(page: Path) -> dict:
+    """Run the Python of a page, one snippet after the other. Returns the names it has made."""
     names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+def test_the_readme_is_short_and_its_snippet_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_python(HERE / "README.md")
+    assert "Run generator-gear: stage generator, arm gear" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"samples.png", "reconstructions.png"}
+    assert len((HERE / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_python_of_the_page_on_python_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_python(HERE / "docs" / "api.md")
     assert names["hard"].shape == names["soft"].shape == (16, 64, 128)
-    assert names["pictures"].shape == (4, 3, 64, 64)
-    estimate, protocol = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"0\.\d+ \[-?0\.\d+, 0\.\d+\], chance -?0\.\d+", estimate)
-    assert "16 images (shapes, val)" in protocol and "256 drawn" in protocol
+    said = capsys.readouterr().out
+    estimates = re.findall(r"^-?\d\.\d+ \[-?\d\.\d+, -?\d\.\d+\], chance -?\d\.\d+$", said, flags=re.M)
+    assert len(estimates) == 2 and "16 images (shapes, val)" in said and "256 drawn" in said
+    written = {"samples.png", "reconstructions.png", "alignment.png", "smoke.png", "warmup"}
+    assert {path.name for path in tmp_path.iterdir()} == written
+
+
+FENCED = re.compile(r"^( *)```.*?^\1```", flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind #, as GitHub derives it from the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", FENCED.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = re.sub(r"`[^`\n]*`", "", FENCED.sub("", page.read_text()))
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    broken = []
+    for link in links:
+        file, _, anchor = link.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        if not there.is_file() or (anchor and anchor not in anchors(there)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_linked_from_the_readme():
+    pages = {path.name for path in (HERE / "docs").glob("*.md")}
+    assert pages == set(re.findall(r"\]\(docs/([\w.]+\.md)\)", (HERE / "README.md").read_text()))
 
 
 def rows(markdown: str) -> list[str]:
@@ -40,8 +85,8 @@ def rows(markdown: str) -> list[str]:
 
 
 def section(title: str) -> str:
-    """What stands below a heading of the README, up to the next of its level or above."""
-    level, below = re.search(rf"^(#+) {re.escape(title)}\n([\s\S]*)", README, flags=re.MULTILINE).group(1, 2)
+    """What stands below a heading of docs/results.md, up to the next of its level or above."""
+    level, below = re.search(rf"^(#+) {re.escape(title)}\n([\s\S]*)", RESULTS, flags=re.MULTILINE).group(1, 2)
     return re.split(rf"^#{{1,{len(level)}}} ", below, flags=re.MULTILINE)[0]
 
 
@@ -59,6 +104,27 @@ def test_the_tables_of_a_shipped_study_are_those_it_prints(name):
     shown = rows(section(name.replace("-", " ").capitalize()))
     printed = rows(studies.summarize(study, studies.shipped_runs(name)))
     assert len(shown) >= 1 + len(study.arms) and not [row for row in shown if row not in printed]
+
+
+def test_the_summary_of_speed_ups_is_that_of_the_tables():
+    def over_continued(title: str, row: str, *columns: int) -> list[str]:
+        (cells,) = [
+            line.split(" | ")
+            for line in rows(section(title))
+            if line.startswith(f"| {row} |") and "x" in line
+        ]
+        return [f"{float(cells[column].split('x')[0]):.1f}x" for column in columns]
+
+    steps = "Steps to the control's final value"
+    tables = [
+        over_continued("Convergence", "gear", 2, 4, 6),
+        over_continued("Text", "gear", 2, 4),
+        [*over_continued(steps, "NTP", 2), *over_continued(steps, "alignment", 2)],
+    ]
+    summary = [line for line in rows(section("Does gear learn sooner?")) if line.startswith("| [")]
+    assert [re.findall(r"\d\.\dx", line) for line in summary] == tables
+    readme = (HERE / "README.md").read_text()
+    assert f"{tables[0][0]} fewer steps" in readme and f"{tables[0][2]} fewer to its FD" in readme
 
 
 # Every option of the official training programs.
@@ -101,17 +167,16 @@ def test_settings_named_for_official_flags_are_ones_there_are():
         with_settings(recipe, settings)
 
 
-@pytest.mark.parametrize("page", ["paper_scale.md", "from_official.md"])
-def test_the_commands_of_the_pages_on_paper_scale_are_ones_that_the_program_takes(page, monkeypatch):
+@pytest.mark.parametrize(
+    "page", ["paper_scale.md", "from_official.md", "training.md", "studies.md", "data.md"]
+)
+def test_the_commands_of_the_pages_are_ones_that_the_program_takes(page, monkeypatch):
     text = (HERE / "docs" / page).read_text()
     script = STAND_INS + "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
     lines = [command.split("\n") for command in done.stdout.removesuffix("\n\n").split("\n\n")]
-    assert (
-        len(lines) > (10 if page == "paper_scale.md" else 5)
-        and "'" not in done.stdout
-        and '"' not in done.stdout
-    )
+    least = {"paper_scale.md": 11, "from_official.md": 6, "training.md": 13, "studies.md": 4, "data.md": 4}
+    assert len(lines) >= least[page] and "'" not in done.stdout and '"' not in done.stdout
     understood = []
     for name, command in commands.COMMANDS.items():
 
@@ -123,4 +188,4 @@ def test_the_commands_of_the_pages_on_paper_scale_are_ones_that_the_program_take
         cli.run(words[words.index("gear_studio") + 1 :])
     assert [name for name, _ in understood] == [w[w.index("gear_studio") + 1] for w in lines]
     folders = [getattr(value, "folder", None) for _, values in understood for value in values]
-    assert page == "from_official.md" or Path("/data/gpic/{00000..00999}.tar") in folders
+    assert page != "paper_scale.md" or Path("/data/gpic/{00000..00999}.tar") in folders

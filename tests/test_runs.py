@@ -10,9 +10,10 @@ import pytest
 import tiny
 import torch
 
-from gear_studio import Generator, Run, Tokenizer
+from gear_studio import Generator, Run, Tokenizer, sampling
 from gear_studio.files import write_json
 from gear_studio.models.projector import Projector, ProjectorConfig
+from gear_studio.places import ZOO
 
 
 def write_run(folder: Path, stage: str, parent: str | None = None, teacher: Path | str = "") -> Path:
@@ -84,6 +85,55 @@ def test_what_a_run_lacks_is_named(runs):
     )
     with pytest.raises(FileNotFoundError, match="gone"):
         _ = Run.from_pretrained(runs / "generator").tokenizer
+
+
+def test_a_run_says_what_it_is(runs):
+    joint, generator = (Run.from_pretrained(runs / name) for name in ("joint", "generator"))
+    steps = joint.config["recipe"]["steps"]
+    parts = "tokenizer, generator, projector"
+    assert repr(joint) == f"<Run joint: stage joint, arm gear; {parts}; {steps} steps, finished>"
+    assert "; generator, projector, built on joint; " in repr(generator)
+    (runs / "joint" / "record.json").write_text('{"finished": false}')
+    assert repr(joint).endswith(f"{steps} steps, not finished>")
+    (runs / "joint" / "record.json").write_text("{")
+    assert repr(joint).endswith("its record.json is damaged>")
+    shipped = repr(Run.from_pretrained("generator-gear"))
+    assert "stage generator, arm gear, shapes, seed 0; " in shipped and "built on gear" in shipped
+    (runs / "imported").mkdir()
+    (runs / "imported" / "config.json").write_text('{"stage": "joint"}')
+    assert (
+        repr(Run.from_pretrained(runs / "imported"))
+        == "<Run imported: stage joint; no weights; not finished>"
+    )
+
+
+def test_a_run_samples_the_classes_it_is_asked_for(runs):
+    run = Run.from_pretrained(runs / "generator")
+    run.config["classes"] = [f"kind {i}" for i in range(tiny.GENERATOR.classes)]
+    drawn = run.sample(["kind 3", 7], cfg_scale=2.0, seed=5)
+    indices = sampling.sample(run.generator, [3, 7], cfg_scale=2.0, seed=5)
+    assert torch.equal(drawn, run.tokenizer.decode(indices)) and not drawn.requires_grad
+    torch.testing.assert_close(run.sample("kind 3", cfg_scale=2.0, seed=5), drawn[:1])
+    with pytest.raises(ValueError, match="unknown class 'kind 10'"):
+        run.sample("kind 10")
+    with pytest.raises(ValueError, match="cfg_scale"):
+        run.sample(3, cfg_scale=math.nan)
+
+
+def test_a_run_of_captions_samples_what_it_is_told():
+    name = "generator-gear+text_encoder=words-held_out_combinations=True-s0"
+    run = Run.from_pretrained(ZOO / "studies" / "runs" / name)
+    drawn = run.sample("a red ring", seed=5)
+    indices = sampling.sample(run.generator, run.encode(["a red ring"]), seed=5)
+    assert torch.equal(drawn, run.tokenizer.decode(indices))
+
+
+def test_a_run_reconstructs_images(runs):
+    run, (images, _) = Run.from_pretrained(runs / "generator"), tiny.batch()
+    made = run.reconstruct(images)
+    assert torch.equal(made, run.tokenizer.reconstruct(images)) and not made.requires_grad
+    with pytest.raises(ValueError, match="images have type torch.uint8; .*data.to_float"):
+        run.reconstruct(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_folders_that_are_no_runs_are_refused(runs):

@@ -11,7 +11,7 @@ and a seed, makes one `Training`. A new study is one entry in catalogue.py.
     tables.py      finished Runs -> table, summary, figure
     shipped.py     what ships, and how to find a study's Runs again
     reproduce.py   the shipped models as jobs
-    report.py      the README's tables, printed
+    report.py      the tables of the shipped models, printed
 
     OUT/runs/     the Runs of all studies, named by the settings that make them: one training serves every
                   study that needs it, and a finished one is not done again. A folder with another config is

@@ -1,4 +1,4 @@
-"""The README's tables, computed from the shipped Runs: every number there is printed here."""
+"""The tables of the shipped Runs, as docs/results.md shows them: every number there is printed here."""
 
 from pathlib import Path
 
@@ -156,7 +156,7 @@ def speed_table(runs: dict[str, Run]) -> str:
 
 
 def figures(folder: Path, out: Path) -> list[Path]:
-    """Write the README's figures into `out` as PNGs: convergence curves, and samples of every arm."""
+    """Write the figures of docs/results.md into `out` as PNGs: convergence curves, samples of every arm."""
     runs = {name: Run.from_pretrained(folder / name) for name in GENERATORS}
     labels = {name.removeprefix("generator-"): [run] for name, run in runs.items()}
     drawings = {
