@@ -23,6 +23,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 
 import alignment_tab
 import codebook_tab
+import convergence_tab
 import gradio as gr
 import open_tab
 import prompt_tab
@@ -39,7 +40,7 @@ from gear_studio.errors import InputError
 from gear_studio.ranges import Port, check
 
 # Open comes last: it refreshes the lists that the tabs before it have laid out.
-TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, open_tab)
+TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, convergence_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]

@@ -38,7 +38,7 @@ class RunsOnOffer:
     def __init__(self, folder: Path | None):
         """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
         shipped = dict(runs.list_runs())
-        shipped |= {_study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
+        shipped |= {study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
         more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
         if folder is not None and not more:
             raise InputError(
@@ -182,6 +182,6 @@ def _lack_of(run: Run) -> str | None:
     return None
 
 
-def _study_name(name: str) -> str:
+def study_name(name: str) -> str:
     """The name in the lists of a study's Run: without the settings of its captions, which do not fit."""
     return name.replace("+" + "-".join(CAPTIONS), "+captions") + " (studies)"

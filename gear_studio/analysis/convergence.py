@@ -1,5 +1,7 @@
-"""How much sooner one arm reaches the value at which another ends, for one pair of runs and over seeds."""
+"""How much sooner one arm reaches a value than another: that at which the other ends, or a level that one
+sets; for one pair of runs and over seeds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,19 +25,41 @@ def steps_to(steps: np.ndarray, values: np.ndarray, goal: float) -> float:
     return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
 
 
-def speed_up(baseline: Curve, arm: Curve) -> float:
-    """The steps that `baseline` needs to reach its own final value, divided by those that `arm` needs to
-    reach that value. 0 where the arm never does.
+def speed_up(baseline: Curve, arm: Curve, goal: float | None = None) -> float:
+    """The steps that `baseline` needs to reach a value, divided by those that `arm` needs to reach it. 0
+    where the arm never does, infinity where only the baseline never does.
 
-    Both are (steps, values) of a measure that falls, as `Run.series` returns."""
-    goal = baseline[1][-1]
-    return steps_to(*baseline, goal) / steps_to(*arm, goal)
+    Both are (steps, values) of a measure that falls, as `Run.series` returns, from the first step or later.
+    goal: the value; by default the baseline's own final one."""
+    goal = baseline[1][-1] if goal is None else goal
+    steps = steps_to(*arm, goal)
+    return 0.0 if math.isinf(steps) else steps_to(*baseline, goal) / steps
+
+
+def smooth(values: np.ndarray, how: str, count: int) -> np.ndarray:
+    """Each value as a mean of itself and those before it. values: (n,), and so is what is returned.
+
+    how: "rolling", the plain mean of the last `count` values; "exponential", where a value weighs
+    1 - 2 / (count + 1) times the one after it. The first values have fewer before them. Raises ValueError for
+    another way."""
+    if how == "rolling":
+        sums = np.cumsum(np.concatenate([[0.0], values]))
+        last = np.arange(1, len(values) + 1)
+        first = np.maximum(last - count, 0)
+        return (sums[last] - sums[first]) / (last - first)
+    if how != "exponential":
+        raise InputError(f"unknown way to smooth {how!r}; choose rolling or exponential")
+    keep, total, weight, means = 1 - 2 / (count + 1), 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        means.append(total / weight)
+    return np.array(means)
 
 
 @dataclass(frozen=True)
 class SpeedUp:
     """pairs: the speed-up of each seed's arm over the same seed's baseline, 0 where the arm never reached the
-    baseline's final value. value: their median. low, high: confidence interval of the median over seeds."""
+    goal. value: their median. low, high: confidence interval of the median over seeds."""
 
     pairs: tuple[float, ...]
     value: float
@@ -44,7 +68,7 @@ class SpeedUp:
 
     @property
     def reached(self) -> int:
-        """In how many seeds the arm reached its baseline's final value."""
+        """In how many seeds the arm reached the goal."""
         return sum(pair > 0 for pair in self.pairs)
 
     def __str__(self) -> str:
@@ -60,8 +84,10 @@ def speed_up_over_seeds(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    goal: float | None = None,
 ) -> SpeedUp:
-    """`speed_up` of an arm over a baseline, both trained with the same seeds, given in the same order.
+    """`speed_up` of an arm over a baseline, both trained with the same seeds, given in the same order. goal:
+    the value to reach, the same for all; by default each baseline's own final one.
 
     The interval is the percentile bootstrap: seeds of the baseline and seeds of the arm are drawn with
     replacement, independently of each other, and paired as drawn; then the median is taken. What a seed does
@@ -82,7 +108,7 @@ def speed_up_over_seeds(
         )
     if not 0 < level < 1 or resamples < 1:
         raise InputError(f"level is {level} and resamples {resamples}; expected 0 < level < 1, 1 or more")
-    ratios = np.array([[speed_up(baseline, arm) for arm in arms] for baseline in baselines])
+    ratios = np.array([[speed_up(baseline, arm, goal) for arm in arms] for baseline in baselines])
     rng = np.random.default_rng(seed)
     drawn = ratios[tuple(rng.integers(count, size=(2, resamples, count)))]
     medians = np.quantile(drawn, 0.5, axis=1, method="inverted_cdf")
