@@ -397,7 +397,7 @@ class Look:
         scale = {"domain": self.labels, "range": [arm.color for arm in self.arms]}
         dashes = {"domain": scale["domain"], "range": [arm.dash for arm in self.arms]}
         positive = "vertical" in self.logarithmic
-        linear, log = {"type": "linear", "zero": False, "nice": True}, {"type": "log", "nice": True}
+        linear, log = {"type": "linear", "zero": False, "nice": True}, {"type": "log", "nice": False}
         across, up = (log if name in self.logarithmic else linear for name in ("horizontal", "vertical"))
         x = {"field": "x", "type": "quantitative", "scale": across, "title": UNITS[self.asked.against]}
         title = CURVES.get(str(self.metric), self.metric)
