@@ -8,9 +8,10 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ class Measured(dict[str, Run]):
     def __init__(self, runs: RunsOnOffer):
         super().__init__({name: runs[name] for name in list(runs.names)})
         there = {run.folder.resolve() for run in self.values()}
-        folders = {SHIPPED / "runs": study_name}
+        folders: dict[Path, Callable[[str], str]] = {SHIPPED / "runs": study_name}
         if any(folder.parent == runs.folder.resolve() for folder in there):
             folders[runs.folder] = str
         for folder, name_of in folders.items():
@@ -140,8 +141,9 @@ class Look:
     """The metrics of the Runs that are asked for.
 
     arms: what is drawn. metrics: those on offer, of any of the Runs. metric: the one shown; None where there
-    is none. problems: what is not shown, and why. arm, control: the two compared; None where there are fewer
-    than two. low, high, step: range of the level and its fineness. level: the value that is read off."""
+    is none. problems: what is not shown, and why. logarithmic: the axes that are. arm, control: the two
+    compared; None where there are fewer than two. low, high, step: range of the level and its fineness.
+    level: the value that is read off."""
 
     def __init__(self, runs: Measured, asked: Asked):
         self.asked = asked
@@ -154,8 +156,29 @@ class Look:
         self.metrics = _order(measured.values())
         self.metric = asked.metric if asked.metric in self.metrics else next(iter(self.metrics), None)
         self.arms = self._draw_arms(runs, groups, measured) if self.metric else []
+        values = np.concatenate([line.values for arm in self.arms for line in arm.lines] or [np.zeros(1)])
+        self.logarithmic = set(asked.logarithmic)
+        if "vertical" in self.logarithmic and (values <= 0).all():
+            self.logarithmic.remove("vertical")
+            self.problems.append("No value is positive: the vertical axis stays linear.")
+        elif "vertical" in self.logarithmic and (values <= 0).any():
+            self.problems.append("Values that are not positive have no place on a logarithmic axis.")
         self._choose_pair(runs)
         self.level = self._choose_level()
+
+    @property
+    def labels(self) -> list[str]:
+        return [arm.label for arm in self.arms]
+
+    @property
+    def pair(self) -> tuple[str | None, str | None]:
+        """Labels of the arm and of the control."""
+        return self.arm.label if self.arm else None, self.control.label if self.control else None
+
+    @property
+    def mark(self) -> float:
+        """The level as a slider of this fineness shows it."""
+        return round(round(self.level / self.step) * self.step, 12)
 
     def _read_metrics(self, name: str, run: Run) -> list[dict]:
         try:
@@ -204,8 +227,6 @@ class Look:
         steps = np.array(sorted(points), dtype=float)
         at, raw = np.array([points[step] for step in steps], dtype=float).T
         values = raw if asked.smoothing == "none" else smooth(raw, asked.smoothing, asked.over)
-        if "vertical" in asked.logarithmic and (values <= 0).any():
-            self.problems.append(f"{name}: values that are not positive have no place on a logarithmic axis")
         return Line(name, run.config["seed"], steps, raw, at, values)
 
     def _choose_pair(self, runs: Measured) -> None:
@@ -214,19 +235,22 @@ class Look:
         by_label = {arm.label: arm for arm in self.arms}
         kinds = {arm.label: runs[arm.lines[0].name].config["arm"] for arm in self.arms}
 
-        def first(kind: str, instead: Sequence[Arm], unlike: Arm | None = None) -> Arm | None:
+        def pick(kind: str, instead: Sequence[Arm], unlike: Arm | None = None) -> Arm | None:
             alike = [each for each in self.arms if kinds[each.label] == kind]
             return next((each for each in (*alike, *instead) if each is not unlike), None)
 
         asked_control = by_label.get(self.asked.control or "")
-        self.arm = by_label.get(self.asked.arm or "") or first("gear", self.arms[::-1], asked_control)
-        self.control = asked_control or first("continued", self.arms, self.arm)
+        self.arm = by_label.get(self.asked.arm or "") or pick("gear", self.arms[::-1], asked_control)
+        self.control = asked_control or pick("continued", self.arms, self.arm)
 
     def _choose_level(self) -> float:
         shown = np.concatenate([line.values for arm in self.arms for line in arm.lines] or [np.zeros(1)])
         low, high = float(shown.min()), float(shown.max())
         self.step = 10.0 ** (math.floor(math.log10(max(high - low, abs(high) * 1e-6, 1e-12))) - 3)
-        self.low, self.high = math.floor(low / self.step) * self.step, math.ceil(high / self.step) * self.step
+        self.low, self.high = (
+            round(whole(end / self.step) * self.step, 12)
+            for end, whole in ((low, math.floor), (high, math.ceil))
+        )
         control = self.control or self.arm
         last = control.last() if control else low
         asked = self.asked.level
@@ -370,20 +394,17 @@ class Look:
 
     def drawing(self) -> dict[str, Any]:
         """The chart in Vega-Lite's grammar."""
-        scale = {"domain": [arm.label for arm in self.arms], "range": [arm.color for arm in self.arms]}
+        scale = {"domain": self.labels, "range": [arm.color for arm in self.arms]}
         dashes = {"domain": scale["domain"], "range": [arm.dash for arm in self.arms]}
-        positive = "vertical" in self.asked.logarithmic
-        across, up = (
-            {"type": "log" if name in self.asked.logarithmic else "linear", "zero": False, "nice": True}
-            for name in ("horizontal", "vertical")
-        )
+        positive = "vertical" in self.logarithmic
+        linear, log = {"type": "linear", "zero": False, "nice": True}, {"type": "log", "nice": False}
+        across, up = (log if name in self.logarithmic else linear for name in ("horizontal", "vertical"))
         x = {"field": "x", "type": "quantitative", "scale": across, "title": UNITS[self.asked.against]}
-        y = {"field": "y", "type": "quantitative", "scale": up, "title": CURVES.get(self.metric, self.metric)}
+        title = CURVES.get(str(self.metric), self.metric)
+        y = {"field": "y", "type": "quantitative", "scale": up, "title": title}
         key = {"orient": "top", "direction": "vertical", "title": None, "labelLimit": 280}
-        color = {
-            "field": "arm", "type": "nominal", "scale": scale, "legend": key if len(self.arms) <= 8 else None,
-        }  # fmt: skip
-        dash = {"field": "arm", "type": "nominal", "scale": dashes, "legend": None}
+        by_arm = {"field": "arm", "type": "nominal", "legend": key if len(self.arms) <= 8 else None}
+        color, dash = {**by_arm, "scale": scale}, {**by_arm, "scale": dashes}
         of_runs, of_arms, reached = self._points()
         if positive:
             of_runs = [row for row in of_runs if row["y"] > 0]
@@ -406,7 +427,7 @@ class Look:
         at_pointer = {"param": "pointed", "empty": False, "value": 1}
         ruler = {"values": [{"y": self.level, "said": f"level {self.level:.4g}"}]}
         shown = not positive or self.level > 0
-        return {
+        drawing: dict[str, Any] = {
             "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
             "description": self.sentence,
             "width": "container",
@@ -414,13 +435,16 @@ class Look:
             "autosize": {"type": "fit", "contains": "padding"},
             "background": "white",
             "padding": 10,
+            "usermeta": {"embedOptions": {"actions": {"export": True, "source": False, "compiled": False,
+                                                      "editor": False}}},
             "config": {
                 "font": "system-ui, sans-serif",
                 "view": {"stroke": None},
                 "axis": {"labelColor": INK, "titleColor": INK, "gridColor": PALE, "domainColor": INK,
-                         "tickColor": INK, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
+                         "tickColor": INK, "tickCount": 7,
+                         "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
                 "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3,
-                           "symbolType": "stroke"},
+                           "symbolType": "stroke", "symbolOpacity": 1},
             },
             "layer": [
                 {
@@ -466,6 +490,8 @@ class Look:
                 },
             ],
         }  # fmt: skip
+        drawing["layer"] = [layer for layer in drawing["layer"] if layer["data"]["values"]]
+        return drawing
 
     def _points(self) -> tuple[list[dict], list[dict], list[dict]]:
         """Rows of the chart: of every Run, of every arm, and where arms reach the level."""
@@ -533,16 +559,15 @@ def _without_seed(run: Run, name: str) -> str:
 
 def _with_all_seeds(runs: Measured, names: list[str]) -> list[str]:
     """Each Run, followed by those that differ from it in their seed alone."""
-    found: dict[str, None] = {}
+    found: list[str] = []
     for name in names:
-        others = [
-            other
-            for other in runs
-            if runs[other].config["seed"] != runs[name].config["seed"]
-            and same_but_seed(runs[name], runs[other])
-        ]
-        found |= dict.fromkeys([name, *others])
-    return list(found)
+        seeds = {runs[name].config["seed"]}
+        found.append(name)
+        for other, run in runs.items():
+            if run.config["seed"] not in seeds and same_but_seed(runs[name], run):
+                seeds.add(run.config["seed"])
+                found.append(other)
+    return list(dict.fromkeys(found))
 
 
 def group_by_arm(runs: Measured, names: list[str]) -> list[list[str]]:
@@ -578,7 +603,7 @@ def _choose_looks(arms: list[str]) -> list[tuple[str, tuple[float, ...]]]:
     chosen = [next(free) if number is None else number for number in numbers]
     looks = []
     for number in chosen:
-        dash = DASHES[(number + number // len(OKABE_ITO)) % len(DASHES)]
+        dash: Any = DASHES[(number + number // len(OKABE_ITO)) % len(DASHES)]
         pixels = (1.0, 0.0) if dash == "-" else tuple(2.6 * part for part in dash[1])
         looks.append((OKABE_ITO[number % len(OKABE_ITO)], pixels))
     return looks

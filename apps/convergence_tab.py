@@ -19,7 +19,6 @@ def build(page: Page) -> None:
     chosen = list(dict.fromkeys(runs.default(runs.generators, "generator", arm) for arm in ARMS))
     measured = Measured(runs)
     first = Look(measured, Asked(runs=chosen))
-    labels = [arm.label for arm in first.arms]
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             names = gr.Dropdown(
@@ -53,20 +52,20 @@ def build(page: Page) -> None:
             chart = gr.Plot(first.chart, show_label=False, elem_id="convergence-chart")
             with gr.Row():
                 level = gr.Slider(
-                    first.low, first.high, first.level, step=first.step, label="Level",
+                    first.low, first.high, first.mark, step=first.step, label="Level",
                     info="the dashed line: when does each arm reach it?", elem_id="convergence-level",
                     scale=3, min_width=260,
                 )  # fmt: skip
                 arm = gr.Dropdown(
-                    labels, value=first.arm and first.arm.label, label="Speed-up of",
+                    first.labels, value=first.pair[0], label="Speed-up of",
                     elem_id="convergence-arm", min_width=200,
                 )  # fmt: skip
                 control = gr.Dropdown(
-                    labels, value=first.control and first.control.label, label="over",
+                    first.labels, value=first.pair[1], label="over the control",
                     elem_id="convergence-control", min_width=200,
                 )  # fmt: skip
                 reset = gr.Button(
-                    "Level: where this one ends", size="sm", elem_id="convergence-reset", min_width=200
+                    "Level: the control's last value", size="sm", elem_id="convergence-reset", min_width=200
                 )
             table = gr.HTML(first.table, elem_id="convergence-table", padding=False)
             notes = gr.HTML(first.notes, elem_id="convergence-notes", padding=False)
@@ -95,16 +94,15 @@ def build(page: Page) -> None:
                     over=over, logarithmic=logarithmic, arm=arm, control=control, level=level,
                 ),
             )  # fmt: skip
-        labels = [each.label for each in look.arms]
         return [
             look.answer,
             look.chart,
-            gr.Slider(minimum=look.low, maximum=look.high, step=look.step, value=look.level),
+            gr.Slider(minimum=look.low, maximum=look.high, step=look.step, value=look.mark),
             look.table,
             look.notes,
             gr.Dropdown(look.metrics, value=look.metric),
-            gr.Dropdown(labels, value=look.arm and look.arm.label),
-            gr.Dropdown(labels, value=look.control and look.control.label),
+            gr.Dropdown(look.labels, value=look.pair[0]),
+            gr.Dropdown(look.labels, value=look.pair[1]),
         ]
 
     # A level has a meaning for one metric and one control; with another the visitor starts at its last value.

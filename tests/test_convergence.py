@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds, steps_to
+from gear_studio.analysis.convergence import smooth, speed_up, speed_up_over_seeds, steps_to
 
 
 def line(slope: float, length: float = 100, steps: int = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -24,6 +24,25 @@ def test_steps_to_a_value_lie_between_measurements():
 def test_speed_up_of_lines_is_the_ratio_of_slopes():
     assert speed_up(line(0.01), line(0.03)) == pytest.approx(3)
     assert speed_up(line(0.01), line(0.008)) == 0
+
+
+def test_speed_up_to_a_level_that_one_sets():
+    assert speed_up(line(0.01), line(0.03), 9.5) == pytest.approx(50 / (0.5 / 0.03))
+    assert speed_up(line(0.01), line(0.03), 8) == math.inf and speed_up(line(0.03), line(0.01), 8) == 0
+    assert speed_up(line(0.01), line(0.01), 0) == 0
+    curves = [line(slope) for slope in (0.02, 0.03, 0.04)]
+    over = speed_up_over_seeds([line(0.02)] * 3, curves, goal=9.0)
+    assert over.pairs == pytest.approx((1, 1.5, 2)) and over.value == pytest.approx(1.5)
+
+
+def test_smoothing_takes_each_value_together_with_those_before_it():
+    values = np.array([4.0, 2, 0, 6])
+    assert smooth(values, "rolling", 2).tolist() == [4, 3, 1, 3]
+    assert smooth(values, "exponential", 3).tolist() == pytest.approx([4, 8 / 3, 8 / 7, 56 / 15])
+    for how in ("rolling", "exponential"):
+        assert smooth(values, how, 1).tolist() == values.tolist()
+    with pytest.raises(ValueError, match="'other'"):
+        smooth(values, "other", 2)
 
 
 def test_speed_up_over_seeds_by_hand():

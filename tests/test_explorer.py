@@ -742,6 +742,32 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
             other.get_by_role("option", name="second generator", exact=True).wait_for()
 
 
+def test_curves_are_compared_at_a_level_that_one_moves(page: Page):
+    page.get_by_role("tab", name="Convergence").click()
+    read, canvas = page.locator("#convergence-read"), page.locator("#convergence-chart canvas")
+    expect(read).to_contain_text(re.compile(r"val_ntp falls to .* over generator-continued: \d"))
+    expect(page.locator("#convergence-table")).to_contain_text("generator-baseline")
+    canvas.wait_for()
+    canvas.hover()
+    for what in ("run", "seed", "step", "value", "generator-"):
+        expect(page.locator("#vg-tooltip-element")).to_contain_text(what)
+
+    page.locator("#convergence-metric input").click()
+    page.get_by_role("option", name="val_alignment", exact=True).click()
+    expect(read).to_contain_text("val_alignment falls to -0.9")
+    level = page.locator("#convergence-level input[type=number]")
+    expect(level).to_have_value(re.compile("^-0.9"))
+    level.fill("-0.8")
+    level.press("Tab")
+    expect(read).to_contain_text("val_alignment falls to -0.8:")
+    page.locator("#convergence-reset").click()
+    expect(read).to_contain_text("val_alignment falls to -0.9")
+
+    page.locator("#convergence-runs input").fill("generator-gear-s0")
+    page.get_by_role("option", name="generator-gear-s0 (studies)", exact=True).click()
+    expect(page.locator("#convergence-table")).to_contain_text("0, 1, 2")  # with its other seeds
+
+
 def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest.MonkeyPatch):
     runs = explorer.RunsOnOffer(None)
     background = explorer.Background(runs)
