@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from components import QUIET, SIDE, clicked_place, computing, div, panel, polite, status, token_at
+from components import QUIET, SIDE, clicked_place, computing, div, heading, panel, polite, status, token_at
 from page import OVERTAKEN, Page, emptied
 from pictures import FOREIGN, Choice, is_foreign
 from PIL.Image import Image
@@ -119,7 +119,9 @@ def build(page: Page) -> None:
     gr.Markdown(HOW_TO)
     state_line = gr.HTML(elem_id="edit-status", padding=False)
     with gr.Row():
-        with gr.Column(scale=2, min_width=240):
+        with gr.Column(scale=4, min_width=300):
+            picture = panel("Dec(q′)", "the picture, decoded from its tokens; click to paint", "edit-picture")
+            region_text = gr.HTML(elem_id="edit-region", padding=False)
             brush = gr.Radio([ONE, RECTANGLE], value=ONE, label="A click paints", elem_id="edit-brush")
             onward = gr.Checkbox(
                 label="And all that follow",
@@ -129,24 +131,23 @@ def build(page: Page) -> None:
             with gr.Row():
                 undo = gr.Button("Undo", elem_id="edit-undo", min_width=100)
                 clear = gr.Button("Clear the paint", elem_id="edit-clear", min_width=100)
-            label = gr.Dropdown(
-                [OWN_CLASS, ANY], value=OWN_CLASS, label="Class", elem_id="edit-class",
-                info="that the region is drawn for; type to search", allow_custom_value=True,
-            )  # fmt: skip
-            sliders, seed = sampling_controls(runs.tokenizer(default).config.codes, "edit-")
             go = gr.Button("Resample", variant="primary", elem_id="edit-go")
             with gr.Row():
                 again = gr.Button("Next seed", elem_id="edit-next-seed", min_width=100)
                 stop = gr.Button("Stop", elem_id="edit-stop", min_width=100)
         with gr.Column(scale=4, min_width=300):
-            picture = panel("Dec(q′)", "the picture, decoded from its tokens; click to paint", "edit-picture")
-            region_text = gr.HTML(elem_id="edit-region", padding=False)
-        with gr.Column(scale=4, min_width=300):
-            answers_text = gr.HTML(elem_id="edit-answers-text", padding=False)
+            gr.HTML(heading("Answers", "click the one to go on with"), padding=False)
             gallery = gr.Gallery(
                 columns=2, object_fit="contain", allow_preview=False, show_label=False, buttons=[],
                 interactive=False, format="png", elem_id="edit-answers", elem_classes="answers",
             )  # fmt: skip
+            answers_text = gr.HTML(elem_id="edit-answers-text", padding=False)
+        with gr.Column(scale=2, min_width=240):
+            label = gr.Dropdown(
+                [OWN_CLASS, ANY], value=OWN_CLASS, label="Class", elem_id="edit-class",
+                info="that the region is drawn for; type to search", allow_custom_value=True,
+            )  # fmt: skip
+            sliders, seed = sampling_controls(runs.tokenizer(default).config.codes, "edit-")
     gr.Markdown(WHAT_IT_CAN)
 
     cleared: list[Any] = [picture, gallery, state_line, region_text, answers_text, controls.caption]
@@ -316,7 +317,7 @@ def describe_region(canvas: Canvas, onward: bool) -> str:
 def _draw(
     page: Page,
     view: View,
-    name: str,
+    run: str,
     tokens: Tokens,
     region: list[int],
     wanted: str,
@@ -330,14 +331,14 @@ def _draw(
     """Yields (pictures with captions, their tokens, text, status) after every row of tokens."""
     if not region:
         raise InputError("No token is painted; click some in the left picture first.")
-    runs, generator = page.runs, page.runs.generator(name)
+    runs, generator = page.runs, page.runs.generator(run)
     own = view.condition() if wanted == OWN_CLASS else None
     rows = count + 1  # the last is the picture as it is, to compare with
     if own is not None:
         condition, wanted = own.expand(rows), view.run.config["classes"][int(own)]
     else:
         wanted = ANY if wanted == OWN_CLASS else wanted
-        condition = class_condition(runs, name, wanted, rows)
+        condition = class_condition(runs, run, wanted, rows)
     scale = 1.0 if wanted == ANY else guidance
     now = torch.tensor(tokens, device=generator.token_table.device)
     place = torch.arange(len(now), device=now.device)
@@ -352,19 +353,18 @@ def _draw(
         dataclasses.replace(step, indices=torch.where(place < step.done, step.indices, now)[:count])
         for step in stream
     )
-    by = drawn_by(name, wanted, scale, seed)
+    by = drawn_by(run, wanted, scale, seed)
     for images, step in decode_by_row(view.tokenizer, answers):
-        fits = [f"answer {number + 1}" for number in range(count)]
-        text = by
+        names, text = [str(number + 1) for number in range(count)], by
         if step.done == len(now) and behind.any():
-            *fit, as_it_is = step.log_probs[:, behind].mean(1).tolist()
-            fits = [
-                f"{name}: log p of what follows {value:.2f}" for name, value in zip(fits, fit, strict=True)
-            ]
-            text += div("note", f"log p of what follows in the picture as it is: {as_it_is:.2f} nats a token")
+            *fits, as_it_is = (
+                f"{fit:.2f}".replace("-", "−") for fit in step.log_probs[:, behind].mean(1).tolist()
+            )
+            names = [f"{name}: log p {fit}" for name, fit in zip(names, fits, strict=True)]
+            text += div("note", f"log p of what follows; of the picture as it is: {as_it_is} nats a token")
         pictures = [plots.enlarge(plots.to_rgb(image), SIDE) for image in images]
         yield (
-            gr.Gallery(list(zip(pictures, fits, strict=True)), selected_index=None),
+            gr.Gallery(list(zip(pictures, names, strict=True)), selected_index=None),
             tuple(map(tuple, step.indices.tolist())),
             text,
             progress(step.done, len(now)),
