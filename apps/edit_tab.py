@@ -28,6 +28,7 @@ from gear_studio.errors import InputError
 from gear_studio.looking.view import View
 
 TITLE = "Edit"
+ANSWERS, STOPPED = "Edit: answers", "stopped"  # the place in `Newest` of a resampling; what ends it there
 OWN_CLASS = "the picture's own"
 ONE, RECTANGLE = "one token", "a rectangle: two corners"
 UNDONE = 50  # steps back that are kept
@@ -163,6 +164,9 @@ def build(page: Page) -> None:
     def draw(request: gr.Request, name: str, chosen: Choice, onward: bool, wanted: str) -> Iterator[dict]:
         """The picture from its own tokens. What was painted and drawn on the last one goes."""
         ticket = page.newest.take(TITLE, request, (name, chosen))
+        page.newest.take(
+            ANSWERS, request, (name, chosen)
+        )  # those to the last picture are not wanted any more
         classes = [OWN_CLASS, ANY, *runs[name].config["classes"]]
         yield emptied(cleared) | {
             canvas: Canvas(),
@@ -250,14 +254,20 @@ def build(page: Page) -> None:
         seed: int | None,
     ) -> Iterator[dict]:
         """The answers, after every row of tokens."""
-        ticket = page.newest.take(TITLE, request, (name, chosen))
+        ticket = page.newest.take(ANSWERS, request, (name, chosen))
         with polite():
             how = seed_number(seed), temperature, int(top_k), top_p
             view, region = look(name, chosen), now.region(onward)
             for items in _draw(page, view, name, now.now.tokens, region, wanted, int(count), guidance, *how):
                 if not ticket.valid:
+                    if page.newest.is_looking_at(STOPPED, ANSWERS, request):
+                        said = "stopped: the tokens still to come are as they were"
+                        yield {state_line: status(said, done=True)}
                     return
                 yield dict(zip((gallery, answers, answers_text, state_line), items, strict=True))
+
+    def halt(request: gr.Request) -> None:
+        page.newest.take(ANSWERS, request, STOPPED)
 
     # One after the other: each goes on from what the one before has made.
     changing: dict[str, Any] = dict(
@@ -283,8 +293,7 @@ def build(page: Page) -> None:
         gr.on([go.click, seed.submit], resample, **drawing),
         again.click(next_seed, seed, seed, **QUIET).then(resample, **drawing),
     ]
-    stopped = status("stopped: the tokens still to come are as they were", done=True)
-    stop.click(lambda: stopped, None, state_line, cancels=resampling, **QUIET)
+    stop.click(halt, None, None, **QUIET)
     page.add_looking(
         [run],
         draw,

@@ -909,6 +909,13 @@ def test_a_painted_region_is_resampled_and_an_answer_chosen_and_undone(page: Pag
     page.locator("#edit-undo").click()  # the paint comes back
     expect(page.locator("#edit-region")).to_contain_text("7 of 64 tokens painted")
 
+    page.locator("#edit-count input[type=number]").fill("16")
+    page.locator("#edit-count input[type=number]").press("Tab")
+    page.locator("#edit-go").click()
+    page.locator("#edit-status [data-done='8']").wait_for()
+    page.locator("#edit-stop").click()
+    expect(page.locator("#edit-status")).to_contain_text("stopped")
+
     page.locator("#edit-another").click()  # a new picture begins anew
     expect(page.locator("#edit-region")).to_contain_text("0 of 64 tokens painted")
     expect(page.locator("#edit-answers button")).to_have_count(0)
