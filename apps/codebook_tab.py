@@ -24,17 +24,13 @@ from components import (
     status,
 )
 from page import ALONE, OVERTAKEN, Page, emptied
-from pictures import Choice, is_foreign
+from pictures import FOREIGN, Choice, is_foreign
 
 from gear_studio import plots
 from gear_studio.errors import InputError
 from gear_studio.looking.view import View
 
 TITLE = "Codebook"
-FOREIGN = (
-    "This tokenizer has only ever seen the embedded world: another picture comes out as the nearest that it "
-    "can draw."
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     pictures.py       the pictures to look at; `picker.py` chooses one
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
-    side_by_side.py   what the two tabs that sample share
+    side_by_side.py   what the tabs that sample share
     components.py     small pieces of the page
 """
 
@@ -24,6 +24,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 import alignment_tab
 import codebook_tab
 import convergence_tab
+import edit_tab
 import gradio as gr
 import open_tab
 import prompt_tab
@@ -40,7 +41,15 @@ from gear_studio.errors import InputError
 from gear_studio.ranges import Port, check
 
 # Open comes last: it refreshes the lists that the tabs before it have laid out.
-TABS: tuple[Tab, ...] = (sample_tab, prompt_tab, codebook_tab, alignment_tab, convergence_tab, open_tab)
+TABS: tuple[Tab, ...] = (
+    sample_tab,
+    prompt_tab,
+    codebook_tab,
+    alignment_tab,
+    edit_tab,
+    convergence_tab,
+    open_tab,
+)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]

@@ -26,6 +26,10 @@ YOURS = "yours"
 STRIP = 12  # pictures in a row to choose from
 UPLOADS = 20  # of a visitor's pictures that are kept, while the page is open
 WORLD = ("shapes",)  # the key of the embedded world's
+FOREIGN = (
+    "This tokenizer has only ever seen the embedded world: another picture comes out as the nearest that it "
+    "can draw."
+)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
 """Sample: two generators draw the same class from the same random numbers, row by row."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-import torch
 from components import QUIET, div, polite, sheet
 from page import Page
 from PIL.Image import Image
 from runs_on_offer import RunsOnOffer
 from side_by_side import (
+    ANY,
     advance_side_by_side,
+    class_condition,
+    decode_by_row,
     drawn_by,
     map_scales,
     next_seed,
@@ -22,10 +23,8 @@ from side_by_side import (
 )
 
 from gear_studio import plots, sampling
-from gear_studio.errors import InputError
 
 TITLE = "Sample"
-ANY = "no class (null condition)"
 
 
 def build(page: Page) -> None:
@@ -118,14 +117,7 @@ def _draw(
     scale = 1.0 if label == ANY else guidance
     sides = []
     for name in names:
-        classes, generator = runs[name].config["classes"], runs.generator(name)
-        if label != ANY and label not in classes:
-            known = ", ".join(classes[:24]) + (f" and {len(classes) - 24} more" if len(classes) > 24 else "")
-            raise InputError(f"Run {name} does not know the class {label!r}; it knows {known}.")
-        if label == ANY:
-            condition = generator.condition.nulls(count)
-        else:
-            condition = torch.full((count,), runs[name].class_numbers([label])[0])
+        generator, condition = runs.generator(name), class_condition(runs, name, label, count)
         stream = sampling.sample_by_row(generator, condition, scale, temperature, top_k, top_p, seed)
         sides.append(_draw_sheets(runs, name, stream))
     captions = [drawn_by(name, label, scale, seed) for name in names]
@@ -134,17 +126,11 @@ def _draw(
         yield (*(sheet for sheet, _ in items), *captions, progress(done, tokens))
 
 
-@torch.no_grad()
 def _draw_sheets(
     runs: RunsOnOffer, name: str, stream: Iterator[sampling.Progress]
 ) -> Iterator[tuple[Image, tuple[int, int]]]:
     """Yields (sheet, (tokens decoded, tokens in all)) of one Run after every row of tokens."""
-    tokenizer, cost, ended = runs.tokenizer(name), 0.0, 0.0
-    for step in stream:
-        begun, last = time.monotonic(), step.done == step.indices.shape[1]
-        if last or begun - ended >= cost:  # a large decoder takes longer than a row: then not every row
-            images = tokenizer.decode(step.indices)
-            ended = time.monotonic()
-            cost = ended - begun
+    tokenizer = runs.tokenizer(name)
+    for images, step in decode_by_row(tokenizer, stream):
         sheet = plots.sample_sheet(images, step.log_probs, step.entropy, step.done, tokenizer.config.codes)
         yield sheet, (step.done, step.indices.shape[1])

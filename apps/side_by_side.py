@@ -1,19 +1,26 @@
-"""Runs that draw side by side from the same random numbers: what the tabs Sample and Prompt share."""
+"""Sampling in the page: what the tabs Sample, Prompt and Edit share; runs side by side draw from the same
+random numbers."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import gradio as gr
+import torch
 from components import QUIET, div
 from page import Page
 from runs_on_offer import RunsOnOffer
+from torch import Tensor
 
 from gear_studio import plots
 from gear_studio.errors import InputError
+from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.sampling import Progress
 
 Item = TypeVar("Item")
+ANY = "no class (null condition)"
 
 
 def run_choice(page: Page, names: list[str], name: str, elem_id: str) -> gr.Dropdown:
@@ -55,6 +62,18 @@ def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr
     return sliders, gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
 
 
+def class_condition(runs: RunsOnOffer, name: str, label: str, count: int) -> Tensor:
+    """The condition of `count` pictures of the class `label`, or of ANY. Raises ValueError for a class that
+    the Run does not know."""
+    classes = runs[name].config["classes"]
+    if label == ANY:
+        return runs.generator(name).condition.nulls(count)
+    if label not in classes:
+        known = ", ".join(classes[:24]) + (f" and {len(classes) - 24} more" if len(classes) > 24 else "")
+        raise InputError(f"Run {name} does not know the class {label!r}; it knows {known}.")
+    return torch.full((count,), runs[name].class_numbers([label])[0])
+
+
 def seed_number(seed: int | None) -> int:
     """The seed typed in. Raises ValueError when the field is empty."""
     if seed is None:
@@ -77,6 +96,19 @@ def advance_side_by_side(sides: Sequence[Iterator[Item]]) -> Iterator[list[Item]
                 return
             items = [old if item is None else item for item, old in zip(new, items, strict=True)]
             yield [item for item in items if item is not None]
+
+
+@torch.no_grad()
+def decode_by_row(tokenizer: Tokenizer, stream: Iterator[Progress]) -> Iterator[tuple[Tensor, Progress]]:
+    """Yields (pictures so far, progress) after every row of tokens."""
+    cost, ended = 0.0, 0.0
+    for step in stream:
+        begun, last = time.monotonic(), step.done == step.indices.shape[1]
+        if last or begun - ended >= cost:  # a large decoder takes longer than a row: then not every row
+            images = tokenizer.decode(step.indices)
+            ended = time.monotonic()
+            cost = ended - begun
+        yield images, step
 
 
 def progress(done: int, tokens: int) -> str:

@@ -88,10 +88,12 @@ def sample_by_row(
     seed: int | None = None,
     first: int | Sequence[int] = 0,
     cfg_interval: int | None = None,
+    kept: Tensor | None = None,
 ) -> Iterator[Progress]:
     """Sample, yielding `Progress` after every row of tokens. Arguments as in `sample`.
 
     first may also be a number for each picture: pictures with the same number share their random numbers.
+    kept: (B, N) int64, codes that are taken as they are, and -1 where one is drawn; `resample` makes it.
 
     Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
     say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
@@ -129,6 +131,8 @@ def sample_by_row(
                 target = to_float64(draws[:, i : i + 1]) * cumulative[:, -1:]
                 token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
                 token = token.clamp(max=probs.shape[-1] - 1).to(device)
+            if kept is not None:
+                token = torch.where(kept[:, i] < 0, token, kept[:, i])
             log_p = logits.log_softmax(-1)
             indices[:, i] = token
             log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
@@ -185,3 +189,40 @@ def sample(
     rows = sample_by_row(gen, condition, cfg_scale, temperature, top_k, top_p, seed, first, cfg_interval)
     *_, last = rows
     return last.indices
+
+
+def resample(
+    gen: Generator, condition: Tensor | Sequence[int], indices: Tensor, mask: Tensor, **settings: Any
+) -> Tensor:
+    """Draw some tokens of pictures anew, each conditioned on all tokens before it, and keep the others.
+    Returns indices (B, N).
+
+    A token does not know of those after it: a kept token behind a drawn one stays, whether it fits or not.
+    condition: B rows, as in `sample`. indices: (B, N), or (N,) for B times the same picture. mask: bool, of
+    either shape, True where a token is drawn. settings: those of `sample`. A token is drawn with the random
+    number that it has in `sample`: with all drawn, the result is that of `sample`.
+    Raises ValueError for shapes and codes that do not fit, and as `sample`."""
+    *_, last = resample_by_row(gen, condition, indices, mask, **settings)
+    return last.indices
+
+
+def resample_by_row(
+    gen: Generator, condition: Tensor | Sequence[int], indices: Tensor, mask: Tensor, **settings: Any
+) -> Iterator[Progress]:
+    """Resample, yielding `Progress` after every row of tokens. Arguments as in `resample`.
+
+    Log-probability and entropy are of kept tokens, too: how likely each is after those before it."""
+    shape = len(condition), gen.length
+    for name, given in (("indices", indices), ("mask", mask)):
+        if given.shape not in (shape, shape[1:]):
+            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {shape}, or {shape[1:]}")
+    if mask.dtype != torch.bool:
+        raise InputError(f"mask is of {mask.dtype}; expected torch.bool, True where a token is drawn")
+    if indices.min() < 0 or indices.max() >= gen.config.codes:
+        raise InputError(
+            f"indices are in {int(indices.min())}..{int(indices.max())}; the generator's codes are "
+            f"0..{gen.config.codes - 1}"
+        )
+    device = gen.token_table.device
+    kept = torch.where(mask.to(device), -1, indices.to(device)).expand(shape)
+    yield from sample_by_row(gen, condition, **settings, kept=kept)

@@ -911,3 +911,53 @@ def test_a_taken_port_is_named(explorer):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"port {port}"):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
+
+
+def test_a_painted_region_is_resampled_and_an_answer_chosen_and_undone(page: Page):
+    open_tab(page, "Edit", "#edit-picture")
+    expect(page.locator("#edit-region")).to_contain_text("0 of 64 tokens painted")
+    whole = pixels(page, "#edit-picture")
+    page.locator("#edit-go").click()
+    expect(page.locator(".toast-wrap")).to_contain_text("No token is painted")
+    click_cell(page, "#edit-picture", row=3, column=1)
+    expect(page.locator("#edit-region")).to_contain_text("1 of 64 tokens painted")
+    page.get_by_label("a rectangle").check()
+    click_cell(page, "#edit-picture", row=5, column=4)
+    expect(page.locator("#edit-region")).to_contain_text("click the opposite corner")
+    click_cell(page, "#edit-picture", row=3, column=3)
+    expect(page.locator("#edit-region")).to_have_text("7 of 64 tokens painted")
+    painted = (pixels(page, "#edit-picture") != whole).any(-1).reshape(8, 64, 8, 64).mean((1, 3)) > 0.9
+    assert {tuple(place) for place in np.argwhere(painted).tolist()} == {
+        (3, 1), *((row, column) for row in (3, 4, 5) for column in (3, 4))
+    }  # fmt: skip
+
+    page.locator("#edit-go").click()
+    page.locator("#edit-status [data-done='64']").wait_for()
+    answers = page.locator("#edit-answers button img")
+    expect(page.locator("#edit-answers-text")).to_contain_text("guidance 1.5, seed 0")
+    expect(page.locator("#edit-answers button", has_text="log p")).to_have_count(4)
+    assert len({answers.nth(number).get_attribute("src") for number in range(4)}) == 4
+
+    page.locator("#edit-clear").click()
+    expect(page.locator("#edit-region")).to_contain_text("0 of 64 tokens painted")
+    np.testing.assert_array_equal(pixels(page, "#edit-picture"), whole)
+    answers.nth(1).click()
+    chosen = changed(page, "#edit-picture", whole)
+    with urllib.request.urlopen(answers.nth(1).get_attribute("src")) as answer:
+        offered = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
+    np.testing.assert_allclose(chosen.astype(int), offered, atol=2)  # decoded alone, and in a batch
+    page.locator("#edit-undo").click()
+    np.testing.assert_array_equal(changed(page, "#edit-picture", chosen), whole)
+    page.locator("#edit-undo").click()  # the paint comes back
+    expect(page.locator("#edit-region")).to_contain_text("7 of 64 tokens painted")
+
+    page.locator("#edit-count input[type=number]").fill("16")
+    page.locator("#edit-count input[type=number]").press("Tab")
+    page.locator("#edit-go").click()
+    page.locator("#edit-status [data-done='8']").wait_for()
+    page.locator("#edit-stop").click()
+    expect(page.locator("#edit-status")).to_contain_text("stopped")
+
+    page.locator("#edit-another").click()  # a new picture begins anew
+    expect(page.locator("#edit-region")).to_contain_text("0 of 64 tokens painted")
+    expect(page.locator("#edit-answers button")).to_have_count(0)

@@ -258,3 +258,15 @@ def test_rows_are_named_and_a_note_stands_below():
     maps = {"red": torch.rand(2, 4)}
     axes = plots.map_grid(torch.zeros(2, 3, 8, 8), maps, "share", row_names=["one", "two"]).axes
     assert [text(each) for each in axes[:4]] == [["one"], [], ["two"], []]
+
+
+def test_painted_cells_are_tinted_and_the_picture_shines_through():
+    picture = plots.enlarge(np.random.default_rng(0).integers(200, size=(64, 64, 3), dtype=np.uint8), 128)
+    before, after = (
+        np.asarray(picture).astype(int),
+        np.asarray(plots.paint(picture, [1, 6], grid=4)).astype(int),
+    )
+    cells = (before != after).any(-1).reshape(4, 32, 4, 32).mean((1, 3)).flatten()
+    assert (cells[[1, 6]] > 0.95).all() and not np.delete(cells, [1, 6]).any()
+    inside = np.corrcoef(before[4:28, 36:60, 0].ravel(), after[4:28, 36:60, 0].ravel())[0, 1]
+    assert inside > 0.99 and (after[4:28, 36:60, 0] > before[4:28, 36:60, 0]).all()

@@ -231,3 +231,63 @@ def test_guidance_ends_behind_the_token_that_is_named(gen, kind):
     assert torch.equal(sampling.sample(gen, asked, cfg_scale=4.0, seed=3, cfg_interval=14), whole)
     with pytest.raises(ValueError, match="cfg_interval is -1"):
         sampling.sample(gen, asked, cfg_interval=-1)
+
+
+HOW = {"cfg_scale": 2.0, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 4}
+
+
+def some_tokens(*drawn: int) -> torch.Tensor:
+    """A mask of a picture's 16 tokens with these drawn."""
+    return torch.isin(torch.arange(16), torch.tensor(drawn, dtype=torch.long))
+
+
+def test_resampling_nothing_keeps_the_picture_and_everything_samples_it(gen):
+    given = sampling.sample(gen, LABELS, seed=99)
+    assert torch.equal(sampling.resample(gen, LABELS, given, some_tokens(), **HOW), given)
+    whole = sampling.resample(gen, LABELS, given, some_tokens(*range(16)), **HOW)
+    assert torch.equal(whole, sampling.sample(gen, LABELS, **HOW))
+
+
+@pytest.mark.parametrize("kind", ["class", "caption"])
+def test_a_resampled_token_follows_from_all_before_it_and_from_none_behind(gen, kind):
+    gen, asked = (gen, LABELS) if kind == "class" else (tiny.captioned(), tiny.captions([2, 5, 3]))
+    given, mask = sampling.sample(gen, asked, seed=99), some_tokens(5, 6, 9)
+    drawn = sampling.resample(gen, asked, given, mask, cfg_scale=2.0, temperature=0)
+    assert torch.equal(drawn[:, ~mask], given[:, ~mask])
+    conditional, null = full_logits(gen, drawn, asked), full_logits(gen, drawn, gen.condition.nulls(3))
+    best = (null + 2.0 * (conditional - null)).argmax(-1)
+    assert torch.equal(drawn[:, mask], best[:, mask]) and not torch.equal(drawn[:, mask], given[:, mask])
+    behind = given.clone()
+    behind[:, 10:] = (behind[:, 10:] + 1) % 64
+    again = sampling.resample(gen, asked, behind, mask, cfg_scale=2.0, temperature=0)
+    assert torch.equal(again[:, :10], drawn[:, :10]) and torch.equal(again[:, 10:], behind[:, 10:])
+
+
+def test_one_picture_is_resampled_in_several_ways_and_a_mask_may_differ_by_picture(gen):
+    picture = sampling.sample(gen, [4], seed=99)[0]
+    masks = torch.stack([some_tokens(*range(4, 16)), some_tokens(*range(4, 16)), some_tokens()])
+    one, other, same = sampling.resample(gen, [4, 4, 4], picture, masks, seed=0)
+    assert torch.equal(same, picture) and not torch.equal(one, other)
+    assert torch.equal(one[:4], picture[:4]) and torch.equal(other[:4], picture[:4])
+    *_, last = sampling.resample_by_row(gen, [4, 4, 4], picture, masks, cfg_scale=1.0, seed=0)
+    log_p = full_logits(gen, last.indices, torch.tensor([4, 4, 4])).log_softmax(-1)
+    chosen = log_p.gather(-1, last.indices[..., None]).squeeze(-1)  # of what is kept, too
+    torch.testing.assert_close(last.log_probs, chosen, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (
+            {"indices": torch.zeros(3, 15, dtype=torch.long)},
+            r"indices has shape \(3, 15\); expected \(3, 16\)",
+        ),
+        ({"mask": some_tokens().expand(2, 16)}, r"mask has shape \(2, 16\)"),
+        ({"mask": torch.zeros(16)}, "mask is of torch.float32; expected torch.bool"),
+        ({"indices": torch.full((16,), 64)}, r"indices are in 64..64; the generator's codes are 0..63"),
+    ],
+)
+def test_what_does_not_fit_is_not_resampled(gen, bad, message):
+    arguments = {"indices": torch.zeros(16, dtype=torch.long), "mask": some_tokens(3)} | bad
+    with pytest.raises(ValueError, match=message):
+        sampling.resample(gen, LABELS, **arguments)

@@ -39,6 +39,7 @@ from gear_studio.plots.maps import (
     legend,
     map_grid,
     mark,
+    paint,
     to_rgb,
     token_maps,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "legend",
     "map_grid",
     "mark",
+    "paint",
     "patch_gallery",
     "picture_row",
     "prompt_scores",

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -154,6 +154,19 @@ def mark(picture: Image.Image, token: int | None, grid: int) -> Image.Image:
         draw = ImageDraw.Draw(picture)
         draw.rectangle(box, outline="black", width=6)
         draw.rectangle(tuple(np.add(box, (1, 1, -1, -1))), outline="#ffd400", width=3)
+    return picture
+
+
+def paint(picture: Image.Image, tokens: Iterable[int], grid: int) -> Image.Image:
+    """A copy of the picture with some cells of the token grid painted over; it shines through."""
+    picture = picture.copy()
+    cell, draw = picture.height / grid, ImageDraw.Draw(picture)
+    for token in tokens:
+        left, top = token % grid * cell, token // grid * cell
+        box = round(left), round(top), round(left + cell), round(top + cell)
+        part = picture.crop(box)
+        picture.paste(Image.blend(part, Image.new("RGB", part.size, "#ffd400"), 0.55), box)
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="black")
     return picture
 
 
