@@ -126,18 +126,14 @@ def copy_for_decoding(gen: Generator, rows: int, dtype: torch.dtype) -> Generato
         for parameter in copied.parameters():  # buffers, the rotary angles among them, stay float32
             parameter.data = parameter.to(dtype)
         if dtype == torch.bfloat16:
-            copied.head = Float32Head(copied.head)
+            copied.set_submodule("head", Float32Head(copied.head))
         return copied
     shared = {id(weight): weight for weight in (*gen.parameters(), *gen.buffers())}
     copied = copy.deepcopy(gen, shared).eval()
-    large = [
-        name
-        for name, part in copied.named_modules()
-        if isinstance(part, nn.Linear) and part.weight.numel() >= PACKED_WEIGHTS and "_text" not in name
-    ]
     if rows > 1 and gen.token_table.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        for name in large:
-            copied.set_submodule(name, PackedLinear(copied.get_submodule(name)))
+        for name, part in list(copied.named_modules()):
+            if isinstance(part, nn.Linear) and part.weight.numel() >= PACKED_WEIGHTS and "_text" not in name:
+                copied.set_submodule(name, PackedLinear(part))
     return copied
 
 
@@ -173,6 +169,7 @@ class Decoder:
         self.captured = captured and device.type == "cuda"
         self.graphs: dict[tuple[bool, int], torch.cuda.CUDAGraph] = {}
 
+    @torch.no_grad()
     def start(self, gen: Generator, condition: Tensor, draws: Tensor) -> None:
         """Begin a batch, with the weights that `gen` has now. draws: see `draw_uniforms`."""
         if self.device.type == "cuda":
@@ -190,6 +187,7 @@ class Decoder:
         self.done = 0
         self.condition = self.gen.condition(condition)
 
+    @torch.no_grad()
     def step(self) -> None:
         """Decode the next token."""
         interval = self.settings.cfg_interval
@@ -288,8 +286,9 @@ def sample_by_row(
         for done in range(1, gen.length + 1):
             decoder.step()
             if done % gen.config.grid == 0:
-                noted = (decoder.indices, decoder.log_probs, decoder.entropy)
-                yield Progress(*(each.clone() for each in noted), done)
+                yield Progress(
+                    decoder.indices.clone(), decoder.log_probs.clone(), decoder.entropy.clone(), done
+                )
     finally:  # a consumer who stops early comes here too
         if decoder.captured:
             _idle[gen] = decoder
