@@ -25,7 +25,7 @@ from gear_studio.models.generator import Generator
 from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
 
 REACH = 64  # a step looks back over the positions up to the next multiple of this
-PACKED_WEIGHTS = 2**17  # a matrix of fewer weights is not worth packing
+PACKED_WEIGHTS = 2**19  # a matrix of fewer weights is not worth packing
 PACKED_ROWS = 16  # rows that it is packed for; as good for all other numbers from 2 on
 
 
