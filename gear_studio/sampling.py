@@ -96,7 +96,7 @@ def draw_codes(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for few rows on the CPU, twice as fast from 2 rows on: its weights lie in the order in
+    """A linear layer for few rows on the CPU, faster from 2 rows on: its weights lie in the order in
     which oneDNN reads them. A copy of them; without gradient."""
 
     def __init__(self, linear: nn.Linear):

@@ -247,6 +247,7 @@ def test_how_far_a_step_looks_back_is_rounded_up_and_changes_nothing(gen, kind, 
 
 def test_large_matrices_are_packed_and_compute_the_same(monkeypatch):
     gen = tiny.generator(codes=4096)
+    monkeypatch.setattr(sampling, "PACKED_WEIGHTS", 2**17)
     copied = sampling.copy_for_decoding(gen, 6, torch.float32)
     assert isinstance(copied.head, sampling.PackedLinear) and isinstance(gen.head, nn.Linear)
     assert copied.token_table is gen.token_table and copied.blocks[0].attention.qkv.weight.is_set_to(
