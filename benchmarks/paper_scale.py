@@ -125,7 +125,9 @@ class Plain:
 
 def paper(batch: int) -> tuple[Recipe, TeacherConfig]:
     """The recipe, and a teacher of DINOv2 ViT-B/14's shape on 224 px."""
-    recipe = replace(recipe_of("imagenet-b-vq", "joint"), batch_size=batch)
+    # LPIPS's weights would be a download; blocks of the teacher stand in for it.
+    recipe = recipe_of("imagenet-b-vq", "joint")
+    recipe = replace(recipe, batch_size=batch, perceptual="teacher", perceptual_blocks=(4, 8))
     return recipe, TeacherConfig(image_size=224, patch_size=14, dim=768, depth=12, heads=12)
 
 
@@ -187,30 +189,14 @@ def measure(
     return seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0, first
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--steps", type=int, default=20, help="steps behind each row")
-    parser.add_argument("--toy", action="store_true", help="models of a few thousand weights, for a CPU")
-    parser.add_argument("--count", action="store_true", help="count what is kept for the backward pass")
-    chosen = parser.parse_args()
-    if chosen.count:
-        return count(chosen.batch)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    device = accelerator.device
-    print(f"device: {device_name(device)}; precision: {accelerator.mixed_precision}")
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, accelerate {accelerate.__version__}"
-    )
-    recipe, teacher_config = (toy if chosen.toy else paper)(chosen.batch)
-    # LPIPS's weights would be a download; blocks of the teacher stand in for it.
-    recipe = replace(recipe, perceptual="teacher", perceptual_blocks=(4, 8))
-    print(f"joint step, batch {chosen.batch}, {chosen.steps} steps after {WARM_UP}", end="; ")
-    print("toy models" if chosen.toy else "VQ-16 + LlamaGen-B at 256 px, teacher of DINOv2-B's shape")
-
+def ways(
+    recipe: Recipe, teacher_config: TeacherConfig, accelerator: Accelerator, steps: int
+) -> dict[str, Callable[[], Callable[[int], dict]]]:
+    """What is compared, by name: for each, a function for `measure`."""
+    batch, device = recipe.batch_size, accelerator.device
     size = recipe.tokenizer.image_size
-    images = torch.rand(chosen.batch, 3, size, size, device=device) * 2 - 1
-    labels = torch.arange(chosen.batch, device=device) % recipe.generator.classes
+    images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+    labels = torch.arange(batch, device=device) % recipe.generator.classes
 
     def stage(execution: Execution) -> Stage:
         torch.manual_seed(0)
@@ -228,7 +214,7 @@ def main() -> None:
         def step(number: int) -> dict[str, Tensor]:
             losses = training.step(number, images, labels)
             meter.add(number, losses)
-            if number == WARM_UP + chosen.steps:
+            if number == WARM_UP + steps:
                 meter.read()
             return losses
 
@@ -242,6 +228,29 @@ def main() -> None:
     if device.type == "cuda":
         rows["studio, --compile"] = lambda: studio(Execution(compile=True))
         rows["studio, --compile --recompute"] = lambda: studio(Execution(compile=True, recompute=True))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32, help="images a step")
+    parser.add_argument("--steps", type=int, default=20, help="steps behind each row")
+    parser.add_argument("--toy", action="store_true", help="models of a few thousand weights, for a CPU")
+    parser.add_argument("--count", action="store_true", help="count what is kept for the backward pass")
+    chosen = parser.parse_args()
+    if chosen.count:
+        return count(chosen.batch)
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    device = accelerator.device
+    print(f"device: {device_name(device)}; precision: {accelerator.mixed_precision}")
+    print(
+        f"python {platform.python_version()}, torch {torch.__version__}, accelerate {accelerate.__version__}"
+    )
+    recipe, teacher_config = (toy if chosen.toy else paper)(chosen.batch)
+    print(f"joint step, batch {chosen.batch}, {chosen.steps} steps after {WARM_UP}", end="; ")
+    print("toy models" if chosen.toy else "VQ-16 + LlamaGen-B at 256 px, teacher of DINOv2-B's shape")
+
+    rows = ways(recipe, teacher_config, accelerator, chosen.steps)
     print(f"{'':30} {'s/step':>8} {'images/s':>9} {'GiB':>6} {'speed':>6} {'memory':>7} {'differ':>8}")
     reference: tuple[float, float, dict[str, float]] | None = None
     for name, build in rows.items():

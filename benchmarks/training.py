@@ -28,12 +28,15 @@ from gear_studio.training.stages import Stage
 WARM_UP = 3
 
 
-def step_seconds(stage: str, steps: int, accelerator: Accelerator) -> tuple[list[float], int]:
+def step_seconds(
+    stage: str, steps: int, accelerator: Accelerator, budget: str = "shipped"
+) -> tuple[list[float], int]:
     """Seconds of each of `steps` steps, and the images in one."""
-    recipe = small_recipe(stage)
+    recipe = small_recipe(stage, budget)
     arm = "warmup" if stage == "warmup" else "gear"
-    training = Stage(stage, arm, recipe, Teacher.random(), accelerator, Tokenizer(recipe.tokenizer))
-    batch = data.load("shapes").read(range(recipe.batch_size))
+    tokenizer = Tokenizer(recipe.tokenizer)
+    training = Stage(stage, arm, recipe, Teacher.random(grid=tokenizer.grid), accelerator, tokenizer)
+    batch = data.load("shapes", image_size=recipe.tokenizer.image_size).read(range(recipe.batch_size))
     images = data.to_float(batch["image"].to(accelerator.device))
     labels = batch["label"].to(accelerator.device)
     taken = []

@@ -4,20 +4,30 @@ row by row.
 Picture i of a call with seed s is drawn with random numbers that follow from (s, i) alone, one uniform number
 a token. So it does not change with how many pictures are sampled, and two generators with the same seed are
 compared on the same numbers.
+
+One token of a batch is one step of fixed shape (`Decoder`): the transformer, guidance, the filters, the draw
+and the embedding of what was drawn. On CUDA it can be a captured graph (`CAPTURED`).
 """
 
+import copy
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gear_studio.devices import to_float64
 from gear_studio.errors import InputError
 from gear_studio.models.generator import Generator
 from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
+
+REACH = 64  # a step looks back over the positions up to the next multiple of this
+CAPTURED = False  # on CUDA, until benchmarks/gpu.py has seen captured steps draw the same tokens
+PACKED_WEIGHTS = 2**19  # a matrix of fewer weights is not worth packing
+PACKED_ROWS = 16  # rows that it is packed for; as good for all other numbers from 2 on
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,182 @@ def draw_uniforms(seed: int, batch: int, length: int, first: int | Sequence[int]
     return torch.stack(rows)
 
 
+def draw_codes(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The codes (B,) at which the running sum of probs (B, K) passes the uniform numbers (B, 1)."""
+    cumulative = to_float64(probs).cumsum(-1)  # a float32 sum would be off by more than a rare code's mass
+    # Scaled by the total, a draw below 1 always lands on a code that has mass.
+    target = to_float64(uniforms) * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return token.clamp(max=probs.shape[-1] - 1).to(probs.device)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for few rows on the CPU, faster from 2 rows on: its weights lie in the order in
+    which oneDNN reads them. A copy of them; without gradient."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
+class Float32Head(nn.Module):
+    """An output head of bfloat16 weights whose logits are not rounded to bfloat16. On CUDA only."""
+
+    def __init__(self, head: nn.Linear):
+        super().__init__()
+        self.weight = head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight.T, out_dtype=torch.float32)
+
+
+def copy_for_decoding(gen: Generator, rows: int, dtype: torch.dtype) -> Generator:
+    """A copy of a generator in eval mode, for steps of so many rows. On the CPU it shares all weights but
+    large matrices, which are packed."""
+    if gen.token_table.device.type == "cuda":
+        copied = copy.deepcopy(gen).eval().requires_grad_(False)
+        for parameter in copied.parameters():  # buffers, the rotary angles among them, stay float32
+            parameter.data = parameter.to(dtype)
+        if dtype == torch.bfloat16:
+            copied.set_submodule("head", Float32Head(copied.head))
+        return copied
+    shared = {id(weight): weight for weight in (*gen.parameters(), *gen.buffers())}
+    copied = copy.deepcopy(gen, shared).eval()
+    if rows > 1 and gen.token_table.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        for name, part in list(copied.named_modules()):
+            if isinstance(part, nn.Linear) and part.weight.numel() >= PACKED_WEIGHTS and "_text" not in name:
+                copied.set_submodule(name, PackedLinear(part))
+    return copied
+
+
+class Decoder:
+    """Decodes a batch, a token a step.
+
+    Nothing in a step depends on numbers that only Python knows but two: whether it is guided, and how far it
+    looks back, which is rounded up to `REACH`. On CUDA, weights are bfloat16, logits float32. Where steps
+    are captured, one of each such kind is computed eagerly, captured as a graph and replayed from then on;
+    nothing waits for the device.
+
+    batch: pictures. dtype: of the weights on CUDA. captured: whether steps are captured there."""
+
+    def __init__(
+        self,
+        gen: Generator,
+        batch: int,
+        settings: SamplingSettings,
+        dtype: torch.dtype = torch.bfloat16,
+        captured: bool = CAPTURED,
+    ):
+        self.device = device = gen.token_table.device
+        self.batch, self.settings, self.words = batch, settings, gen.condition.positions
+        rows = 2 * batch if settings.cfg_scale != 1 else batch
+        self.gen = copy_for_decoding(gen, rows, dtype)
+        self.cache = self.gen.new_cache(gen.condition.nulls(rows, device))
+        self.embeddings = self.gen.token_table.new_zeros(rows, 1, gen.config.dim)
+        self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the token that comes next
+        self.done = 0  # the same, as Python knows it
+        self.draws = torch.zeros(batch, gen.length, device=device)
+        self.indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
+        self.kept = torch.full_like(self.indices, -1)
+        self.log_probs, self.entropy = torch.zeros_like(self.draws), torch.zeros_like(self.draws)
+        self.captured = captured and device.type == "cuda"
+        self.graphs: dict[tuple[bool, int], torch.cuda.CUDAGraph] = {}
+
+    @torch.no_grad()
+    def start(self, gen: Generator, condition: Tensor, draws: Tensor, kept: Tensor | None = None) -> None:
+        """Begin a batch, with the weights that `gen` has now. draws: see `draw_uniforms`. kept: as in
+        `sample_by_row`."""
+        if self.device.type == "cuda":
+            for own, theirs in zip(self.gen.parameters(), gen.parameters(), strict=True):
+                own.copy_(theirs)
+        condition = condition.to(self.device)
+        if len(self.embeddings) > self.batch:
+            condition = torch.cat([condition, gen.condition.nulls(self.batch, self.device)])
+        visible = gen.condition.visible(condition)
+        if visible is not None and self.cache.visible is not None:
+            self.cache.visible.copy_(visible)
+        self.draws.copy_(draws)
+        self.kept.fill_(-1) if kept is None else self.kept.copy_(kept)
+        for filled in (self.cache.buffers, self.number, self.indices, self.log_probs, self.entropy):
+            filled.zero_()
+        self.done = 0
+        self.condition = self.gen.condition(condition)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Decode the next token."""
+        interval = self.settings.cfg_interval
+        guided = self.settings.cfg_scale != 1 and (interval is None or self.done < interval + 2)
+        position = self.words - 1 + self.done
+        reach = min((position // REACH + 1) * REACH, self.cache.buffers.shape[-2])
+        if self.done == 0:
+            self.choose(self.gen.decode(self.condition, self.cache, self.words), guided)
+        elif (guided, reach) in self.graphs:
+            self.graphs[guided, reach].replay()
+        else:
+            self.decode(guided, reach)
+            if self.captured:
+                self.graphs[guided, reach] = self.capture(guided, reach)
+        self.done += 1
+
+    def capture(self, guided: bool, reach: int) -> torch.cuda.CUDAGraph:
+        graph, others = torch.cuda.CUDAGraph(), list(self.graphs.values())
+        pool = others[0].pool() if others else None
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            self.decode(guided, reach)
+        return graph
+
+    def decode(self, guided: bool, reach: int) -> None:
+        """The step itself, behind the first token."""
+        rows = len(self.embeddings) if guided else self.batch
+        cache = self.cache.at(self.number + (self.words - 1), reach, rows)
+        self.choose(self.gen.decode(self.embeddings[:rows], cache), guided)
+
+    def choose(self, logits: Tensor, guided: bool) -> None:
+        """Draw a token from logits (rows, K), note it, and embed it for the next step."""
+        settings, logits = self.settings, logits.float()
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + settings.cfg_scale * (conditional - unconditional)
+        if settings.temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            filtered = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+            token = draw_codes(filtered.softmax(-1), self.draws.index_select(1, self.number))
+        kept = self.kept.index_select(1, self.number)[:, 0]
+        token = torch.where(kept < 0, token, kept)
+        log_p = logits.log_softmax(-1)
+        self.indices.index_copy_(1, self.number, token[:, None])
+        self.log_probs.index_copy_(1, self.number, log_p.gather(-1, token[:, None]))
+        self.entropy.index_copy_(1, self.number, -(log_p.exp() * log_p).sum(-1, keepdim=True))
+        embedded = self.gen.token_table[token][:, None]
+        self.embeddings.copy_(embedded.repeat(len(self.embeddings) // self.batch, 1, 1))
+        self.number.add_(1)
+
+
+# Decoders with their graphs, for the next batch of the same kind, while their generators live. Who decodes
+# takes one out, so that two who sample from one generator at a time do not share it.
+_idle: WeakKeyDictionary[Generator, Decoder] = WeakKeyDictionary()
+
+
+def _take_decoder(gen: Generator, batch: int, settings: SamplingSettings) -> Decoder:
+    found = _idle.pop(gen, None)
+    if found and (found.batch, found.settings, found.device) == (batch, settings, gen.token_table.device):
+        return found
+    return Decoder(gen, batch, settings)
+
+
+def forget(gen: Generator) -> None:
+    """Free what is kept on CUDA for the next sampling from a generator: a copy of its weights, and caches."""
+    _idle.pop(gen, None)
+
+
 @torch.no_grad()
 def sample_by_row(
     gen: Generator,
@@ -96,52 +282,24 @@ def sample_by_row(
     kept: (B, N) int64, codes that are taken as they are, and -1 where one is drawn; `resample` makes it.
 
     Log-probability and entropy are of the guided distribution at temperature 1, before top-k and top-p: they
-    say how sure the model was, whatever was done to its logits afterwards. The generator samples in eval
-    mode, and is left in the mode it was in."""
-    check(SamplingSettings(cfg_scale, temperature, top_k, top_p, seed, cfg_interval))
+    say how sure the model was, whatever was done to its logits afterwards. The generator is not touched: a
+    copy of it samples, in eval mode and on CUDA with weights in bfloat16, and shares what it can."""
+    settings = SamplingSettings(cfg_scale, temperature, top_k, top_p, seed, cfg_interval)
+    check(settings)
     condition = _as_condition(gen, condition)
-    batch, device, guided = len(condition), gen.token_table.device, cfg_scale != 1.0
-    was_training = gen.training
-    gen.eval()
+    seed = secrets.randbits(31) if seed is None else seed
+    decoder = _take_decoder(gen, len(condition), replace(settings, seed=None))
+    decoder.start(gen, condition, draw_uniforms(seed, len(condition), gen.length, first), kept)
     try:
-        seed = secrets.randbits(31) if seed is None else seed
-        draws = draw_uniforms(seed, batch, gen.length, first).to(device)
-        condition = condition.to(device)
-        if guided:
-            condition = torch.cat([condition, gen.condition.nulls(batch, device)])
-        cache = gen.new_cache(condition)
-        embeddings = gen.condition(condition)
-        indices = torch.zeros(batch, gen.length, dtype=torch.long, device=device)
-        log_probs = torch.zeros_like(indices, dtype=torch.float)
-        entropy = torch.zeros_like(log_probs)
-        for i in range(gen.length):
-            if guided and cfg_interval is not None and i == cfg_interval + 2:
-                guided, embeddings = False, embeddings[:batch]
-                cache.keep(batch)
-            logits = gen.decode(embeddings, cache).float()
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = unconditional + cfg_scale * (conditional - unconditional)
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                probs = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-                cumulative = to_float64(probs).cumsum(-1)
-                # Scaled by the total, a draw below 1 always lands on a code that has mass.
-                target = to_float64(draws[:, i : i + 1]) * cumulative[:, -1:]
-                token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-                token = token.clamp(max=probs.shape[-1] - 1).to(device)
-            if kept is not None:
-                token = torch.where(kept[:, i] < 0, token, kept[:, i])
-            log_p = logits.log_softmax(-1)
-            indices[:, i] = token
-            log_probs[:, i] = log_p.gather(-1, token[:, None]).squeeze(-1)
-            entropy[:, i] = -(log_p.exp() * log_p).sum(-1)
-            embeddings = gen.token_table[token.repeat(2) if guided else token][:, None]
-            if (i + 1) % gen.config.grid == 0:
-                yield Progress(indices.clone(), log_probs.clone(), entropy.clone(), i + 1)
+        for done in range(1, gen.length + 1):
+            decoder.step()
+            if done % gen.config.grid == 0:
+                yield Progress(
+                    decoder.indices.clone(), decoder.log_probs.clone(), decoder.entropy.clone(), done
+                )
     finally:  # a consumer who stops early comes here too
-        gen.train(was_training)
+        if decoder.captured:
+            _idle[gen] = decoder
 
 
 def _as_condition(gen: Generator, condition: Any) -> Tensor:

@@ -1,9 +1,12 @@
 """Benchmarks run to their end: of the paper's size on toy models, of similarity on few rows."""
 
+import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny  # noqa: F401 (its small discriminator)
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -57,3 +60,25 @@ def test_the_small_world_is_timed_with_kept_pictures_and_without(monkeypatch, ca
         "generator, validation",
     ]
     assert all(len(row) == len(table[0]) and float(row[3]) > 0 for row in table[1:])
+
+
+@pytest.mark.slow
+def test_what_a_gpu_has_to_show_runs_small_keeps_what_it_has_and_goes_on(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path)]
+    nothing = subprocess.run([*command, "--print"], check=True, capture_output=True, text=True).stdout
+    assert nothing.startswith("## On a GPU") and "Nothing has been measured on a GPU yet" in nothing
+    assert nothing in (BENCHMARKS.parent / "docs" / "performance.md").read_text()
+    cut = subprocess.run([*command, "--minutes", "0"], check=True, capture_output=True, text=True).stdout
+    assert "0 minutes are over" in cut
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = tmp_path.glob("*.json")
+    parts = json.loads(file.read_text())["parts"]
+    assert not [part for part, row in parts.items() if "error" in row or not row.get("right", True)]
+    kept, part = dict(parts), "similarity: CKNNA, N = 200"
+    del parts[part]
+    file.write_text(json.dumps({"parts": parts}))
+    again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert again.startswith(part) and len(again.splitlines()) == 2
+    assert json.loads(file.read_text())["parts"].keys() == kept.keys()
+    printed = subprocess.run([*command, "--print"], check=True, capture_output=True, text=True).stdout
+    assert all(part.partition(": ")[2] in printed for part in parts)

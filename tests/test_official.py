@@ -250,8 +250,9 @@ def test_sampling_step_by_step_agrees_with_the_whole_sequence(generator):
     embedded = torch.cat([generator.condition(labels), generator.tokens(tokens)], 1)
     with torch.no_grad():
         whole, cache = generator(embedded[:, 1:], labels), generator.new_cache(labels)
-        steps = torch.stack([generator.decode(embedded[:, i : i + 1], cache) for i in range(64)], 1)
-    torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
+        caches = [cache.at(torch.tensor([i]), i + 1) for i in range(64)]
+        steps = [generator.decode(embedded[:, i : i + 1], here) for i, here in enumerate(caches)]
+    torch.testing.assert_close(torch.stack(steps, 1), whole, atol=1e-4, rtol=1e-4)
 
 
 # Files

@@ -5,9 +5,10 @@ import math
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from gear_studio import sampling
-from gear_studio.models.generator import Generator
+from gear_studio.models.generator import Generator, rotary_table, rotate
 
 LABELS = torch.tensor([0, 3, 9])
 
@@ -32,6 +33,7 @@ def test_cached_decoding_equals_the_full_forward_token_by_token(gen, labels):
     with torch.no_grad():
         x = gen.condition(labels)
         for i in range(16):
+            cache = cache.at(torch.tensor([i]), reach=16)
             torch.testing.assert_close(gen.decode(x, cache), expected[:, i], atol=1e-5, rtol=0)
             x = gen.token_table[indices[:, i]][:, None]
 
@@ -179,13 +181,11 @@ def test_uniforms_cover_the_unit_interval_evenly():
 @pytest.mark.parametrize("training", [True, False])
 def test_the_generator_is_left_in_the_mode_it_was_in(training):
     gen = tiny.generator().train(training)
-    sampling.sample(gen, LABELS, seed=0)
-    assert gen.training == gen.condition.training == training
+    assert torch.equal(sampling.sample(gen, LABELS, seed=0), sampling.sample(gen.eval(), LABELS, seed=0))
+    gen.train(training)
     rows = sampling.sample_by_row(gen, LABELS, seed=0)
     next(rows)
-    assert not gen.training
-    rows.close()
-    assert gen.training == training
+    assert gen.training == gen.condition.training == training
     with pytest.raises(ValueError):
         sampling.sample(gen, torch.tensor([99]))
     assert gen.training == training
@@ -291,3 +291,81 @@ def test_what_does_not_fit_is_not_resampled(gen, bad, message):
     arguments = {"indices": torch.zeros(16, dtype=torch.long), "mask": some_tokens(3)} | bad
     with pytest.raises(ValueError, match=message):
         sampling.resample(gen, LABELS, **arguments)
+
+
+@pytest.mark.parametrize("kind", ["class", "caption"])
+def test_how_far_a_step_looks_back_is_rounded_up_and_changes_nothing(gen, kind, monkeypatch):
+    gen, asked = (gen, LABELS) if kind == "class" else (tiny.captioned(), tiny.captions([2, 5, 3]))
+    expected = sampling.sample(gen, asked, cfg_interval=5, seed=4)
+    seen, decode = [], sampling.Decoder.decode
+    monkeypatch.setattr(sampling, "REACH", 4)
+    monkeypatch.setattr(sampling.Decoder, "decode", lambda d, *given: seen.append(given) or decode(d, *given))
+    assert torch.equal(sampling.sample(gen, asked, cfg_interval=5, seed=4), expected)
+    words = gen.condition.positions
+    assert seen == [(i < 7, min((words - 1 + i) // 4 * 4 + 4, words + 15)) for i in range(1, 16)]
+
+
+def test_large_matrices_are_packed_and_compute_the_same(monkeypatch):
+    gen = tiny.generator(codes=4096)
+    monkeypatch.setattr(sampling, "PACKED_WEIGHTS", 2**17)
+    copied = sampling.copy_for_decoding(gen, 6, torch.float32)
+    assert isinstance(copied.head, sampling.PackedLinear) and isinstance(gen.head, nn.Linear)
+    assert copied.token_table is gen.token_table and copied.blocks[0].attention.qkv.weight.is_set_to(
+        gen.blocks[0].attention.qkv.weight
+    )
+    x = torch.randn(6, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(copied.head(x), gen.head(x), atol=1e-5, rtol=1e-5)
+    packed = sampling.sample(gen, LABELS, seed=1)
+    monkeypatch.setattr(sampling, "PACKED_WEIGHTS", 2**40)
+    assert torch.equal(sampling.sample(gen, LABELS, seed=1), packed)
+
+
+def test_a_decoder_started_anew_remembers_nothing(gen):
+    settings, draws = sampling.SamplingSettings(), sampling.draw_uniforms(3, 3, 16)
+    decoder = sampling.Decoder(gen, 3, settings)
+    for labels in (torch.tensor([7, 7, 7]), LABELS):
+        decoder.start(gen, labels, draws)
+        for _ in range(16):
+            decoder.step()
+    assert torch.equal(decoder.indices, sampling.sample(gen, LABELS, seed=3))
+
+
+def test_a_step_waits_for_nothing(gen):
+    decoder = sampling.Decoder(gen, 3, sampling.SamplingSettings(top_k=9, top_p=0.9, cfg_interval=3))
+    decoder.start(gen, LABELS, sampling.draw_uniforms(3, 3, 16))
+    with tiny.Waits() as waits:
+        for _ in range(16):
+            decoder.step()
+    assert waits.found == []
+
+
+def test_compiled_rotation_is_the_same_without_complex_numbers():
+    x, angles = torch.randn(2, 17, 16), rotary_table(4, 16)
+    compiled = torch.compile(rotate, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, angles), rotate(x, angles), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["class", "caption"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captured_steps_are_the_eager_ones(gen, kind, dtype):
+    gen, asked = (
+        (tiny.generator(), LABELS) if kind == "class" else (tiny.captioned(), tiny.captions([2, 5, 3]))
+    )
+    gen, draws = gen.cuda(), sampling.draw_uniforms(3, 3, 16)
+    settings = sampling.SamplingSettings(top_k=20, top_p=0.9, cfg_interval=6)
+    found = []
+    for captured in (False, True, True):
+        decoder = sampling.Decoder(gen, 3, settings, dtype, captured)
+        for _ in range(2):  # the second batch is replayed from the first token on
+            decoder.start(gen, asked, draws)
+            for _ in range(16):
+                decoder.step()
+            found.append(decoder.indices.clone())
+        assert bool(decoder.graphs) == captured
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert torch.equal(sampling.sample(gen, asked, seed=3), sampling.sample(gen, asked, seed=3))
+    assert gen in sampling._idle
+    sampling.forget(gen)
+    assert gen not in sampling._idle

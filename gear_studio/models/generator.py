@@ -100,28 +100,30 @@ def paper_config(size: str, classes: int = 1000, codes: int = 16384, grid: int =
     return GeneratorConfig(classes, codes, grid, dim, blocks, heads, tap, zero_condition_key=True)
 
 
+@dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of the positions decoded so far, one pair of (B, heads, T, head_dim) buffers a
-    block. weights: have the device and dtype of the buffers. visible: as in `attention_mask`."""
+    """Keys and values of a batch, and where the next ones go.
 
-    def __init__(
-        self, config: GeneratorConfig, batch: int, length: int, weights: Tensor, visible: Tensor | None
-    ):
-        self.visible = visible
-        shape = (config.blocks, 2, batch, config.heads, length, config.dim // config.heads)
-        self.buffers = torch.zeros(shape, device=weights.device, dtype=weights.dtype)
-        self.length = 0
+    buffers: (blocks, 2, B, heads, T, head_dim), of fixed size, written in place. visible:
+    `Condition.visible`. positions: (new,) int64, the positions decoded next. reach: how many positions, from
+    the first, are looked at; those behind the newest are masked."""
 
-    def keep(self, rows: int) -> None:
-        """Go on with the first `rows` of the batch alone."""
-        self.buffers = self.buffers[:, :, :rows]
-        self.visible = None if self.visible is None else self.visible[:rows]
+    buffers: Tensor
+    visible: Tensor | None
+    positions: Tensor
+    reach: int
 
-    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.length + k.shape[2]
-        self.buffers[block, 0, :, :, self.length : end] = k
-        self.buffers[block, 1, :, :, self.length : end] = v
-        return self.buffers[block, 0, :, :, :end], self.buffers[block, 1, :, :, :end]
+    def at(self, positions: Tensor, reach: int, rows: int | None = None) -> "KeyValueCache":
+        """The same memory at other positions, of the first `rows` of the batch (None: of all)."""
+        visible = None if self.visible is None else self.visible[:rows]
+        return KeyValueCache(self.buffers[:, :, :rows], visible, positions, reach)
+
+    def extend(self, block: int, k: Tensor, v: Tensor) -> list[Tensor]:
+        """Write the new keys and values (B, heads, new, head_dim); returns all within reach."""
+        buffers = self.buffers[block].unbind()
+        for buffer, new in zip(buffers, (k, v), strict=True):
+            buffer.index_copy_(2, self.positions, new)
+        return [buffer[:, :, : self.reach] for buffer in buffers]
 
 
 def rotary_table(
@@ -148,26 +150,38 @@ def rotary_table(
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate neighbouring pairs of channels. x: (..., T, head_dim); angles: (T, head_dim / 2, 2), rows of
     `rotary_table`."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.view_as_complex(angles)).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if (
+        torch.compiler.is_compiling()
+    ):  # complex numbers are left out of compiled kernels; else they are faster
+        (a, b), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
+        return torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2).type_as(x)
+    rotated = torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(angles)
+    return torch.view_as_real(rotated).flatten(-2).type_as(x)
 
 
 def attention_mask(visible: Tensor | None, begin: int, end: int, prefix: bool = False) -> Tensor | None:
     """Which positions the queries begin..end-1 may look at: bool (B, 1, end - begin, end), or None where each
-    may look at everything up to itself.
+    may look at everything up to itself. visible: `Condition.visible`."""
+    if visible is None:
+        return None
+    return mask_of(visible, torch.arange(begin, end, device=visible.device), end, prefix)
+
+
+def mask_of(visible: Tensor | None, asking: Tensor, end: int, prefix: bool = False) -> Tensor:
+    """Which of the positions 0..end-1 the positions `asking` (T,) may look at: bool (B or 1, 1, T, end).
 
     The mask hides the condition's padding from all but itself: padding of an empty caption sees nothing else.
     visible: `Condition.visible`, None or (B, positions) with positions <= end. prefix: the condition's
     positions also look at each other's later ones (`GeneratorConfig.text_attention`)."""
-    if visible is None:
-        return None
-    position = torch.arange(end, device=visible.device)
-    asking = position[begin:, None]
-    columns = F.pad(visible, (0, end - visible.shape[1]), value=True)[:, None]
-    before = position <= asking
-    if prefix:
-        before = before | (position < visible.shape[1])
-    return ((columns & before) | (position == asking))[:, None]
+    position, asking = torch.arange(end, device=asking.device), asking[:, None]
+    seen = (position <= asking)[None]
+    if visible is not None:
+        if prefix:
+            seen = seen | (position < visible.shape[1])
+        columns = F.pad(visible, (0, end - visible.shape[1]), value=True)[:, None]
+        seen = (columns & seen) | (position == asking)
+    return seen[:, None]
 
 
 def by_stream(text: nn.Module | None, image: nn.Module, x: Tensor, words: int) -> Tensor:
@@ -213,9 +227,7 @@ class Attention(nn.Module):
         q, k, v = self.projected(x, angles, words)
         if cache is not None:
             k, v = cache.extend(block, k, v)
-        # A single new position may look at everything cached; longer inputs start at position 0 and are
-        # causal.
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and q.shape[2] > 1)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         return by_stream(self.out_text, self.out, y.transpose(1, 2).flatten(2), words)
 
 
@@ -259,7 +271,8 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         words: int = 0,
     ) -> Tensor:
-        """words: how many positions of x, from the first, are the condition's. mask: `attention_mask`."""
+        """words: how many positions of x, from the first, are the condition's. mask: `attention_mask`, or
+        what is added to the scores; None is causal."""
         x = x + self.dropout(self.attention(self.normed(x, words), angles, cache, block, mask, words))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -352,18 +365,20 @@ class Generator(Pretrained):
 
     def new_cache(self, condition: Tensor) -> KeyValueCache:
         """An empty cache for decoding `condition`, whose own positions come first."""
-        length = self.condition.positions - 1 + self.length
-        visible = self.condition.visible(condition)
-        return KeyValueCache(self.config, len(condition), length, self.token_table, visible)
+        config, words, weights = self.config, self.condition.positions, self.token_table
+        shape = (len(condition), config.heads, words - 1 + self.length, config.dim // config.heads)
+        buffers = torch.zeros(config.blocks, 2, *shape, device=weights.device, dtype=weights.dtype)
+        positions = torch.arange(words, device=weights.device)
+        return KeyValueCache(buffers, self.condition.visible(condition), positions, words)
 
-    def decode(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """One cached step. x: the condition, embedded, or the last token (B, 1, d). Returns logits (B, K) of
-        the next token."""
-        begin, end = cache.length, cache.length + x.shape[1]
-        mask, words = self.mask(cache.visible, begin, end), x.shape[1] if begin == 0 else 0
+    def decode(self, x: Tensor, cache: KeyValueCache, words: int = 0) -> Tensor:
+        """One cached step. x: (B, new, d) at the cache's positions: the condition, embedded (words: its
+        positions), or the last token. Returns logits (B, K) of the next token."""
+        seen = mask_of(cache.visible, cache.positions, cache.reach, self.config.text_attention == "prefix")
+        mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, -torch.inf)  # once for all blocks
+        angles = self.angles[cache.positions]
         for number, block in enumerate(self.blocks):
-            x = block(x, self.angles[begin:end], cache, number, mask, words)
-        cache.length = end
+            x = block(x, angles, cache, number, mask, words)
         return self.logits(x[:, -1])
 
     def start_from(self, other: "Generator") -> None:

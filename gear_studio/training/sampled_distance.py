@@ -88,4 +88,6 @@ class SampledDistance:
                 indices = sampling.sample(generator, condition, cfg_scale=1.0, seed=0, first=part.start)
                 yield to_uint8(tokenizer.decode(indices))
 
-        return frechet_distance(self._measure(draw_samples()), self.real)
+        drawn = self._measure(draw_samples())
+        sampling.forget(generator)  # its copy would stand in the way of training
+        return frechet_distance(drawn, self.real)
