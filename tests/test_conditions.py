@@ -119,8 +119,9 @@ def test_in_prefix_attention_words_see_later_words_and_decoding_agrees():
     cache, x = made.new_cache(GIVEN), made.condition(GIVEN)
     with torch.no_grad():
         for i in range(16):
-            torch.testing.assert_close(made.decode(x, cache), expected[:, i], atol=1e-5, rtol=1e-5)
-            x = made.tokens(tokens[:, i : i + 1])
+            found = made.decode(x, cache, words=0 if i else 5)
+            torch.testing.assert_close(found, expected[:, i], atol=1e-5, rtol=1e-5)
+            cache, x = cache.at(torch.tensor([5 + i]), reach=20), made.tokens(tokens[:, i : i + 1])
     assert not torch.allclose(expected, logits(tiny.captioned(), tokens, GIVEN), atol=1e-3)
     weights = attention(made, tokens, GIVEN)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))

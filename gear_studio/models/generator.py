@@ -151,9 +151,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotate neighbouring pairs of channels. x: (..., T, head_dim); angles: (T, head_dim / 2, 2), rows of
     `rotary_table`."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if (
-        torch.compiler.is_compiling()
-    ):  # complex numbers are left out of compiled kernels; else they are faster
+    if torch.compiler.is_compiling():  # compiled kernels have no complex numbers; else those are faster
         (a, b), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
         return torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2).type_as(x)
     rotated = torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(angles)
