@@ -91,8 +91,8 @@ def sample(page: Page, count: int, prefix: str = "", sheet: str = "#left-sheet",
 
 
 def photograph(page: Page, folder: Path) -> None:
-    """explorer-sample.png, explorer-prompt.png (a word looked at), explorer-codebook.png (a token replaced)
-    and explorer-alignment.png."""
+    """explorer-sample.png, explorer-prompt.png (a word looked at), explorer-codebook.png (a token replaced),
+    explorer-alignment.png, explorer-edit.png (a region drawn anew) and explorer-convergence.png."""
 
     def take(tab: str) -> None:
         page.mouse.move(0, 0)
@@ -119,6 +119,18 @@ def photograph(page: Page, folder: Path) -> None:
     page.get_by_role("tab", name="Alignment").click()
     page.locator("#generator-similarity img").wait_for()
     take("alignment")
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#edit-picture img").wait_for()
+    page.get_by_label("a rectangle").check()
+    for corner in (2, 5):
+        click_cell(page, "#edit-picture", corner, corner)
+        page.wait_for_timeout(2000)
+    page.locator("#edit-go").click()
+    page.locator("#edit-status [data-done='64']").wait_for()
+    take("edit")
+    page.get_by_role("tab", name="Convergence").click()
+    page.locator("#convergence-chart canvas").wait_for()
+    take("convergence")
 
 
 def write_vq16(folder: Path) -> Path:
