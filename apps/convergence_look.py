@@ -335,7 +335,7 @@ class Look:
         for arm in self.arms:
             place = self.reached(arm)
             cells = (
-                ", ".join(str(line.seed) for line in arm.lines),
+                ("seed " if len(arm.lines) == 1 else "seeds ") + ", ".join(str(e.seed) for e in arm.lines),
                 f"{arm.last():.4g}",
                 "never" if math.isinf(place) else self.say_place(place),
                 self.compare(arm, control),
@@ -349,7 +349,7 @@ class Look:
             )
         heads = (
             "arm",
-            "seeds",
+            "of",
             "last value",
             f"reaches {self.level:.4g} after",
             f"speed-up over {control.label}",
