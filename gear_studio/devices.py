@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -46,3 +46,9 @@ def float64_device(device: torch.device | str) -> torch.device:
 def to_float64(x: torch.Tensor) -> torch.Tensor:
     """A tensor as float64, on the CPU where its own device has no such numbers."""
     return x.to(float64_device(x.device)).double()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Have autocast leave float32 alone; of a device that has none (meta), nothing."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()

@@ -698,8 +698,8 @@ def test_two_visitors_look_at_two_runs(browser: Browser, address: str, page: Pag
         theirs = changed(other, "#reconstruction", before)
         click_cell(page, "#indices", row=1, column=1)
         expect(page.locator("#codebook-token")).to_contain_text("Token 9")
-        np.testing.assert_array_equal(pixels(page, "#reconstruction")[160:], mine[160:])  # below the frame
-        expect(other.locator("#codebook-token")).to_contain_text("Click a token")
+        np.testing.assert_array_equal(pixels(page, "#reconstruction")[272:], mine[272:])  # below the frames
+        expect(other.locator("#codebook-token")).to_contain_text("Token 27")
         np.testing.assert_array_equal(pixels(other, "#reconstruction"), theirs)
 
 

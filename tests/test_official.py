@@ -750,7 +750,8 @@ def test_a_stage_0_file_gives_the_joint_stage_all_three(tmp_path, teacher_folder
     short = {"steps": 2, "batch_size": 2, "log_every": 1, "checkpoint_every": 2, "tokenizer_lr": 0.0}
     recipe = tiny.recipe(teacher_folder, gan_weight=0.1, ema=0.999999, ema_climbs=False, **short)
     training = Training("digits", "joint", "gear", recipe, out=tmp_path / "joint", parent=parent.folder)
-    held = Checkpoints(loop.train(training, progress=False).folder / "checkpoints").load()
+    checkpoints = Checkpoints(loop.train(training, progress=False).folder / "checkpoints")
+    held = checkpoints.load(checkpoints.newest())
     for ours, theirs in (
         (held["modules"]["tokenizer"], live.state_dict()),
         (held["ema"]["tokenizer"], average.state_dict()),

@@ -6,10 +6,10 @@ there, it stays in train mode wherever it is used: BatchNorm always normalises b
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.devices import without_autocast
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.ranges import Extent, Width, check
 
@@ -52,7 +52,7 @@ class Discriminator(Pretrained):
                 nn.init.normal_(module.weight, mean=1.0, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return self.blocks(images.float())
 
 

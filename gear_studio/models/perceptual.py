@@ -7,9 +7,9 @@ gigabyte, given by path or downloaded once.
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from gear_studio.devices import without_autocast
 from gear_studio.errors import InputError
 from gear_studio.models.published import load_state_dict
 
@@ -41,5 +41,5 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return self.net(images.float(), reference.float()).flatten()

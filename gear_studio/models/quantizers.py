@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gear_studio.devices import without_autocast
 from gear_studio.errors import InputError
 from gear_studio.readout import Assignment, rows_at_once, straight_through
 
@@ -94,7 +95,7 @@ class VectorQuantizer(Quantizer):
         return 8
 
     def scores(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             return 2 * F.normalize(z.float(), dim=-1) @ F.normalize(self.codebook.float(), dim=-1).T - 2
 
     def codes(self, indices: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ class LookupFreeQuantizer(Quantizer):
         return codes.bit_length() - 1
 
     def scores(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             return 2 * z.float() @ self.codebook.float().T
 
     def indices(self, z: Tensor) -> Tensor:
@@ -162,14 +163,14 @@ class IndexBackpropagationQuantizer(Quantizer):
         return 64
 
     def scores(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             return z.float() @ self.codebook.float().T
 
     def forward(self, z: Tensor) -> Quantized:
         """With s = softmax(A), o = one-hot(argmax A), ste = o + s - sg s, and C the codebook, the loss is
         mean (ste@C - z)^2 + mean (sg(o@C) - z)^2 + 0.25 mean (o@C - sg z)^2; the decoder is fed ste@C."""
         assignment = self.assign(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             z, code = z.float(), self.codes(assignment.indices)
             # ste@C: its gradient to C is that of o@C, to s that of s@C.
             fed = straight_through(assignment, self.codebook)
@@ -193,7 +194,7 @@ class EuclideanQuantizer(Quantizer):
         return 8
 
     def scores(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             z, codes = z.float(), self.codebook.float()
             return 2 * z @ codes.T - z.square().sum(-1, keepdim=True) - codes.square().sum(-1)
 
