@@ -26,8 +26,6 @@ from gear_studio.ranges import Mass, Natural, NonNegative, Number, Seed, check
 
 REACH = 64  # a step looks back over the positions up to the next multiple of this
 CAPTURED = False  # on CUDA, until benchmarks/gpu.py has seen captured steps draw the same tokens
-PACKED_WEIGHTS = 2**19  # a matrix of fewer weights is not worth packing
-PACKED_ROWS = 16  # rows that it is packed for; as good for all other numbers from 2 on
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,6 @@ def draw_codes(probs: Tensor, uniforms: Tensor) -> Tensor:
     return token.clamp(max=probs.shape[-1] - 1).to(probs.device)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer for few rows on the CPU, faster from 2 rows on: its weights lie in the order in
-    which oneDNN reads them. A copy of them; without gradient."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-
-
 class Float32Head(nn.Module):
     """An output head of bfloat16 weights whose logits are not rounded to bfloat16. On CUDA only."""
 
@@ -119,22 +105,16 @@ class Float32Head(nn.Module):
         return torch.mm(x, self.weight.T, out_dtype=torch.float32)
 
 
-def copy_for_decoding(gen: Generator, rows: int, dtype: torch.dtype) -> Generator:
-    """A copy of a generator in eval mode, for steps of so many rows. On the CPU it shares all weights but
-    large matrices, which are packed."""
-    if gen.token_table.device.type == "cuda":
-        copied = copy.deepcopy(gen).eval().requires_grad_(False)
-        for parameter in copied.parameters():  # buffers, the rotary angles among them, stay float32
-            parameter.data = parameter.to(dtype)
-        if dtype == torch.bfloat16:
-            copied.set_submodule("head", Float32Head(copied.head))
-        return copied
-    shared = {id(weight): weight for weight in (*gen.parameters(), *gen.buffers())}
-    copied = copy.deepcopy(gen, shared).eval()
-    if rows > 1 and gen.token_table.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        for name, part in list(copied.named_modules()):
-            if isinstance(part, nn.Linear) and part.weight.numel() >= PACKED_WEIGHTS and "_text" not in name:
-                copied.set_submodule(name, PackedLinear(part))
+def copy_for_decoding(gen: Generator, dtype: torch.dtype) -> Generator:
+    """A copy of a generator in eval mode, which shares its weights; on CUDA it has its own, of `dtype`."""
+    if gen.token_table.device.type != "cuda":
+        shared = {id(weight): weight for weight in (*gen.parameters(), *gen.buffers())}
+        return copy.deepcopy(gen, shared).eval()
+    copied = copy.deepcopy(gen).eval().requires_grad_(False)
+    for parameter in copied.parameters():  # buffers, the rotary angles among them, stay float32
+        parameter.data = parameter.to(dtype)
+    if dtype == torch.bfloat16:
+        copied.set_submodule("head", Float32Head(copied.head))
     return copied
 
 
@@ -159,7 +139,7 @@ class Decoder:
         self.device = device = gen.token_table.device
         self.batch, self.settings, self.words = batch, settings, gen.condition.positions
         rows = 2 * batch if settings.cfg_scale != 1 else batch
-        self.gen = copy_for_decoding(gen, rows, dtype)
+        self.gen = copy_for_decoding(gen, dtype)
         self.cache = self.gen.new_cache(gen.condition.nulls(rows, device))
         self.embeddings = self.gen.token_table.new_zeros(rows, 1, gen.config.dim)
         self.number = torch.zeros(1, dtype=torch.long, device=device)  # of the token that comes next
