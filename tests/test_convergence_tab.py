@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
 from convergence_look import Asked, Look, Measured, group_by_arm, same_but_seed  # noqa: E402
 from runs_on_offer import RunsOnOffer  # noqa: E402
 
+pytestmark = pytest.mark.slow  # training, or the app
+
 HOSTILE = "<img src=x onerror=window.ran=1>"
 
 

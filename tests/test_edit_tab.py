@@ -17,6 +17,8 @@ from page import Page  # noqa: E402
 from runs_on_offer import RunsOnOffer  # noqa: E402
 from side_by_side import ANY  # noqa: E402
 
+pytestmark = pytest.mark.slow  # training, or the app
+
 NAME = "generator-gear"
 BLANK = Canvas((Version(tuple(range(16))),))
 HOW = {"count": 2, "guidance": 1.5, "seed": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -24,6 +24,8 @@ from gear_studio.training.frozen_networks import keep_pictures
 from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
+pytestmark = pytest.mark.slow  # training, or the app
+
 COUNT = 10
 
 

@@ -384,6 +384,7 @@ def test_ibq_is_told_by_its_blocks_and_its_averages(tmp_path):
     assert told_from({"vq": state}, tmp_path) == told_from(lightning(state), tmp_path) == "ibq"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "raw",
     [without_loss(taming()), taming(blocks=3), taming("ibq", blocks=4)],
