@@ -4,20 +4,15 @@ What comes from a file or a visitor (names of Runs and classes, notes, prompts) 
 `heading` show it as text, and nothing else may put it into HTML.
 """
 
-import hashlib
 import html
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio import processing_utils
-from PIL.Image import Image
 
 from gear_studio.errors import describe
-from gear_studio.files import atomic
 
 SIDE = 512  # of every square picture and map in the page, in pixels
 Place = tuple[float, float]  # in a picture: shares of its width and height, in [0, 1]
@@ -42,23 +37,6 @@ def heading(title: str, note: str) -> str:
 def as_markdown(text: str) -> str:
     """Markdown that shows `text` as it stands, whatever marks it holds."""
     return re.sub(r"[^\w\s]|_", lambda mark: f"&#{ord(mark[0])};", text)
-
-
-def write_pictures_once() -> None:
-    """Have Gradio write the file of a picture once, whole. By itself it writes equal ones again in place,
-    also while a browser reads them, which then shows none."""
-
-    def save(image: Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-        content = processing_utils.encode_pil_to_bytes(image, format)
-        path = Path(cache_dir).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.{format}"
-        if path.exists():
-            path.touch()  # files are deleted by age
-        else:
-            with atomic(path) as temporary:
-                temporary.write_bytes(content)
-        return str(path)
-
-    processing_utils.save_pil_to_cache = save
 
 
 def panel(title: str, note: str, elem_id: str) -> gr.Image:

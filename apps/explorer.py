@@ -11,6 +11,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share
     components.py     small pieces of the page
+    gradio_faults.py  what Gradio itself gets wrong
 """
 
 import os
@@ -32,7 +33,7 @@ import sample_tab
 import torch
 import tyro
 from background import Background
-from components import write_pictures_once
+from gradio_faults import keep_streams_open, write_pictures_once
 from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -118,8 +119,10 @@ def main(options: Options) -> None:
     background = Background(runs, pictures, weights)
     demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    demo.queue(default_concurrency_limit=CONCURRENCY)
+    keep_streams_open(demo)
     try:
-        demo.queue(default_concurrency_limit=CONCURRENCY).launch(
+        demo.launch(
             server_name=options.host,
             server_port=options.port,
             share=options.share,

@@ -14,9 +14,8 @@ the shards it holds; they are gathered only to be written.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
@@ -28,6 +27,9 @@ from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.ranges import Flag, Natural
 from gear_studio.training.aligned import AlignedGenerator
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ class Execution:
         return images // size
 
 
-def copy_averages(modules: Mapping[str, nn.Module], decay: float) -> dict[str, ModelEmaV3]:
+def copy_averages(modules: Mapping[str, nn.Module], decay: float) -> "dict[str, ModelEmaV3]":
     """An average of each module's weights, in eval mode: copies, to be made before `prepare`. Updated with
     the number of a step its decay climbs as 1 - 1/step, without one it is `decay` at once."""
+    from timm.utils import ModelEmaV3  # here: it takes seconds to import
+
     return {
         name: ModelEmaV3(module, decay, use_warmup=True, warmup_power=1.0) for name, module in modules.items()
     }

@@ -11,11 +11,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import accelerate
-import timm
 import torch
 from accelerate import Accelerator
 
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
-        "timm": timm.__version__,
+        "timm": version("timm"),
     }
 
 
