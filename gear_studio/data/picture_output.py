@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
 
+from gear_studio.data.images import to_uint8
 from gear_studio.files import atomic
 
 
 def write_grid(images: Tensor, path: str | Path, columns: int = 8, padding: int = 2) -> None:
     """Write images (n, 3, H, W) in [-1, 1] as one PNG, `columns` a row, `padding` pixels between them,
     replacing the file atomically."""
-    with atomic(Path(path)) as temporary:
-        save_image((images.float().cpu() + 1) / 2, temporary, nrow=columns, padding=padding, format="png")
+    from torchvision.utils import make_grid  # here: torchvision takes seconds to import
+
+    grid = make_grid(images.float().cpu(), nrow=columns, padding=padding, pad_value=-1.0)
+    write_png(to_uint8(grid), Path(path))
 
 
 def write_above(pairs: Sequence[tuple[Tensor, Tensor]], path: str | Path, padding: int = 2) -> None:
@@ -35,8 +37,7 @@ def write_above(pairs: Sequence[tuple[Tensor, Tensor]], path: str | Path, paddin
             )
         ]
     whole = F.pad(torch.cat(columns, 2), (0, padding, 0, padding), value=-1.0)
-    with atomic(Path(path)) as temporary:
-        save_image((whole + 1) / 2, temporary, format="png")
+    write_png(to_uint8(whole), Path(path))
 
 
 def write_png(picture: Tensor, path: Path) -> None:
