@@ -45,9 +45,9 @@ class Asked:
     edits: Edits
 
     @property
-    def subject(self) -> tuple:
-        """What is looked at, however it is drawn."""
-        return self.run, self.beside, self.chosen
+    def looked_at(self) -> tuple:
+        """What and where, however it is drawn."""
+        return self.run, self.beside, self.chosen, self.place
 
 
 class TokenizerMaps:
@@ -186,21 +186,12 @@ def build(page: Page) -> None:
     def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
         """The views of another Run or picture, one after the other."""
         asked = dataclasses.replace(Asked(*values), edits={})
-        ticket = page.newest.take(TITLE, request, (asked.subject, asked.place))
-        yield emptied(cleared) | {  # what was still on its way when the page emptied them goes, too
+        nothing = emptied(cleared) | {
             state_line: status(f"reading {asked.run} …"),
             edits: {},
             waiting: gr.Timer(active=False),
         }
-        try:
-            with polite():
-                for updates in steps(asked):
-                    if not ticket.valid:
-                        return
-                    yield updates
-        except gr.Error:
-            yield {state_line: status("This cannot be shown; the message says why.", done=True)}
-            raise
+        yield from page.fill(TITLE, request, asked.looked_at, steps(asked), nothing, state_line)
 
     def steps(asked: Asked) -> Iterator[dict]:
         seen, other = look(asked)
@@ -230,7 +221,7 @@ def build(page: Page) -> None:
         yield from redraw(request, Asked(*values))
 
     def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
-        ticket = page.newest.take(TITLE, request, (asked.subject, asked.place))
+        ticket = page.newest.take(TITLE, request, asked.looked_at)
         with polite():
             seen, other = look(asked)
             updates = {edits: asked.edits, page.place: asked.place}
@@ -249,9 +240,8 @@ def build(page: Page) -> None:
 
     def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
         """What another tab has changed meanwhile: the place looked at."""
-        asked, newest = Asked(*values), page.newest
-        new = not newest.is_looking_at((asked.subject, asked.place), TITLE, request)
-        if newest.has_looked(TITLE, request) and new:
+        asked = Asked(*values)
+        if page.looks_elsewhere(TITLE, request, asked.looked_at):
             yield from redraw(request, asked)
         else:
             yield {known: gr.skip()}
@@ -274,7 +264,7 @@ def build(page: Page) -> None:
     def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
         """What the background has finished by now."""
         asked = Asked(*values)
-        if not page.newest.is_looking_at((asked.subject, asked.place), TITLE, request):
+        if not page.newest.is_looking_at(asked.looked_at, TITLE, request):
             return {known: before}
         with polite():
             seen, other = look(asked)

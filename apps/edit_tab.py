@@ -163,26 +163,17 @@ def build(page: Page) -> None:
 
     def draw(request: gr.Request, name: str, chosen: Choice, onward: bool, wanted: str) -> Iterator[dict]:
         """The picture from its own tokens. What was painted and drawn on the last one goes."""
-        ticket = page.newest.take(TITLE, request, (name, chosen))
         page.newest.take(
             ANSWERS, request, (name, chosen)
         )  # those to the last picture are not wanted any more
         classes = [OWN_CLASS, ANY, *runs[name].config["classes"]]
-        yield emptied(cleared) | {
+        nothing = emptied(cleared) | {
             canvas: Canvas(),
             answers: (),
             label: gr.Dropdown(choices=classes, value=wanted if wanted in classes else OWN_CLASS),
             state_line: status(f"reading {name} …"),
         }
-        try:
-            with polite():
-                for updates in steps(name, chosen, onward):
-                    if not ticket.valid:
-                        return
-                    yield updates
-        except gr.Error:
-            yield {state_line: status("This cannot be shown; the message says why.", done=True)}
-            raise
+        yield from page.fill(TITLE, request, (name, chosen), steps(name, chosen, onward), nothing, state_line)
 
     def steps(name: str, chosen: Choice, onward: bool) -> Iterator[dict]:
         view = look(name, chosen)

@@ -4,14 +4,14 @@ A tab is a module with a TITLE and `build(page)`. A new one is a file here and a
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gradio as gr
 import picker
 from background import Background
-from components import MIDDLE, QUIET
+from components import MIDDLE, QUIET, polite, status
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -112,6 +112,34 @@ class Page:
         """Draw when the tab is opened, and again whenever another Run or picture is chosen: see `Looking`."""
         ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
         self._looking.append(Looking(self.tab, runs, draw, inputs=inputs, ticket=ticket, **more))
+
+    def fill(
+        self,
+        place: str,
+        request: gr.Request,
+        what: Hashable,
+        steps: Iterable[dict],
+        nothing: dict,
+        state_line: gr.HTML,
+    ) -> Iterator[dict]:
+        """`nothing`, then `steps`, updates by component, until a newer request from the same place; an error
+        that may be said to the visitor is said. what: is looked at from now on."""
+        ticket = self.newest.take(place, request, what)
+        yield nothing  # what was still on its way when the page emptied the views goes, too
+        try:
+            with polite():
+                for updates in steps:
+                    if not ticket.valid:
+                        return
+                    yield updates
+        except gr.Error:
+            yield {state_line: status("This cannot be shown; the message says why.", done=True)}
+            raise
+
+    def looks_elsewhere(self, place: str, request: gr.Request, what: Hashable) -> bool:
+        """Whether the visitor has seen something there, and not `what`."""
+        newest = self.newest
+        return newest.has_looked(place, request) and not newest.is_looking_at(what, place, request)
 
     def add_picker(self, prefix: str, run: gr.Dropdown) -> picker.Picker:
         """Lay out the choice of the picture, the same in all tabs that have one. prefix: of its ids."""
