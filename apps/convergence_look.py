@@ -1,36 +1,25 @@
-"""What the tab Convergence shows: metrics of Runs as curves, when each reaches a level, and the chart.
+"""What the tab Convergence says: metrics of arms of Runs as curves, and when each reaches a level.
 
-Runs that differ in their seed alone are one arm: its line is their median, its band reaches from the least
-to the most. What is read off is read off the curves as they are drawn."""
+An arm's line is the median of its Runs, its band reaches from the least to the most. What is read off is read
+off the curves as they are drawn."""
 
 import html
-import itertools
-import json
 import math
-import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from components import div
-from gradio.components.plot import PlotData
+from convergence_arms import Arm, Line, Measured, choose_looks, group_by_arm, label_groups, with_all_seeds
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from runs_on_offer import RunsOnOffer, study_name
 
 from gear_studio.analysis.convergence import Curve, smooth, speed_up, speed_up_over_seeds, steps_to
 from gear_studio.errors import InputError
 from gear_studio.files import one_line
-from gear_studio.plots.style import DASHES, INK, OKABE_ITO, PALE
 from gear_studio.runs import Run
-from gear_studio.studies import CURVES, SHIPPED, study_of
+from gear_studio.studies import CURVES, study_of
 
-ARMS = ("baseline", "continued", "gear")  # their colours are those of every chart
 MOST_RUNS = 64  # that one may choose; their other seeds come on top
-MOST_POINTS = 400  # of a line that are drawn; what is read off is read off all
-DEEPEST = 8  # parents of parents that are compared
 UNITS = {"steps": "training step", "pictures": "pictures seen", "time": "minutes of training"}
 _PAPER = study_of("convergence").paper
 PAPER = {  # metric -> what the paper has of the same
@@ -71,72 +60,6 @@ class Asked(BaseModel):
             raise InputError(f"{where} is {held}: {problem['msg'].lower()}") from error
 
 
-class Measured(dict[str, Run]):
-    """The Runs whose metrics can be shown, by name: those that the page offers; the studies' and those in the
-    page's folder that hold no weights, or none yet."""
-
-    def __init__(self, runs: RunsOnOffer):
-        super().__init__({name: runs[name] for name in list(runs.names)})
-        there = {run.folder.resolve() for run in self.values()}
-        folders: dict[Path, Callable[[str], str]] = {SHIPPED / "runs": study_name}
-        if any(folder.parent == runs.folder.resolve() for folder in there):
-            folders[runs.folder] = str
-        for folder, name_of in folders.items():
-            for path in sorted(folder.glob("*/metrics.jsonl")):
-                if path.parent.resolve() in there:
-                    continue
-                with suppress(ValueError, OSError):  # damaged; tab Open names it
-                    run = Run(path.parent)
-                    name = name_of(run.name)
-                    self[name if name not in self else f"{folder}/{run.name}"] = run
-
-
-@dataclass(frozen=True)
-class Line:
-    """One Run's metric, (n,) each. at, values: as drawn. steps, raw: as measured."""
-
-    name: str
-    seed: int
-    steps: np.ndarray
-    raw: np.ndarray
-    at: np.ndarray
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Runs that differ in their seed alone. color, dash: of its line; dash in pixels."""
-
-    label: str
-    color: str
-    dash: tuple[float, ...]
-    lines: tuple[Line, ...]
-
-    def median(self) -> list[dict]:
-        """Median, least and most of the Runs at the steps that all have measured, in their order."""
-        steps = sorted(set.intersection(*(set(line.steps) for line in self.lines)))
-        rows = []
-        for step in steps:
-            places = [int(np.searchsorted(line.steps, step)) for line in self.lines]
-            at, values = (
-                [float(getattr(line, name)[i]) for line, i in zip(self.lines, places, strict=True)]
-                for name in ("at", "values")
-            )
-            rows.append(
-                {
-                    "arm": self.label,
-                    "x": float(np.median(at)),
-                    "y": float(np.median(values)),
-                    "low": min(values),
-                    "high": max(values),
-                }
-            )
-        return rows
-
-    def last(self) -> float:
-        return float(np.median([line.values[-1] for line in self.lines]))
-
-
 class Look:
     """The metrics of the Runs that are asked for.
 
@@ -151,7 +74,7 @@ class Look:
         names = list(dict.fromkeys(asked.runs))
         self.problems += [f"{name} is not among the runs" for name in names if name not in runs]
         names = [name for name in names if name in runs]
-        groups = group_by_arm(runs, _with_all_seeds(runs, names) if asked.all_seeds else names)
+        groups = group_by_arm(runs, with_all_seeds(runs, names) if asked.all_seeds else names)
         measured = {name: self._read_metrics(name, runs[name]) for group in groups for name in group}
         self.metrics = _order(measured.values())
         self.metric = asked.metric if asked.metric in self.metrics else next(iter(self.metrics), None)
@@ -198,8 +121,8 @@ class Look:
             lines = [self._draw_line(name, runs[name], measured[name]) for name in group if measured[name]]
             drawn.append((group, tuple(line for line in lines if line)))
         drawn = [(group, lines) for group, lines in drawn if lines]
-        labels = _label([group for group, _ in drawn])
-        looks = _choose_looks([runs[group[0]].config["arm"] for group, _ in drawn])
+        labels = label_groups([group for group, _ in drawn])
+        looks = choose_looks([runs[group[0]].config["arm"] for group, _ in drawn])
         return [
             Arm(label, *look, lines) for label, look, (_, lines) in zip(labels, looks, drawn, strict=True)
         ]
@@ -387,139 +310,6 @@ class Look:
             )
         return "".join(div("note", line) for line in (*lines, *self.problems))
 
-    @property
-    def chart(self) -> PlotData | None:
-        """For gr.Plot: a chart in Vega-Lite, which Gradio's page draws."""
-        return PlotData(type="altair", plot=json.dumps(self.drawing())) if self.arms else None
-
-    def drawing(self) -> dict[str, Any]:
-        """The chart in Vega-Lite's grammar."""
-        scale = {"domain": self.labels, "range": [arm.color for arm in self.arms]}
-        dashes = {"domain": scale["domain"], "range": [arm.dash for arm in self.arms]}
-        positive = "vertical" in self.logarithmic
-        linear, log = {"type": "linear", "zero": False, "nice": True}, {"type": "log", "nice": False}
-        across, up = (log if name in self.logarithmic else linear for name in ("horizontal", "vertical"))
-        x = {"field": "x", "type": "quantitative", "scale": across, "title": UNITS[self.asked.against]}
-        title = CURVES.get(str(self.metric), self.metric)
-        y = {"field": "y", "type": "quantitative", "scale": up, "title": title}
-        key = {"orient": "top", "direction": "vertical", "title": None, "labelLimit": 280}
-        by_arm = {"field": "arm", "type": "nominal", "legend": key if len(self.arms) <= 8 else None}
-        color, dash = {**by_arm, "scale": scale}, {**by_arm, "scale": dashes}
-        of_runs, of_arms, reached = self._points()
-        if positive:
-            of_runs = [row for row in of_runs if row["y"] > 0]
-            of_arms = [row for row in of_arms if row["low"] > 0]
-        shared = {"x": x, "y": y, "color": color}
-        several = [arm.label for arm in self.arms if len(arm.lines) > 1]
-        band = {**shared, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
-        told = [
-            {"field": "run", "title": "run"},
-            {"field": "seed", "title": "seed"},
-            {"field": "step", "title": "step", "format": ","},
-            {"field": "x", "title": UNITS[self.asked.against], "format": ",.6~g"},
-            {"field": "y", "title": "value", "type": "quantitative", "format": ".5~g"},
-        ]
-        for each in told:
-            each.setdefault("type", "quantitative" if "format" in each else "nominal")
-        if self.asked.against == "steps":
-            del told[3]
-        nearest = {"type": "point", "on": "pointermove", "nearest": True, "clear": "pointerout"}
-        at_pointer = {"param": "pointed", "empty": False, "value": 1}
-        ruler = {"values": [{"y": self.level, "said": f"level {self.level:.4g}"}]}
-        shown = not positive or self.level > 0
-        drawing: dict[str, Any] = {
-            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-            "description": self.sentence,
-            "width": "container",
-            "height": 400,
-            "autosize": {"type": "fit", "contains": "padding"},
-            "background": "white",
-            "padding": 10,
-            "usermeta": {"embedOptions": {"actions": {"export": True, "source": False, "compiled": False,
-                                                      "editor": False}}},
-            "config": {
-                "font": "system-ui, sans-serif",
-                "view": {"stroke": None},
-                "axis": {"labelColor": INK, "titleColor": INK, "gridColor": PALE, "domainColor": INK,
-                         "tickColor": INK, "tickCount": 7,
-                         "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
-                "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3,
-                           "symbolType": "stroke", "symbolOpacity": 1},
-            },
-            "layer": [
-                {
-                    "data": {"values": [row for row in of_arms if row["arm"] in several]},
-                    "mark": {"type": "area", "opacity": 0.18},
-                    "encoding": band,
-                },
-                {
-                    "data": {"values": [row for row in of_runs if row["arm"] in several]},
-                    "mark": {"type": "line", "strokeWidth": 0.9, "opacity": 0.6},
-                    "encoding": {**shared, "detail": {"field": "run", "type": "nominal"}},
-                },
-                {
-                    "data": {"values": of_arms},
-                    "mark": {"type": "line", "strokeWidth": 2.6},
-                    "encoding": {**shared, "strokeDash": dash},
-                },
-                {
-                    "data": ruler if shown else {"values": []},
-                    "mark": {"type": "rule", "color": INK, "strokeDash": [6, 4]},
-                    "encoding": {"y": y},
-                },
-                {
-                    "data": ruler if shown else {"values": []},
-                    "mark": {"type": "text", "align": "right", "dy": -7, "color": INK, "fontSize": 12},
-                    "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "said"}},
-                },
-                {
-                    "data": {"values": reached if shown else []},
-                    "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 130,
-                             "opacity": 1, "stroke": "white"},
-                    "encoding": shared,
-                },
-                {
-                    "data": {"values": of_runs},
-                    "params": [{"name": "pointed", "select": nearest}],
-                    "mark": {"type": "point", "filled": True, "size": 80},
-                    "encoding": {
-                        **shared,
-                        "opacity": {"condition": at_pointer, "value": 0},
-                        "tooltip": told,
-                    },
-                },
-            ],
-        }  # fmt: skip
-        drawing["layer"] = [layer for layer in drawing["layer"] if layer["data"]["values"]]
-        return drawing
-
-    def _points(self) -> tuple[list[dict], list[dict], list[dict]]:
-        """Rows of the chart: of every Run, of every arm, and where arms reach the level."""
-        of_runs, of_arms, reached = [], [], []
-        for arm in self.arms:
-            for line in arm.lines:
-                for i in _thin(len(line.steps)):
-                    at, value = float(line.at[i]), float(line.values[i])
-                    known = {
-                        "arm": arm.label,
-                        "run": line.name,
-                        "seed": line.seed,
-                        "step": int(line.steps[i]),
-                    }
-                    of_runs.append({**known, "x": at, "y": value})
-            rows = arm.median()
-            of_arms += [rows[i] for i in _thin(len(rows))]
-            place = self.reached(arm)
-            if not math.isinf(place):
-                reached.append({"arm": arm.label, "x": place, "y": self.level})
-        return of_runs, of_arms, reached
-
-
-def _thin(count: int) -> list[int]:
-    """Numbers below `count`, evenly spread, first and last included, at most about MOST_POINTS."""
-    every = math.ceil(count / MOST_POINTS) or 1
-    return sorted({*range(0, count, every), count - 1}) if count else []
-
 
 def _order(measured: Any) -> list[str]:
     """The metrics of all Runs: first those of the studies' curves, then of validation, then the others."""
@@ -527,83 +317,3 @@ def _order(measured: Any) -> list[str]:
     curves = list(CURVES)
     place = {key: curves.index(key) if key in curves else len(curves) for key in keys}
     return sorted(keys, key=lambda key: (place[key], not key.startswith("val_"), key))
-
-
-def same_but_seed(one: Run, other: Run, depth: int = DEEPEST) -> bool:
-    """Whether two Runs and all they are built on were asked for alike, seeds aside."""
-    if (one.config["stage"], one.config["arm"]) != (other.config["stage"], other.config["arm"]):
-        return False  # most often, and soon told
-    varying = {"seed": None, "parent": None}
-    if _what_is_set(one.config | varying) != _what_is_set(other.config | varying):
-        return False
-    parents = one.config["parent"], other.config["parent"]
-    if None in parents or parents[0] == parents[1]:
-        return parents[0] == parents[1]
-    try:
-        pair = one.parent, other.parent
-    except (ValueError, OSError):  # it is gone: what is left of it is its name
-        return _without_seed(one, parents[0]) == _without_seed(other, parents[1])
-    return bool(depth and pair[0] and pair[1] and same_but_seed(pair[0], pair[1], depth - 1))
-
-
-def _what_is_set(value: Any) -> Any:
-    """A config without what is off, empty or 0: a Run of before there was a setting does not name it."""
-    if not isinstance(value, dict):
-        return value
-    return {key: kept for key, each in value.items() if (kept := _what_is_set(each))}
-
-
-def _without_seed(run: Run, name: str) -> str:
-    return name.replace(f"-s{run.config['seed']}", "", 1)
-
-
-def _with_all_seeds(runs: Measured, names: list[str]) -> list[str]:
-    """Each Run, followed by those that differ from it in their seed alone."""
-    found: list[str] = []
-    for name in names:
-        seeds = {runs[name].config["seed"]}
-        found.append(name)
-        for other, run in runs.items():
-            if run.config["seed"] not in seeds and same_but_seed(runs[name], run):
-                seeds.add(run.config["seed"])
-                found.append(other)
-    return list(dict.fromkeys(found))
-
-
-def group_by_arm(runs: Measured, names: list[str]) -> list[list[str]]:
-    """Names of Runs by arm, in the order of first mention, within an arm by seed."""
-    groups: list[list[str]] = []
-    for name in names:
-        for group in groups:
-            seeds = {runs[each].config["seed"] for each in group}
-            if runs[name].config["seed"] not in seeds and same_but_seed(runs[group[0]], runs[name]):
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return [sorted(group, key=lambda name: runs[name].config["seed"]) for group in groups]
-
-
-def _label(groups: list[list[str]]) -> list[str]:
-    """A name for each group of Runs: theirs without the seed, where that tells the groups apart."""
-    short = [re.sub(r"-s\d+(?= \(|$)", "", group[0]) if len(group) > 1 else group[0] for group in groups]
-    return [
-        label if short.count(label) == 1 else group[0] for label, group in zip(short, groups, strict=True)
-    ]
-
-
-def _choose_looks(arms: list[str]) -> list[tuple[str, tuple[float, ...]]]:
-    """A colour and a dash for each of what is drawn. arms: the arms of their Runs; those of ARMS look alike
-    in every chart, whatever stands beside them."""
-    numbers: list[int | None] = []
-    for arm in arms:
-        number = ARMS.index(arm) if arm in ARMS else None
-        numbers.append(None if number in numbers else number)
-    free = itertools.count(len(ARMS))
-    chosen = [next(free) if number is None else number for number in numbers]
-    looks = []
-    for number in chosen:
-        dash: Any = DASHES[(number + number // len(OKABE_ITO)) % len(DASHES)]
-        pixels = (1.0, 0.0) if dash == "-" else tuple(2.6 * part for part in dash[1])
-        looks.append((OKABE_ITO[number % len(OKABE_ITO)], pixels))
-    return looks

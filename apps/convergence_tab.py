@@ -4,7 +4,9 @@ from typing import Any
 
 import gradio as gr
 from components import LAST_COUNTS, QUIET, heading, polite, released
-from convergence_look import ARMS, MOST_RUNS, Asked, Look, Measured
+from convergence_arms import ARMS, Measured
+from convergence_chart import draw_chart
+from convergence_look import MOST_RUNS, Asked, Look
 from page import Page
 
 TITLE = "Convergence"
@@ -49,7 +51,7 @@ def build(page: Page) -> None:
                 padding=False,
             )
             read = gr.HTML(first.answer, elem_id="convergence-read", padding=False)
-            chart = gr.Plot(first.chart, show_label=False, elem_id="convergence-chart")
+            chart = gr.Plot(draw_chart(first), show_label=False, elem_id="convergence-chart")
             with gr.Row():
                 level = gr.Slider(
                     first.low, first.high, first.mark, step=first.step, label="Level",
@@ -96,7 +98,7 @@ def build(page: Page) -> None:
             )  # fmt: skip
         return [
             look.answer,
-            look.chart,
+            draw_chart(look),
             gr.Slider(minimum=look.low, maximum=look.high, step=look.step, value=look.mark),
             look.table,
             look.notes,

@@ -12,7 +12,9 @@ from gear_studio.plots.style import OKABE_ITO
 from gear_studio.runs import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
-from convergence_look import Asked, Look, Measured, group_by_arm, same_but_seed  # noqa: E402
+from convergence_arms import Measured, group_by_arm, same_but_seed  # noqa: E402
+from convergence_chart import describe_chart, draw_chart  # noqa: E402
+from convergence_look import Asked, Look  # noqa: E402
 from runs_on_offer import RunsOnOffer  # noqa: E402
 
 pytestmark = pytest.mark.slow  # training, or the app
@@ -100,9 +102,9 @@ def test_a_run_that_cannot_be_read_is_named(tmp_path: Path, pair):
         assert said in seen.notes
     for said in ("other is left out: it has no loss", "gaps: 2 of 3 values", "gone is not among the runs"):
         assert said in seen.notes
-    json.dumps(seen.drawing(), allow_nan=False)
+    json.dumps(describe_chart(seen), allow_nan=False)
     nothing = look(pair, runs=["missing"])
-    assert nothing.chart is None and "Nothing to show" in nothing.answer and "missing" in nothing.notes
+    assert draw_chart(nothing) is None and "Nothing to show" in nothing.answer and "missing" in nothing.notes
 
 
 def test_names_are_shown_as_text(tmp_path: Path, pair):
@@ -113,12 +115,12 @@ def test_names_are_shown_as_text(tmp_path: Path, pair):
 
 
 def test_logarithmic_axes_leave_out_what_they_cannot_show(tmp_path: Path, pair):
-    both = look(pair, logarithmic=["horizontal", "vertical"]).drawing()["layer"][0]["encoding"]
+    both = describe_chart(look(pair, logarithmic=["horizontal", "vertical"]))["layer"][0]["encoding"]
     assert [both[axis]["scale"]["type"] for axis in ("x", "y")] == ["log", "log"]
     pair |= [write(tmp_path, "below", "gear", 0.2)]
     seen = look(pair, logarithmic=["vertical"])
     assert "not positive" in seen.notes
-    layers = seen.drawing()["layer"]
+    layers = describe_chart(seen)["layer"]
     assert min(row["y"] for layer in layers for row in layer["data"]["values"]) > 0
 
 
