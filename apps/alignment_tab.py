@@ -133,8 +133,10 @@ def build(page: Page) -> None:
                 info="whose output is looked at",
             )  # fmt: skip
             stage = gr.Radio(
-                [BEFORE, AFTER], value=BEFORE, label="Tokenizer features", info="before or after quantization"
-            )
+                [BEFORE, AFTER], value=BEFORE, label="Tokenizer features", elem_id="stage",
+                info="before or after quantization",
+            )  # fmt: skip
+            page.remember(teacher, block, stage)
     controls.caption.render()
     controls.strip.render()
     state_line = gr.HTML(elem_id="alignment-status", padding=False)

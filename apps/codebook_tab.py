@@ -108,6 +108,7 @@ def build(page: Page) -> None:
             tau = gr.Slider(
                 0.01, 1, 0.1, step=0.01, label="Temperature τ", info="of the soft read-out", elem_id="tau"
             )
+            page.remember(tau)
     controls.caption.render()
     controls.strip.render()
     state_line = gr.HTML(elem_id="codebook-status", padding=False)

@@ -73,6 +73,7 @@ def build(page: Page) -> None:
             notes = gr.HTML(first.notes, elem_id="convergence-notes", padding=False)
 
     choices = [names, all_seeds, metric, against, smoothing, over, logarithmic, arm, control]
+    page.remember(*choices)
     views = [read, chart, level, table, notes, metric, arm, control]
 
     # The names of the parameters are the app's API.
@@ -107,6 +108,12 @@ def build(page: Page) -> None:
             gr.Dropdown(look.labels, value=look.pair[1]),
         ]
 
+    def draw_others(*values: Any) -> list:
+        """What the page's address asks for, where it asks for others than are drawn already."""
+        there: tuple = (chosen, True, first.metric, "steps", "none", 5, [], *first.pair)
+        return [gr.skip()] * len(views) if values == there else convergence(*values)
+
+    page.draw_first(draw_others, inputs=choices, outputs=views, **UNCHECKED)
     # A level has a meaning for one metric and one control; with another the visitor starts at its last value.
     for event in (names.input, all_seeds.input, metric.input, control.input, reset.click):
         event(convergence, choices, views, **UNCHECKED)

@@ -10,6 +10,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share
+    address.py        what is looked at, in the page's address
     components.py     small pieces of the page
     gradio_faults.py  what Gradio itself gets wrong
 """
@@ -86,11 +87,11 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
             "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
         )
         page = Page(runs, background, demo, background.pictures, read_only)
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             for tab in TABS:
                 if not (read_only and tab is open_tab):
                     page.add(tab)
-        page.connect()
+        page.connect(tabs)
     return demo
 
 

@@ -55,11 +55,7 @@ def build(page: Page) -> None:
             offered = gr.HTML(list_runs(runs), elem_id="open-runs", padding=False)
 
     def refresh() -> list:
-        """Every list of Runs as it is now; the API keeps to the lists of the components themselves."""
-        for choice, names, first in page.lists:
-            choice.choices = [(name, name) for name in [*first, *names]]
-        lists = [gr.Dropdown(choices=[*first, *names]) for _, names, first in page.lists]
-        return [gr.Dropdown(choices=[ALONE, *runs.tokenizers]), list_runs(runs), *lists]
+        return [gr.Dropdown(choices=[ALONE, *runs.tokenizers]), list_runs(runs), *page.offer_anew()]
 
     # The names of the parameters are the app's API.
     def open_run(

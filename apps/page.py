@@ -5,9 +5,10 @@ A tab is a module with a TITLE and `build(page)`. A new one is a file here and a
 
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import address
 import gradio as gr
 import picker
 from background import Background
@@ -89,6 +90,9 @@ class Page:
     place: gr.State = field(init=False, default_factory=lambda: gr.State(MIDDLE))
     tab: gr.Tab = field(init=False)
     lists: list[tuple[gr.Dropdown, list[str], list[str]]] = field(init=False, default_factory=list)
+    _remembered: list[gr.components.Component] = field(init=False, default_factory=list)
+    _first: list[tuple[Callable, dict[str, Any]]] = field(init=False, default_factory=list)
+    _tabs: list[gr.Tab] = field(init=False, default_factory=list)
     _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
 
@@ -96,17 +100,34 @@ class Page:
         """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
         choice = gr.Dropdown(names, value=value, label=label, elem_id=elem_id)
         self.lists.append((choice, names, []))
+        self.remember(choice)
         return choice
 
     def choose_beside(self, names: list[str], elem_id: str) -> gr.Dropdown:
         """Lay out the choice of a second Run, at first of none."""
         choice = gr.Dropdown([ALONE, *names], value=ALONE, label="Beside it", elem_id=elem_id)
         self.lists.append((choice, names, [ALONE]))
+        self.remember(choice)
         return choice
+
+    def offer_anew(self) -> list[gr.Dropdown]:
+        """Every list of Runs as it is now; the API keeps to the lists of the components themselves."""
+        for choice, names, first in self.lists:
+            choice.choices = [(name, name) for name in [*first, *names]]
+        return [gr.Dropdown(choices=[*first, *names]) for _, names, first in self.lists]
+
+    def remember(self, *controls: gr.components.Component) -> None:
+        """Keep what these say in the page's address, under their ids."""
+        self._remembered += controls
+
+    def draw_first(self, draw: Callable, **event: Any) -> None:
+        """Draw once the page is there and its controls say what its address says. event: as Gradio's."""
+        self._first.append((draw, event))
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:
             tab.build(self)
+        self._tabs.append(self.tab)
 
     def add_looking(self, runs: Sequence[gr.Dropdown], draw: Callable, inputs: list, **more: Any) -> None:
         """Draw when the tab is opened, and again whenever another Run or picture is chosen: see `Looking`."""
@@ -146,13 +167,53 @@ class Page:
         self._pickers.append(picker.build(prefix, run, self.pictures))
         return self._pickers[-1]
 
-    def connect(self) -> None:
-        """Once all tabs are there: let what is looked at be drawn."""
+    def connect(self, tabs: gr.Tabs) -> None:
+        """Once all tabs are there: let the address be read, and what is looked at be drawn."""
         chosen = picker.connect(self.runs, self.pictures, self._pickers, self.choice)
+        loaded = self._connect_address(tabs).then
         for looking in self._looking:
             # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
             looking.ticket.render()
-            looking.connect(self.demo.load, chosen)
+            looking.connect(loaded, chosen)
+        for draw, event in self._first:
+            loaded(draw, **event)
+
+    def _connect_address(self, tabs: gr.Tabs) -> Any:
+        """Returns the event of the address having been read."""
+        place = gr.Textbox(elem_id="place", visible="hidden", container=False)
+        self.place.change(address.write_place, self.place, place, **QUIET)
+        sources, numbers = ([getattr(each, name) for each in self._pickers] for name in ("source", "index"))
+        for control in (place, *self._remembered):
+            address.remember(control, str(control.elem_id))
+        for source, number in zip(sources, numbers, strict=True):
+            address.remember(source, "pictures")
+            address.remember(number, "picture")
+        for tab in self._tabs:
+            tab.select(None, None, None, js=f"() => ({address.write('tab')})({json.dumps(tab.id)})", **QUIET)
+
+        def read(request: gr.Request) -> list:
+            self.offer_anew()
+            said = {} if request is None else dict(request.query_params)
+            opened = next((tab.id for tab in self._tabs if tab.id == said.get("tab")), None)
+            choice = Choice()
+            source, number = (said.get(key, "") for key in ("pictures", "picture"))
+            if source in self.pictures.names[:-1]:  # a visitor's own are not there for another
+                choice = choice.of_source(source)
+            if number.isdecimal() and len(number) < 10:
+                choice = replace(choice, index=int(number))
+            return [
+                gr.Tabs(selected=opened) if opened else gr.skip(),
+                choice,
+                address.read_place(said.get("place", "")),
+                *[choice.source] * len(sources),
+                *[choice.index] * len(numbers),
+                *[address.read(control, said) for control in self._remembered],
+            ]
+
+        outputs = [tabs, self.choice, self.place, *sources, *numbers, *self._remembered]
+        loaded = self.demo.load(read, None, outputs, **QUIET)
+        loaded.then(None, None, None, js=address.READ, **QUIET)
+        return loaded
 
 
 def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:

@@ -90,6 +90,7 @@ def build(page: Page) -> None:
                 label="Negative control", elem_id="prompt-control",
                 info="the same random numbers, asked for another picture's caption",
             )  # fmt: skip
+            page.remember(text, control, *sliders, seed)
             go = gr.Button("Draw", variant="primary", elem_id="prompt-go")
             again = gr.Button("Next seed", elem_id="prompt-next-seed")
         with gr.Column(scale=4):

@@ -43,6 +43,7 @@ def build(page: Page) -> None:
                 info="of the left run; type to search", allow_custom_value=True,  # the API asks any run
             )  # fmt: skip
             sliders, seed = sampling_controls(codes)
+            page.remember(label, *sliders, seed)
             go = gr.Button("Sample", variant="primary", elem_id="sample")
             again = gr.Button("Next seed", elem_id="next-seed")
         with gr.Column(scale=4):
@@ -94,7 +95,7 @@ def build(page: Page) -> None:
     }
     unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
     gr.on([go.click, seed.submit], draw, **results, api_name="sample")
-    page.demo.load(draw, **unlisted)
+    page.draw_first(draw, **unlisted)
     again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
     choices[0].change(offer_classes, [choices[0], label], label, **QUIET)
     # What is typed then replaces the class chosen, instead of being added to its name.

@@ -54,10 +54,37 @@ def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr
     prefix: of their ids."""
     sliders = [
         gr.Slider(1, 16, 4, step=1, precision=0, label="Pictures", elem_id=f"{prefix}count"),
-        gr.Slider(1, 5, 1.5, step=0.1, label="Guidance s", info="u + s (c − u); 1 is none"),
-        gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="0 takes the likeliest code"),
-        gr.Slider(0, codes, 0, step=1, precision=0, label="Top-k", info="codes kept; 0 keeps all"),
-        gr.Slider(0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept"),
+        gr.Slider(
+            1,
+            5,
+            1.5,
+            step=0.1,
+            label="Guidance s",
+            info="u + s (c − u); 1 is none",
+            elem_id=f"{prefix}guidance",
+        ),
+        gr.Slider(
+            0,
+            2,
+            1,
+            step=0.05,
+            label="Temperature",
+            info="0 takes the likeliest code",
+            elem_id=f"{prefix}temperature",
+        ),
+        gr.Slider(
+            0,
+            codes,
+            0,
+            step=1,
+            precision=0,
+            label="Top-k",
+            info="codes kept; 0 keeps all",
+            elem_id=f"{prefix}top-k",
+        ),
+        gr.Slider(
+            0.05, 1, 1, step=0.01, label="Top-p", info="probability mass kept", elem_id=f"{prefix}top-p"
+        ),
     ]
     return sliders, gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
 

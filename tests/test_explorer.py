@@ -133,7 +133,7 @@ def visiting(browser: Browser, address: str) -> Iterator[Page]:
     yield opened
     opened.close()
     assert complaints == []
-    assert {host for host in hosts if host.startswith(("http", "ws"))} == {address}
+    assert {host for host in hosts if host.startswith(("http", "ws"))} == {address.partition("/?")[0]}
 
 
 @pytest.fixture
@@ -549,6 +549,28 @@ def hostile_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"arm": f"arm {HOSTILE}", "parent": HOSTILE, "classes": [HOSTILE, *config["classes"][1:]]}
     path.write_text(json.dumps(config))
     return folder
+
+
+def test_a_view_is_sent_by_its_address(browser: Browser, address: str):
+    asked = "tab=codebook&tokenizer-run=warmup&pictures=photos&picture=3&place=0.8,0.1&tau=2&seed=<b>"
+    with visiting(browser, f"{address}/?{asked}") as page:
+        page.locator("#gallery img").wait_for()
+        expect(page.locator("#codebook-caption")).to_contain_text("Photo 3")
+        expect(page.locator("#codebook-token")).to_contain_text("Token 6 (row 1, column 7)")
+        expect(page.locator("#tokenizer-run input")).to_have_value("warmup")
+        expect(page.locator("#tau input[type=number]")).to_have_value("0.1")  # it cannot be 2
+        choose(page, "#tokenizer-run", "gear")
+        click_cell(page, "#indices", row=2, column=1)
+        expect(page.locator("#codebook-token")).to_contain_text("Token 17 (row 3, column 2)")
+        page.get_by_role("tab", name="Alignment").click()
+        page.wait_for_function("location.search.includes('tab=alignment')")
+        sent = page.url
+    with visiting(browser, sent) as page:
+        expect(page.locator("#alignment-caption")).to_contain_text("Photo 3")
+        expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 17", timeout=2 * PATIENCE)
+        open_tab(page, "Codebook", "#original")
+        expect(page.locator("#tokenizer-run input")).to_have_value("gear")
+        expect(page.locator("#codebook-token")).to_contain_text("Token 17 (row 3, column 2)")
 
 
 def test_the_stream_of_answers_stays_open(address: str):
