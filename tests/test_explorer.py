@@ -567,7 +567,9 @@ def test_a_view_is_sent_by_its_address(browser: Browser, address: str):
         sent = page.url
     with visiting(browser, sent) as page:
         expect(page.locator("#alignment-caption")).to_contain_text("Photo 3")
-        expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 17", timeout=2 * PATIENCE)
+        expect(page.locator("#alignment-facts")).to_contain_text(
+            "at the framed patch 17", timeout=2 * PATIENCE
+        )
         open_tab(page, "Codebook", "#original")
         expect(page.locator("#tokenizer-run input")).to_have_value("gear")
         expect(page.locator("#codebook-token")).to_contain_text("Token 17 (row 3, column 2)")
