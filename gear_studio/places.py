@@ -6,8 +6,10 @@ from pathlib import Path
 
 from gear_studio.errors import InputError, MissingError
 
-ZOO = Path(__file__).resolve().parent / "zoo"
+_HERE = Path(__file__).resolve().parent
+ZOO = _HERE / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+APPS = _HERE / "apps" if (_HERE / "apps").is_dir() else _HERE.parent / "apps"  # installed, in the repository
 
 
 def cache_folder(name: str) -> Path:
