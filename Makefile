@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks explorer lab notebooks test test-fast lint train reproduce constraints clean
+.PHONY: help setup hooks explorer lab notebooks test test-fast lint train reproduce wheel constraints clean
 
 help:
 	@echo "make explorer   the app, on the models that ship with the repository"
@@ -23,6 +23,7 @@ help:
 	@echo "make hooks      check what changes at every commit (pre-commit)"
 	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
 	@echo "make reproduce  retrain the shipped models (BUDGET=shipped, long or quick)"
+	@echo "make wheel      build the package into dist/: pip install dist/*.whl"
 	@echo "make clean      remove the environment and tools' caches"
 
 setup: $(READY)
@@ -60,6 +61,10 @@ train: $(READY)
 reproduce: $(READY)
 	$(BIN)/gear-studio reproduce --budget $(BUDGET) $(ARGS)
 
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -c "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
+
 # The stamp is written last, so an interrupted set-up is taken up again. A .venv whose interpreter is
 # gone or too old is made anew. The pinned versions have wheels for Python 3.11 to 3.14.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
@@ -92,5 +97,5 @@ constraints:
 	rm .constraints.new
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

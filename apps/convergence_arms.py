@@ -14,6 +14,7 @@ import numpy as np
 from runs_on_offer import RunsOnOffer, study_name
 
 from gear_studio.plots.style import DASHES, OKABE_ITO
+from gear_studio.run_files import run_folders
 from gear_studio.runs import Run
 from gear_studio.studies import SHIPPED
 
@@ -32,11 +33,11 @@ class Measured(dict[str, Run]):
         if any(folder.parent == runs.folder.resolve() for folder in there):
             folders[runs.folder] = str
         for folder, name_of in folders.items():
-            for path in sorted(folder.glob("*/metrics.jsonl")):
-                if path.parent.resolve() in there:
+            for path in run_folders(folder, "metrics.jsonl"):
+                if path.resolve() in there:
                     continue
                 with suppress(ValueError, OSError):  # damaged; tab Open names it
-                    run = Run(path.parent)
+                    run = Run(path)
                     name = name_of(run.name)
                     self[name if name not in self else f"{folder}/{run.name}"] = run
 

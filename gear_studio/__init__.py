@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gear_studio.models.tokenizer import Tokenizer
     from gear_studio.runs import Run
 
+__version__ = "0.1.0"
 __all__ = ["Generator", "Run", "Teacher", "Tokenizer"]
 
 _MODULES = {

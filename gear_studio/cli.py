@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import tyro
 
+from gear_studio import __version__
 from gear_studio.errors import describe
 
 COMMANDS = {
@@ -24,6 +25,7 @@ COMMANDS = {
     "study": "Train a named set of runs over arms and seeds, and end in a table and a figure.",
     "reproduce": "Retrain and measure every shipped run.",
     "report": "Print the tables of the shipped runs, as in docs/results.md.",
+    "explorer": "Look into trained models in the browser.",
 }
 RESUMED = ("train", "supervise", "inspect", "study", "reproduce")  # a killed one goes on where it was
 
@@ -31,17 +33,23 @@ RESUMED = ("train", "supervise", "inspect", "study", "reproduce")  # a killed on
 def run(words: list[str] | None = None) -> None:
     """Do what a command line says. words: what follows `gear-studio`; None takes this process's own."""
     words = sys.argv[1:] if words is None else words
+    if words == ["--version"]:
+        print(__version__)
+        return
     if not words or words[0] not in COMMANDS:
         tyro.extras.subcommand_cli_from_dict(
             {name: _described(summary) for name, summary in COMMANDS.items()},
             prog="gear-studio",
             description="Understand, reproduce and build on guided end-to-end autoregression. "
-            "gear-studio COMMAND --help explains a command.",
+            "gear-studio COMMAND --help explains a command, gear-studio --version names this version.",
             args=words,
         )
         return
     from gear_studio import commands
 
+    if words[0] == "explorer":
+        commands.explorer(words[1:])
+        return
     tyro.cli(commands.COMMANDS[words[0]], prog=f"gear-studio {words[0]}", args=words[1:])
 
 

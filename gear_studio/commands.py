@@ -5,6 +5,7 @@ what can be done with it next to stderr.
 """
 
 import ast
+import importlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -433,7 +434,7 @@ def study(
         studies.ship_study(fitted, seeds, out)
         print(f"shipped: {studies.SHIPPED / name}")
     if not from_zoo:
-        say_next("python", "apps/explorer.py", "--runs", out / "runs")
+        say_next("gear-studio", "explorer", "--runs", out / "runs")
 
 
 def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
@@ -450,9 +451,18 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
     for path in report.figures(runs or ZOO, figures) if figures else []:
         print(f"wrote {path}")
     if runs:
-        say_next("python", "apps/explorer.py", "--runs", runs)
+        say_next("gear-studio", "explorer", "--runs", runs)
     else:
         say_next("gear-studio", "reproduce", "--budget", "quick")
+
+
+def explorer(words: list[str]) -> None:
+    """Start the app. words: its command line; the options are its own."""
+    from gear_studio.places import APPS
+
+    sys.path.insert(0, str(APPS))
+    app = importlib.import_module("explorer")
+    app.main(tyro.cli(app.Options, prog="gear-studio explorer", args=words))
 
 
 if not __debug__:  # python -OO drops docstrings, and these are the help
@@ -464,7 +474,7 @@ study.__doc__ = str(study.__doc__).replace(
     "STUDIES", "\n\n    ".join(f"{name}: {each.question}" for name, each in STUDIES.items())
 )
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {  # beside the explorer
     "train": train,
     "import": import_released,
     "recipe": recipe,

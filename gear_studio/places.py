@@ -1,12 +1,15 @@
 """Where shipped things lie, and how a name becomes a folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from gear_studio.errors import InputError, MissingError
 
-ZOO = Path(__file__).resolve().parent / "zoo"
+_HERE = Path(__file__).resolve().parent
+ZOO = _HERE / "zoo"
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
+APPS = _HERE / "apps" if (_HERE / "apps").is_dir() else _HERE.parent / "apps"  # installed, in the repository
 
 
 def cache_folder(name: str) -> Path:
@@ -33,12 +36,12 @@ def check_own_folder(folder: Path) -> None:
             raise InputError(f"{part} is a file, and a run is a folder; choose another place")
 
 
-def find_folder(name_or_folder: str | Path) -> Path:
-    """Find a folder by its path, or the folder of a shipped Run by its name.
+def find_folder(name_or_folder: str | Path, is_there: Callable[[Path], bool] = Path.is_dir) -> Path:
+    """Find a folder by its path, or the folder of a shipped Run by its name. is_there: what tells a folder.
 
     Raises FileNotFoundError, listing the shipped names, where there is neither."""
     for folder in (Path(name_or_folder), ZOO / name_or_folder):
-        if folder.is_dir():
+        if is_there(folder):
             return folder
     shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
     raise MissingError(

@@ -11,6 +11,8 @@
     snapshots/        what it was at earlier steps (recipe.keep_every), Runs themselves
     .lock             held by the process that writes here (`locks`)
 
+Runs without weights, as most of the shipped studies are, may share one file instead (`run_files`).
+
 A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's
 Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
 """
@@ -28,7 +30,7 @@ import torch
 
 from gear_studio import sampling
 from gear_studio.errors import InputError, MissingError, UnknownNameError
-from gear_studio.files import one_line, read_json
+from gear_studio.files import one_line
 from gear_studio.models import text_encoders
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator
@@ -37,7 +39,17 @@ from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
-from gear_studio.run_files import NoRun, read_config, read_metrics, read_record
+from gear_studio.run_files import (
+    NoRun,
+    holds,
+    is_shared,
+    read_config,
+    read_evaluation,
+    read_metrics,
+    read_record,
+    small_files,
+    write_small_files,
+)
 
 PARTS: dict[str, type[Pretrained]] = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
 
@@ -88,7 +100,7 @@ class Run:
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
         """A Run from its folder, or a shipped one by name."""
-        return cls(find_folder(name_or_folder))
+        return cls(find_folder(name_or_folder, lambda folder: folder.is_dir() or is_shared(folder)))
 
     def __repr__(self) -> str:
         """One line: stage, arm, source and seed, the parts that lie in its folder, and its steps."""
@@ -110,12 +122,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "record.json").is_file() and self.record["finished"]
+        return holds(self.folder, "record.json") and self.record["finished"]
 
     @cached_property
     def metrics(self) -> list[dict]:
         """The metrics, oldest first. Raises ValueError naming a line that is damaged."""
-        return read_metrics(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder)
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric, two float arrays of equal length, at the steps where it was
@@ -130,8 +142,7 @@ class Run:
     @cached_property
     def evaluation(self) -> dict:
         """What `gear-studio evaluate` wrote, empty before that."""
-        path = self.folder / "evaluation.json"
-        return read_json(path, "an evaluated run") if path.is_file() else {}
+        return read_evaluation(self.folder)
 
     @cached_property
     def parent(self) -> "Run | None":
@@ -309,6 +320,9 @@ class Run:
         folder = Path(folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        if is_shared(self.folder):
+            write_small_files(folder, small_files(self.folder))
+            return
         for path in sorted(self.folder.iterdir()):
             if path.suffix in {".json", ".jsonl", ".png"}:
                 shutil.copyfile(path, folder / path.name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 
 import pytest
@@ -13,6 +14,7 @@ from test_runs import write_run
 from gear_studio import Generator, Run, Tokenizer
 from gear_studio.models.quantizers import LookupFreeQuantizer
 from gear_studio.models.teachers import Teacher
+from gear_studio.run_files import read_shared, run_folders, small_files, write_shared
 from gear_studio.runs import find_runs, list_runs
 from gear_studio.training.checkpoints import drop_metrics_after
 
@@ -97,6 +99,90 @@ def test_a_damaged_record_is_named(content, tmp_path):
     (run.folder / "record.json").write_text(content)
     with pytest.raises(ValueError, match="record.json .*[Rr]estore"):
         _ = run.finished
+
+
+# Runs in a shared file
+
+
+def share(folder, *names: str, file: str = "some.runs.jsonl") -> None:
+    """Move Runs from their folders into one file; their weights are gone."""
+    write_shared(
+        folder / file, read_shared(folder / file) | {name: small_files(folder / name) for name in names}
+    )
+    for name in names:
+        shutil.rmtree(folder / name)
+
+
+def test_a_run_in_a_shared_file_says_what_it_said_in_its_folder(tmp_path):
+    write_run(tmp_path / "a", "joint")
+    write_run(tmp_path / "b", "generator", parent="a")
+    (tmp_path / "b" / "evaluation.json").write_text('{"fd": {"mean": 0.1}}')
+    before = {name: Run(tmp_path / name) for name in ("a", "b")}
+    said = {
+        name: (run.config, run.record, run.metrics, run.evaluation, run.finished)
+        for name, run in before.items()
+    }
+    share(tmp_path, "b")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "some.runs.jsonl"}
+    share(tmp_path, "a", file="others.runs.jsonl")
+    for name, expected in said.items():
+        run = Run.from_pretrained(str(tmp_path / name))
+        assert (run.config, run.record, run.metrics, run.evaluation, run.finished) == expected
+        assert "no weights" in repr(run) and repr(run).endswith("finished>")
+    assert Run(tmp_path / "b").parent.name == "a" and Run(tmp_path / "a").parent is None
+    assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+    assert run_folders(tmp_path, "evaluation.json") == [tmp_path / "b"]
+    with pytest.raises(FileNotFoundError, match=r"run b \(generator\) holds no generator"):
+        _ = Run(tmp_path / "b").generator
+    assert list_runs(tmp_path) == {}
+
+    Run(tmp_path / "b").save_pretrained(tmp_path / "c")
+    own = Run(tmp_path / "c")
+    assert (own.config, own.record, own.metrics, own.evaluation, own.finished) == said["b"]
+
+
+def test_a_folder_comes_before_a_line_and_a_file_that_changes_is_read_anew(tmp_path):
+    write_run(tmp_path / "a", "joint")
+    share(tmp_path, "a")
+    Run(tmp_path / "a").config["arm"] = "changed"
+    assert Run(tmp_path / "a").config["arm"] == "gear"
+    files = read_shared(tmp_path / "some.runs.jsonl")
+    files["a"]["config.json"]["arm"] = "continued"
+    write_shared(tmp_path / "some.runs.jsonl", files)
+    assert Run(tmp_path / "a").config["arm"] == "continued"
+    write_run(tmp_path / "a", "joint")
+    assert Run(tmp_path / "a").config["arm"] == "gear" and Run(tmp_path / "a").has("tokenizer")
+    write_shared(tmp_path / "some.runs.jsonl", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "name"),
+        ("[]", "valid dictionary"),
+        ('{"name": "../a", "config.json": {"stage": "joint"}}', "name is '../a'"),
+        ('{"name": "x"}', "config.json; field required"),
+        ('{"name": "x", "config.json": {"stage": 3}}', "config.json.stage is 3"),
+        (
+            '{"name": "x", "config.json": {"stage": "joint"}, "metrics.jsonl": [{"step": 1, "l1": "?"}]}',
+            "metrics.jsonl.0.l1 is '?'",
+        ),
+        ("\udcff", "is not UTF-8"),
+    ],
+)
+def test_a_damaged_line_of_a_shared_file_is_named_and_passed_over_where_runs_are_listed(line, said, tmp_path):
+    write_run(tmp_path / "a", "joint")
+    write_run(tmp_path / "b", "joint")
+    share(tmp_path, "b")
+    path = tmp_path / "some.runs.jsonl"
+    path.write_bytes(path.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(ValueError, match="some.runs.jsonl (is damaged in line 2|is not UTF-8)") as error:
+        Run(tmp_path / "b")
+    assert said in str(error.value) and "estore" in str(error.value)
+    with pytest.warns(UserWarning, match="passed over: .*some.runs.jsonl"):
+        assert run_folders(tmp_path) == [tmp_path / "a"]
+    assert list(list_runs(tmp_path)) == ["a"]
 
 
 # Small files that claim huge models

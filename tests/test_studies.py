@@ -27,6 +27,7 @@ from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.files import write_json
 from gear_studio.models.teachers import load_teachers
 from gear_studio.places import ZOO
+from gear_studio.run_files import read_shared, run_folders
 from gear_studio.runs import Run
 from gear_studio.studies import STUDIES, Arm, Study, World, chain_of
 from gear_studio.training import jobs
@@ -155,7 +156,7 @@ def test_an_arm_that_is_named_for_a_teacher_has_it_in_every_budget():
     assert curves["generator-gear-s100"].resolved.fd_every == 1000
 
 
-@pytest.mark.parametrize("folder", sorted((studies.SHIPPED / "runs").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", run_folders(studies.SHIPPED / "runs"), ids=lambda path: path.name)
 def test_the_commands_of_a_study_are_those_behind_the_runs_that_ship(folder):
     name, _, seed = folder.name.rpartition("-s")
     given = {
@@ -560,18 +561,24 @@ def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatc
     assert code == 0 and "shipped: " in said, complaint
     there = zoo / "studies"
     names = {"warmup", "gear", "generator-baseline", "generator-gear"}
-    assert {path.name for path in (there / "runs").iterdir()} == {f"{n}-s{s}" for n in names for s in (0, 1)}
+    assert [path.name for path in run_folders(there / "runs")] == sorted(
+        f"{n}-s{s}" for n in names for s in (0, 1)
+    )
     written = {"table.csv", "summary.md", "record.json"}
     assert {path.name for path in (there / "plumbing").iterdir()} == written
     assert not list(there.rglob("*.png"))
-    assert str(tmp_path) not in (there / "runs" / "gear-s0" / "record.json").read_text()
+    for path in [*there.rglob("*.json"), *there.rglob("*.jsonl")]:
+        assert str(tmp_path) not in path.read_text()
     heavy = {path.parents[1].name for path in there.rglob("model.safetensors")}
     assert heavy == {"warmup-s0", "gear-s0", "generator-gear-s0"}
+    assert {path.name for path in (there / "runs").iterdir()} == heavy | {"plumbing.runs.jsonl"}
 
     generator = Run.from_pretrained("studies/runs/generator-gear-s0")
     assert generator.generator.config == tiny.GENERATOR and generator.tokenizer.grid == 4
     light = Run.from_pretrained("studies/runs/generator-baseline-s1")
     assert light.evaluation and light.metrics and light.parent.config["arm"] == "warmup"
+    trained = Run(out / "runs" / "generator-baseline-s1")
+    assert (light.config, light.metrics) == (trained.config, trained.metrics)
     with pytest.raises(FileNotFoundError, match="holds no generator"):
         light.generator  # noqa: B018
     assert list(runs.list_runs(there / "runs")) == ["gear-s0", "generator-gear-s0", "warmup-s0"]
@@ -583,6 +590,30 @@ def test_what_ships_is_the_study_without_what_is_heavy(zoo, tmp_path, monkeypatc
     assert (there / "plumbing" / "summary.md").read_text().strip() in said
     for path in (there / "plumbing").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / "plumbing" / path.name).read_bytes()
+
+
+def test_a_run_that_two_studies_need_ships_once(zoo, tmp_path, monkeypatch):
+    there, out = zoo / "studies" / "runs", tmp_path / "out"
+    monkeypatch.setattr(studies.shipped, "STUDIES", {})  # whose weights ship
+    first = made_study(replace(PLUMBING, name="first", arms=(studies.GEAR,), controls=()), out, monkeypatch)
+    studies.ship_study(first, (0, 1), out)
+    second = made_study(PLUMBING, out, monkeypatch)
+    write_json(out / "runs" / "gear-s1" / "evaluation.json", {"rfd": 5.0})  # measured since
+    studies.ship_study(second, (0, 1), out)
+    assert {path.name: set(read_shared(path)) for path in there.iterdir()} == {
+        "first.runs.jsonl": {f"{name}-s{s}" for name in ("warmup", "gear", "generator-gear") for s in (0, 1)},
+        "plumbing.runs.jsonl": {"generator-baseline-s0", "generator-baseline-s1"},
+    }
+    assert Run(there / "gear-s1").evaluation == {"rfd": 5.0}
+
+    monkeypatch.setattr(studies.shipped, "STUDIES", {"plumbing": replace(second, weights=("gear",))})
+    studies.ship_study(second, (0, 1), out)
+    assert Run(there / "gear-s0").has("tokenizer")
+    assert "gear-s0" not in read_shared(there / "first.runs.jsonl")
+    monkeypatch.setattr(studies.shipped, "STUDIES", {})
+    studies.ship_study(second, (0, 1), out)
+    assert not Run(there / "gear-s0").has("tokenizer")
+    assert "gear-s0" in read_shared(there / "plumbing.runs.jsonl")
 
 
 def test_runs_of_another_budget_are_not_put_under_tables_that_ship(zoo, tmp_path, monkeypatch):
@@ -732,7 +763,7 @@ def test_what_a_seed_takes_counts_each_training_once_and_guesses_by_stage(tmp_pa
     def ships(name: str, stage: str, seconds: float, device: str = "x86_64 CPU, 1 threads") -> None:
         words = [] if stage == "warmup" else ["--stage", stage]  # what is the default is not written
         line = " ".join(["gear-studio train shapes", *words, "--arm x --budget quick --out x"])
-        record = {"command": line, "seconds": seconds, "device": device}
+        record = {"command": line, "seconds": seconds, "device": device, "finished": True}
         write_json(tmp_path / "studies" / "runs" / name / "record.json", record)
 
     ships("warmup-s0", "warmup", 10.0, "x86_64 CPU, 2 threads")

@@ -20,8 +20,8 @@ and a seed, makes one `Training`. A new study is one entry in catalogue.py.
     OUT/NAME/     table.csv (one row an arm and seed), summary.md (over seeds), figure.png, record.json
                   (source, recipe, budget, seeds)
 
-What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is: `ship_study` puts it there, `shipped_runs`
-reads it.
+What ships lies in `gear_studio/zoo/studies/`, laid out as OUT is; Runs without weights share one file a study
+(`run_files`). `ship_study` puts it there, `shipped_runs` reads it.
 
 Settings are chosen on seeds 100 and above, and what is reported is of seeds 0 to 2: a choice made on the
 seeds that are reported would flatter the arm it was made for.

@@ -11,6 +11,15 @@ from gear_studio.errors import InputError, MissingError
 from gear_studio.files import read_json, write_json
 from gear_studio.places import STUDIES as SHIPPED
 from gear_studio.places import ZOO
+from gear_studio.run_files import (
+    SHARED,
+    holds,
+    read_record,
+    read_shared,
+    run_folders,
+    small_files,
+    write_shared,
+)
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Study, study_of
 from gear_studio.studies.chains import SEEDS, chain_of, fit_to_world
@@ -44,7 +53,7 @@ def find_runs(
 
 
 def _open_finished(folder: Path) -> Run | None:
-    run = Run(folder) if (folder / "config.json").is_file() else None
+    run = Run(folder) if holds(folder, "config.json") else None
     return run if run and run.finished else None
 
 
@@ -60,13 +69,13 @@ def core_seconds(study: Study, budget: str) -> float | None:
     None where no training of some stage ships in this budget."""
     by_run: dict[str, float] = {}
     by_stage: dict[str, list[float]] = {}
-    for path in (*ZOO.glob("*/record.json"), *(SHIPPED / "runs").glob("*/record.json")):
-        record = read_json(path, "a shipped run")
+    for folder in (place for where in (ZOO, SHIPPED / "runs") for place in run_folders(where, "record.json")):
+        record = read_record(folder)
         threads, command = re.search(r"CPU, (\d+) threads", record["device"]), record["command"]
         if not threads or "train" not in command.split():
             continue
         if _option(command, "budget", Training.budget) == budget:
-            by_run[path.parent.name] = seconds = record["seconds"] * int(threads[1])
+            by_run[folder.name] = seconds = record["seconds"] * int(threads[1])
             by_stage.setdefault(_option(command, "stage", Training.stage), []).append(seconds)
     total = 0.0
     for link in {link for arm in study.arms for link in chain_of(arm)}:
@@ -122,8 +131,8 @@ def load_study(name: str, out: Path | str | None = None) -> tuple[dict, dict[tup
 
 def ship_study(study: Study, seeds: Sequence[int], out: Path) -> None:
     """Put a study that is finished and written in `out` into `SHIPPED`: its table, and of every training in
-    its chains the config, metrics, record and evaluation, with float16 EMA weights where some study names
-    them.
+    its chains the config, metrics, record and evaluation. Runs whose weights some study names have a folder,
+    with EMA weights in float16; the others lie in one file a study, each in that of the first to ship it.
 
     Raises ValueError where another study has shipped a Run of the same name with another config."""
     chains = [chain_of(arm) for arm in study.arms]
@@ -131,7 +140,7 @@ def ship_study(study: Study, seeds: Sequence[int], out: Path) -> None:
     runs = [Run(out / "runs" / name) for name in names]
     for run in runs:
         target = SHIPPED / "runs" / run.name
-        if target.is_dir() and Run(target).config != run.config:
+        if holds(target, "config.json") and Run(target).config != run.config:
             raise InputError(
                 f"{target} ships with another config, and other studies' tables may be of it; to ship anew, "
                 f"delete {SHIPPED} and ship all studies of one budget"
@@ -143,15 +152,27 @@ def ship_study(study: Study, seeds: Sequence[int], out: Path) -> None:
         if arm.label in each.weights
         for link in chain_of(arm)
     }
+    own = SHIPPED / "runs" / f"{study.name}.runs.jsonl"
+    shared = {path: read_shared(path) for path in (own, *own.parent.glob(SHARED))}
     for run in runs:
         target = SHIPPED / "runs" / run.name
-        parts = ("generator", "projector") if run.config["stage"] == "generator" else ("tokenizer",)
-        run.save_pretrained(target, parts if run.name in with_weights else ())
-        for picture in target.glob("*.png"):
-            picture.unlink()
         # Where it was trained is of no use to others.
-        command = re.sub(r"\S*/runs/", "OUT/runs/", run.record["command"])
-        write_json(target / "record.json", run.record | {"command": command})
+        record = run.record | {"command": re.sub(r"\S*/runs/", "OUT/runs/", run.record["command"])}
+        if run.name in with_weights:
+            generates = run.config["stage"] == "generator"
+            run.save_pretrained(target, ("generator", "projector") if generates else ("tokenizer",))
+            write_json(target / "record.json", record)
+            for picture in target.glob("*.png"):
+                picture.unlink()
+            for held in shared.values():
+                held.pop(run.name, None)
+        else:
+            held = next((held for held in shared.values() if run.name in held), shared[own])
+            held[run.name] = small_files(run.folder) | {"record.json": record}
+    for path, held in shared.items():
+        write_shared(path, held)
+    for name in names.keys() - with_weights:
+        shutil.rmtree(SHIPPED / "runs" / name, ignore_errors=True)  # where it had weights before
     for name in ("table.csv", "summary.md", "record.json"):
         (SHIPPED / study.name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / study.name / name, SHIPPED / study.name / name)

@@ -131,6 +131,6 @@ def drop_metrics_after(step: int, path: Path) -> None:
     """Drop what was logged after `step`, and a last line torn by a kill: those steps are taken again.
 
     Raises ValueError naming another line that is damaged."""
-    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
     with atomic(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
