@@ -9,6 +9,7 @@ from concurrent.futures import wait
 from typing import Any
 
 import gradio as gr
+import snippets
 import torch
 from alignment_look import AFTER, BEFORE, Look
 from background import OWN_TEACHER
@@ -25,6 +26,7 @@ from components import (
     released,
     square,
     status,
+    token_at,
 )
 from page import ALONE, OVERTAKEN, Page, emptied
 from pictures import Choice
@@ -164,6 +166,12 @@ def build(page: Page) -> None:
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
 
+    def snippet(*values: Any) -> str:
+        asked = Asked(*values)
+        patch = token_at(asked.place, runs.tokenizer(asked.run).grid)
+        named = None if asked.teacher == OWN_TEACHER else asked.teacher
+        return snippets.of_alignment(runs, asked.run, asked.chosen, named, int(asked.block), patch)
+
     clickable: list[Any] = [original, cosine]
     texts: list[gr.components.Component] = [state_line, facts, beside_facts, cosine_title, cosine_scale, note]
     for column in (*columns, *beside_columns):
@@ -171,6 +179,7 @@ def build(page: Page) -> None:
         texts += column.texts
     cleared = [*clickable, *texts, controls.caption]
     inputs = [run, beside, page.choice, teacher, block, stage, page.place]
+    snippets.lay_out(snippet, inputs, "alignment")
     outputs = [
         *cleared,
         page.place,

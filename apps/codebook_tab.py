@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import snippets
 from codebook_look import Edits, Look
 from components import (
     LAST_COUNTS,
@@ -22,6 +23,7 @@ from components import (
     released,
     square,
     status,
+    token_at,
 )
 from page import ALONE, OVERTAKEN, Page, emptied
 from pictures import FOREIGN, Choice, is_foreign
@@ -155,11 +157,17 @@ def build(page: Page) -> None:
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
 
+    def snippet(*values: Any) -> str:
+        asked = Asked(*values)
+        token = token_at(asked.place, runs.tokenizer(asked.run).grid)
+        return snippets.of_codebook(runs, asked.run, asked.chosen, token, asked.edits, asked.tau)
+
     clickable: list[Any] = [original, *maps.pictures, *beside_maps.pictures, edited, difference]
     cleared = [*clickable, gallery, *maps.texts, *beside_maps.texts, beside_title, beside_table, token_text]
     cleared += [table, edits_text, difference_text, difference_scale, gallery_text, usage_title, usage_text]
     cleared += [layout_text, state_line, controls.caption, usage, layout]
     inputs = [run, beside, page.choice, tau, page.place, edits]
+    snippets.lay_out(snippet, inputs, "codebook")
     outputs = [
         *cleared,
         edits,

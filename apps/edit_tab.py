@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import snippets
 import torch
 from components import QUIET, SIDE, clicked_place, computing, div, heading, panel, polite, status, token_at
 from page import OVERTAKEN, Page, emptied
@@ -20,6 +21,7 @@ from side_by_side import (
     progress,
     run_choice,
     sampling_controls,
+    sampling_settings,
     seed_number,
 )
 
@@ -256,6 +258,20 @@ def build(page: Page) -> None:
                         yield {state_line: status(said, done=True)}
                     return
                 yield dict(zip((gallery, answers, answers_text, state_line), items, strict=True))
+
+    def snippet(
+        name: str, chosen: Choice, now: Canvas, onward: bool, wanted: str, count: float, *how: Any
+    ) -> str:
+        view = look(name, chosen)
+        own = view.condition() if wanted == OWN_CLASS else None
+        asked = None if wanted in (OWN_CLASS, ANY) else wanted
+        if own is not None:
+            asked = runs[name].config["classes"][int(own)]
+        settings = sampling_settings(*how) if asked is not None else sampling_settings(1.0, *how[1:])
+        region, tokens = now.region(onward), now.now.tokens
+        return snippets.of_edit(runs, name, chosen, tokens, region, asked, int(count), settings)
+
+    snippets.lay_out(snippet, [*canvas_inputs, label, *sliders, seed], "edit")
 
     def halt(request: gr.Request) -> None:
         page.newest.take(ANSWERS, request, STOPPED)

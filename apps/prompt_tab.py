@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+import snippets
 import torch
 from components import LAST_COUNTS, QUIET, div, polite, released, sheet
 from page import Page
@@ -18,6 +19,7 @@ from side_by_side import (
     progress,
     run_choice,
     sampling_controls,
+    sampling_settings,
     seed_number,
 )
 from torch import Tensor
@@ -146,6 +148,12 @@ def build(page: Page) -> None:
             if text and len(text) > LONGEST:
                 raise InputError(f"The prompt has {len(text):,} characters; at most {LONGEST:,} are read.")
             yield from _draw(runs, names, text or "", control, int(count), *how)
+
+    def snippet(text: str | None, _: bool, count: float, guidance: float, *values: Any) -> str:
+        how, names = values[:4], values[4:]
+        return snippets.of_samples(runs, names, text or "", int(count), sampling_settings(guidance, *how))
+
+    snippets.lay_out(snippet, inputs, "prompt")
 
     def draw_first(drawn: Drawn, *values: Any) -> Iterator[tuple]:
         if drawn.sides:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import snippets
 from components import QUIET, div, polite, sheet
 from page import Page
 from PIL.Image import Image
@@ -19,6 +20,7 @@ from side_by_side import (
     progress,
     run_choice,
     sampling_controls,
+    sampling_settings,
     seed_number,
 )
 
@@ -83,10 +85,15 @@ def build(page: Page) -> None:
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
             yield from _draw(runs, (left, right), label, int(count), *how)
 
+    def snippet(left: str, right: str, label: str, count: float, guidance: float, *how: Any) -> str:
+        settings = sampling_settings(guidance if label != ANY else 1.0, *how)
+        return snippets.of_samples(runs, (left, right), None if label == ANY else label, int(count), settings)
+
     def offer_classes(name: str, label: str) -> gr.Dropdown:
         classes = runs[name].config["classes"]
         return gr.Dropdown(choices=[ANY, *classes], value=label if label in classes else ANY)
 
+    snippets.lay_out(snippet, [*choices, label, *sliders, seed], "sample")
     results: dict[str, Any] = {
         "inputs": [*choices, label, *sliders, seed],
         "outputs": [*sheets, *captions, status],

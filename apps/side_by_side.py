@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gradio as gr
 import torch
@@ -87,6 +87,19 @@ def sampling_controls(codes: int, prefix: str = "") -> tuple[list[gr.Slider], gr
         ),
     ]
     return sliders, gr.Number(0, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
+
+
+def sampling_settings(
+    guidance: float, temperature: float, top_k: float, top_p: float, seed: int | None
+) -> dict[str, Any]:
+    """What these controls say, as `sampling.sample` takes it. Raises ValueError without a seed."""
+    return {
+        "cfg_scale": guidance,
+        "temperature": temperature,
+        "top_k": int(top_k),
+        "top_p": top_p,
+        "seed": seed_number(seed),
+    }
 
 
 def class_condition(runs: RunsOnOffer, name: str, label: str, count: int) -> Tensor:

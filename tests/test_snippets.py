@@ -1,0 +1,95 @@
+"""What *Show me the code* gives: every snippet runs as it stands and makes what the page shows."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from gear_studio import Run, sampling
+from gear_studio.looking.pictures import Picture, Upload, pictures_of, pictures_of_source
+from gear_studio.looking.view import Kept, View
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
+import snippets  # noqa: E402
+from pictures import Choice  # noqa: E402
+from runs_on_offer import RunsOnOffer  # noqa: E402
+
+HOW = {"cfg_scale": 1.5, "temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def runs() -> RunsOnOffer:
+    return RunsOnOffer(None)
+
+
+@pytest.fixture
+def run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(code: str) -> dict[str, Any]:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        return names
+
+    return run
+
+
+@pytest.mark.parametrize("asked", ["striped star", None])
+def test_samples(runs: RunsOnOffer, run_code, asked: str | None):
+    made = run_code(snippets.of_samples(runs, ["generator-baseline", "generator-gear"], asked, 2, HOW))
+    run = runs["generator-gear"]
+    condition = run.generator.condition.nulls(2) if asked is None else run.class_numbers([asked] * 2)
+    with torch.no_grad():
+        expected = run.tokenizer.decode(sampling.sample(run.generator, condition, **HOW))
+    torch.testing.assert_close(made["pictures"], expected)
+    assert Path("generator-baseline.png").exists() and Path("generator-gear.png").exists()
+
+
+def test_samples_of_a_prompt_that_holds_quotes(runs: RunsOnOffer, run_code):
+    prompt = """it's "red" \\ {x}\n"""
+    made = run_code(snippets.of_samples(runs, runs.captioned[:1], prompt, 1, HOW))
+    assert made["pictures"].shape == (1, 3, *made["pictures"].shape[-1:] * 2)
+
+
+@pytest.mark.parametrize("source", ["this run's own", "photos"])
+def test_a_codebook_view(runs: RunsOnOffer, run_code, source: str, capsys):
+    edits = {3: 7, 40: 1000}
+    made = run_code(snippets.of_codebook(runs, "gear", Choice(source, 4), 5, edits, 0.1))
+    run = runs["gear"]
+    pictures = pictures_of(run) if source.startswith("this") else pictures_of_source(source)
+    view = View(Kept(), run, Picture(pictures, 4))
+    torch.testing.assert_close(made["edited"], view.decode(edits))
+    assert made["weights"].argmax() == view.indices[5] and "PSNR" in capsys.readouterr().out
+    assert Path("codebook.png").exists()
+
+
+def test_a_view_of_ones_own_picture(runs: RunsOnOffer, run_code):
+    Image.new("RGB", (80, 64), "red").save("my 'own'.png")
+    chosen = Choice().with_upload(Upload("my 'own'.png", 64))
+    assert run_code(snippets.of_codebook(runs, "gear", chosen, 0, {}, 1.0))["view"].indices.shape == (64,)
+
+
+@pytest.mark.parametrize(("name", "last"), [("generator-gear", "h after block 2"), ("warmup", "c_q")])
+def test_alignment(runs: RunsOnOffer, run_code, name: str, last: str):
+    made = run_code(snippets.of_alignment(runs, name, Choice(index=1), None, 2, 9))
+    assert list(made["features"]) == ["f(x)", "z", last]
+    assert made["similarity"].shape == (64,) and float(made["similarity"][9]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("asked", ["striped star", None])
+def test_an_edit(runs: RunsOnOffer, run_code, asked: str | None):
+    name, region = "generator-gear", [10, 11, 20]
+    tokens = list(range(100, 164))
+    made = run_code(snippets.of_edit(runs, name, Choice(), tokens, region, asked, 3, HOW))
+    kept = [place for place in range(64) if place not in region]
+    assert made["answers"].shape == (3, 64)
+    assert (made["answers"][:, kept] == torch.tensor(tokens)[kept]).all()
+    assert (made["answers"][:, region] != torch.tensor(tokens)[region]).any()
+
+
+def test_a_run_is_named_as_from_pretrained_finds_it(runs: RunsOnOffer):
+    for name in ("gear", runs.tokenizers[-1]):
+        assert Run.from_pretrained(snippets.name_of(runs, name)).folder == runs[name].folder
