@@ -89,8 +89,8 @@ def _scale_transparent_colour(opened: ImageFile.ImageFile) -> None:
 
 
 def _check_scans(opened: ImageFile.ImageFile) -> None:
-    """Raise ValueError for a progressive JPEG (MPO: several in one file) of more scans than any program writes: each costs as much time
-    as the whole picture, so that a small file could take hours."""
+    """Raise ValueError for a progressive JPEG (MPO: several in one file) of more scans than any program
+    writes: each costs as much time as the whole picture, so that a small file could take hours."""
     file = opened.fp
     assert file is not None  # it has just been opened
     place = file.tell()
