@@ -1,4 +1,5 @@
-"""The small files of a run's folder as they are read: config.json, record.json, metrics.jsonl.
+"""The small files of a run's folder as they are read: config.json, record.json, metrics.jsonl and
+evaluation.json.
 
 A folder may come from anywhere, so what it says is held to a schema here, once for all who look at runs. An
 error names the file, what is wrong in it, and the way out.
@@ -25,6 +26,21 @@ class _Pictures(_Loose):
     sha256: str
 
 
+class _Recipe(_Loose):
+    steps: int = 0
+    batch_size: int = 0
+    image_size: int = 0
+    tokenizer: dict[str, Any] | None = None
+    generator: dict[str, Any] | None = None
+    text_encoder: str = ""
+    teacher: str = ""
+    teacher_weights: list[str] = Field(default_factory=list)
+    teacher_block: int = 0
+    spatial_norm: str = ""
+    spatial_norm_alpha: float = 0.0
+    tau: float = 0.0
+
+
 class _Config(_Loose):
     stage: str
     arm: str = ""
@@ -32,7 +48,7 @@ class _Config(_Loose):
     seed: int = 0
     parent: str | None = None
     classes: list[str] = Field(default_factory=list)
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: _Recipe = Field(default_factory=_Recipe)
     teacher_sha256: list[str] = Field(default_factory=list)
     pictures: _Pictures | None = None
 
@@ -42,6 +58,28 @@ class _Record(_Loose):
     command: str = ""
     device: str = ""
     seconds: float = 0.0
+
+
+class _Spread(_Loose):
+    mean: float | None
+    std: float | None = None
+    values: list[float | None]
+
+
+class _Evaluation(_Loose):
+    samples: int = 0
+    psnr: float | None = None
+    usage: float | None = None
+    perplexity: float | None = None
+    entropy_tau: float | None = None
+    effective_size_tau: float | None = None
+    mass_1_tau: float | None = None
+    rfd: float | None = None
+    real_fd: float | None = None
+    fd: _Spread | None = None
+    fd_guided: _Spread | None = None
+    judge_accuracy: dict[str, float | None] = Field(default_factory=dict)
+    class_agreement: dict[str, _Spread] = Field(default_factory=dict)
 
 
 _Row = TypeAdapter(dict[str, float | None])
@@ -71,6 +109,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     record = read_json(path, "a run")
     _hold_to(_Record, record, path)
     return record
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What `gear-studio evaluate` has measured of a run, empty before that. Raises as `read_config`."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return {}
+    evaluation = read_json(path, "an evaluated run")
+    _hold_to(_Evaluation, evaluation, path)
+    return evaluation
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

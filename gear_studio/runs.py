@@ -28,7 +28,7 @@ import torch
 
 from gear_studio import sampling
 from gear_studio.errors import InputError, MissingError, UnknownNameError
-from gear_studio.files import one_line, read_json
+from gear_studio.files import one_line
 from gear_studio.models import text_encoders
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator
@@ -37,7 +37,7 @@ from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import ZOO, find_folder
-from gear_studio.run_files import NoRun, read_config, read_metrics, read_record
+from gear_studio.run_files import NoRun, read_config, read_evaluation, read_metrics, read_record
 
 PARTS: dict[str, type[Pretrained]] = {"tokenizer": Tokenizer, "generator": Generator, "projector": Projector}
 
@@ -80,10 +80,10 @@ class Run:
     name: str
     config: dict[str, Any]
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = folder.name
-        self.config = read_config(folder)
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.name = self.folder.name
+        self.config = read_config(self.folder)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
@@ -130,14 +130,23 @@ class Run:
     @cached_property
     def evaluation(self) -> dict:
         """What `gear-studio evaluate` wrote, empty before that."""
-        path = self.folder / "evaluation.json"
-        return read_json(path, "an evaluated run") if path.is_file() else {}
+        return read_evaluation(self.folder)
+
+    def setting(self, name: str) -> Any:
+        """A value of the recipe. Raises ValueError where config.json has none."""
+        if name not in self.config["recipe"]:
+            raise InputError(f"{self.folder / 'config.json'} has no {name} in its recipe; write it there")
+        return self.config["recipe"][name]
 
     @cached_property
     def parent(self) -> "Run | None":
         """The Run this one started from: the tokenizer's, or the warm-up's."""
-        name = self.config.get("parent")
-        return Run.from_pretrained(self.folder.parent / name) if name else None
+        if not (name := self.config["parent"]):
+            return None
+        folder = self.folder.parent / name
+        if not folder.is_dir():
+            raise MissingError(f"run {self.name} is built on {name}, which is not there: put it at {folder}")
+        return Run(folder)
 
     def pictures_folder(self) -> Path | None:
         """Where the pictures lay that a Run on files was trained on; None of other Runs.
@@ -251,7 +260,7 @@ class Run:
         Raises FileNotFoundError where its weights are missing, ValueError where they are others than in
         training."""
         recipe = self.config["recipe"]
-        name, weights = teacher_names(recipe["teacher"])[0], recipe.get("teacher_weights")
+        name, weights = teacher_names(self.setting("teacher"))[0], recipe.get("teacher_weights")
         file, block = weights[0] if weights else None, recipe.get("teacher_block", 0)
         teacher = Teacher.from_pretrained(name, self.tokenizer.grid, file, block)
         here = teacher.fingerprint()

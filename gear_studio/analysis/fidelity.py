@@ -254,7 +254,7 @@ class Evaluation:
                 batch = source.read([self.numbers[0][i] for i in part])
                 images, labels = data.to_float(batch["image"].to(self.device)), batch["label"].to(self.device)
                 indices, counts, concentration = measure_assignment(
-                    self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.config["recipe"]["tau"]
+                    self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.setting("tau")
                 )
                 codes.add_(counts)
                 if source.classes:
@@ -495,7 +495,7 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     if count < options.samples:  # there are no more pictures
         result["samples_asked"] = options.samples
     if teacher := evaluation.features.teacher:
-        name = options.teacher or run.config["recipe"]["teacher"]
+        name = options.teacher or run.setting("teacher")
         result |= {"teacher": name, "teacher_note": teacher.note}
     if evaluation.clip:
         result["clip"] = options.clip or clipscore.MODEL
