@@ -156,7 +156,8 @@ class Run:
         if not pictures:
             return None
         folder = Path(pictures["folder"])
-        if not folder.exists() and not folder.parent.is_dir():
+        is_pattern = any(sign in folder.name for sign in "*?[{")
+        if not folder.exists() and not (is_pattern and folder.parent.is_dir()):
             raise MissingError(
                 f"run {self.name} was trained on the pictures in {folder}, which is not there; say where "
                 "they are now with --folder"

@@ -127,6 +127,11 @@ class Evaluation:
                     )
                 self.source.interpolation = options.interpolation
             count = min(options.samples, len(self.source))
+            if count < 2 and self.distances:
+                raise InputError(
+                    f"run {run.name} has {count} held-out picture, and {', '.join(self.distances)} takes at "
+                    "least 2; add pictures, or name a folder with more of them with --folder"
+                )
             self.numbers = choose_pictures(len(self.source), count)
             self.real = [reference_of(self.source, numbers) for numbers in self.numbers]
         self.captions: SourceCaptions | WrittenCaptions | None = None
