@@ -63,7 +63,7 @@ class _Record(_Loose):
 class _Spread(_Loose):
     mean: float | None
     std: float | None = None
-    values: list[float | None]
+    values: list[float | None] = Field(default_factory=list)
 
 
 class _Evaluation(_Loose):
