@@ -113,13 +113,14 @@ def build(page: Page) -> None:
         there: tuple = (chosen, True, first.metric, "steps", "none", 5, [], *first.pair)
         return [gr.skip()] * len(views) if values == there else convergence(*values)
 
+    # The first event of a name has it in the API as it stands.
+    asked: dict[str, Any] = {**UNCHECKED, "api_visibility": "public", "api_name": "convergence"}
+    released(level)(convergence, [*choices, level], views, **asked)
     page.draw_first(draw_others, inputs=choices, outputs=views, **UNCHECKED)
     # A level has a meaning for one metric and one control; with another the visitor starts at its last value.
     for event in (names.input, all_seeds.input, metric.input, control.input, reset.click):
         event(convergence, choices, views, **UNCHECKED)
     for event in (against.input, logarithmic.input, smoothing.input, released(over), arm.input):
         event(convergence, [*choices, level], views, **UNCHECKED)
-    asked: dict[str, Any] = {**UNCHECKED, "api_visibility": "public", "api_name": "convergence"}
-    released(level)(convergence, [*choices, level], views, **asked)
     # Runs were opened, or have begun, since the page was made.
     page.tab.select(lambda: gr.Dropdown(list(Measured(runs))), None, names, **QUIET)

@@ -34,7 +34,7 @@ import sample_tab
 import torch
 import tyro
 from background import Background
-from gradio_faults import keep_streams_open, write_pictures_once
+from gradio_faults import keep_streams_open, say_what_is_refused, write_pictures_once
 from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -122,6 +122,7 @@ def main(options: Options) -> None:
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     demo.queue(default_concurrency_limit=CONCURRENCY)
     keep_streams_open(demo)
+    say_what_is_refused(demo)
     try:
         demo.launch(
             server_name=options.host,

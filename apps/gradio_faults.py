@@ -1,12 +1,17 @@
 """Faults of Gradio that visitors would notice, put right here, each by the smallest change."""
 
 import hashlib
+import html
+import math
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from components import polite
 from gradio import processing_utils
 from PIL.Image import Image
 
+from gear_studio.errors import InputError
 from gear_studio.files import atomic
 
 
@@ -33,6 +38,41 @@ def keep_streams_open(demo: gr.Blocks) -> None:
     By itself Gradio closes it whenever nothing is under way, and the page opens another for its next request.
     A request made just then takes the closing stream for open, and its answer waits for a later request."""
     demo._queue.pending_event_ids_session = _NeverEmpty()
+
+
+def say_what_is_refused(demo: gr.Blocks) -> None:
+    """Say which field does not take a value, and what it takes, without a traceback in the log. To be called
+    before the launch.
+
+    By itself Gradio names no field, shows the value as HTML, and has no words for a number that is none."""
+    preprocess = demo.preprocess_data
+
+    async def judge(block_fn: Any, inputs: list, state: Any, explicit_call: bool = False) -> list:
+        with polite():
+            for field, value in zip(block_fn.inputs, inputs, strict=False):
+                if isinstance(field, gr.Slider | gr.Number):
+                    _check_number(state[field._id] if state and field._id in state else field, value)
+        try:
+            return await preprocess(block_fn, inputs, state, explicit_call)
+        except gr.Error as error:
+            said = html.escape(error.message, quote=False)
+            raise gr.Error(said, duration=12, print_exception=False) from error
+
+    demo.preprocess_data = judge  # type: ignore[method-assign]
+
+
+def _check_number(field: gr.Slider | gr.Number, value: object) -> None:
+    """Raise ValueError for what is no number in the field's range. A number's field may be empty."""
+    low, high = field.minimum, field.maximum
+    if value is None and isinstance(field, gr.Number):
+        return
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if (low is None or value >= low) and (high is None or value <= high):
+            return
+    kind = "a whole number" if field.precision == 0 else "a number"
+    limits = (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "")
+    wanted = ", ".join(filter(None, [kind, " and ".join(filter(None, limits))]))
+    raise InputError(f"{field.label} is {value!r:.100}; it has to be {wanted}")
 
 
 class _NeverEmpty(dict[str, set[str]]):

@@ -70,6 +70,8 @@ class RunsOnOffer:
         self._reading: dict[tuple[str, str], Lock] = defaultdict(Lock)
 
     def __getitem__(self, name: str) -> Run:
+        if name not in self._runs:
+            raise InputError(f"There is no run {name!r} in the list; choose one that is.")
         return self._runs[name]
 
     def add(self, run: Run) -> str:

@@ -83,6 +83,7 @@ def import_released(
         say_next("gear-studio", "inspect", run.folder, "--out", f"{run.folder}-report")
 
 
+@checked
 def recipe(
     name: Positional[RecipeName],
     stage: StageName = "joint",

@@ -39,6 +39,7 @@ _WAYS_OUT = {  # what the system refuses, where the user can do something about 
     errno.EPERM: "choose another place, or change who may use it",
     errno.EISDIR: "it is a folder; name a file",
     errno.ENOTDIR: "a part of the path is a file; name another place",
+    errno.EEXIST: "a file is where a folder is meant; name another place",
     errno.ENOTEMPTY: "choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "check the path",

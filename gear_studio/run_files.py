@@ -34,6 +34,21 @@ class _Pictures(_Loose):
     sha256: str
 
 
+class _Recipe(_Loose):
+    steps: int = 0
+    batch_size: int = 0
+    image_size: int = 0
+    tokenizer: dict[str, Any] | None = None
+    generator: dict[str, Any] | None = None
+    text_encoder: str = ""
+    teacher: str = ""
+    teacher_weights: list[str] = Field(default_factory=list)
+    teacher_block: int = 0
+    spatial_norm: str = ""
+    spatial_norm_alpha: float = 0.0
+    tau: float = 0.0
+
+
 class _Config(_Loose):
     stage: str
     arm: str = ""
@@ -41,7 +56,7 @@ class _Config(_Loose):
     seed: int = 0
     parent: str | None = None
     classes: list[str] = Field(default_factory=list)
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: _Recipe = Field(default_factory=_Recipe)
     teacher_sha256: list[str] = Field(default_factory=list)
     pictures: _Pictures | None = None
 
@@ -51,6 +66,28 @@ class _Record(_Loose):
     command: str = ""
     device: str = ""
     seconds: float = 0.0
+
+
+class _Spread(_Loose):
+    mean: float | None
+    std: float | None = None
+    values: list[float | None] = Field(default_factory=list)
+
+
+class _Evaluation(_Loose):
+    samples: int = 0
+    psnr: float | None = None
+    usage: float | None = None
+    perplexity: float | None = None
+    entropy_tau: float | None = None
+    effective_size_tau: float | None = None
+    mass_1_tau: float | None = None
+    rfd: float | None = None
+    real_fd: float | None = None
+    fd: _Spread | None = None
+    fd_guided: _Spread | None = None
+    judge_accuracy: dict[str, float | None] = Field(default_factory=dict)
+    class_agreement: dict[str, _Spread] = Field(default_factory=dict)
 
 
 class _Row(_Loose):
@@ -67,7 +104,7 @@ class _Line(_Loose):
     config: _Config = Field(alias="config.json")
     record: _Record | None = Field(None, alias="record.json")
     metrics: list[_Row] | None = Field(None, alias="metrics.jsonl")
-    evaluation: dict[str, Any] | None = Field(None, alias="evaluation.json")
+    evaluation: _Evaluation | None = Field(None, alias="evaluation.json")
 
 
 class NoRun(InputError):
@@ -95,9 +132,12 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """What `gear-studio evaluate` wrote, empty before that. Raises ValueError where it is damaged."""
-    there = holds(folder, "evaluation.json")
-    return _read(folder, "evaluation.json", "an evaluated run") if there else {}
+    """What `gear-studio evaluate` has measured of a run, empty before that. Raises as `read_config`."""
+    if not holds(folder, "evaluation.json"):
+        return {}
+    evaluation = _read(folder, "evaluation.json", "an evaluated run")
+    _hold_to(_Evaluation, evaluation, f"{folder / 'evaluation.json'} is damaged")
+    return evaluation
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -92,10 +92,10 @@ class Run:
     name: str
     config: dict[str, Any]
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = folder.name
-        self.config = read_config(folder)
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.name = self.folder.name
+        self.config = read_config(self.folder)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
@@ -144,11 +144,21 @@ class Run:
         """What `gear-studio evaluate` wrote, empty before that."""
         return read_evaluation(self.folder)
 
+    def setting(self, name: str) -> Any:
+        """A value of the recipe. Raises ValueError where config.json has none."""
+        if name not in self.config["recipe"]:
+            raise InputError(f"{self.folder / 'config.json'} has no {name} in its recipe; write it there")
+        return self.config["recipe"][name]
+
     @cached_property
     def parent(self) -> "Run | None":
         """The Run this one started from: the tokenizer's, or the warm-up's."""
-        name = self.config.get("parent")
-        return Run.from_pretrained(self.folder.parent / name) if name else None
+        if not (name := self.config["parent"]):
+            return None
+        folder = self.folder.parent / name
+        if not (folder.is_dir() or is_shared(folder)):
+            raise MissingError(f"run {self.name} is built on {name}, which is not there: put it at {folder}")
+        return Run(folder)
 
     def pictures_folder(self) -> Path | None:
         """Where the pictures lay that a Run on files was trained on; None of other Runs.
@@ -158,7 +168,8 @@ class Run:
         if not pictures:
             return None
         folder = Path(pictures["folder"])
-        if not folder.exists() and not folder.parent.is_dir():
+        is_pattern = any(sign in folder.name for sign in "*?[{")
+        if not folder.exists() and not (is_pattern and folder.parent.is_dir()):
             raise MissingError(
                 f"run {self.name} was trained on the pictures in {folder}, which is not there; say where "
                 "they are now with --folder"
@@ -262,7 +273,7 @@ class Run:
         Raises FileNotFoundError where its weights are missing, ValueError where they are others than in
         training."""
         recipe = self.config["recipe"]
-        name, weights = teacher_names(recipe["teacher"])[0], recipe.get("teacher_weights")
+        name, weights = teacher_names(self.setting("teacher"))[0], recipe.get("teacher_weights")
         file, block = weights[0] if weights else None, recipe.get("teacher_block", 0)
         teacher = Teacher.from_pretrained(name, self.tokenizer.grid, file, block)
         here = teacher.fingerprint()

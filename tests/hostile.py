@@ -7,10 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 
-def jpeg_of_scans(path: Path, scans: int) -> Path:
-    """A progressive JPEG of small scans, each of which takes a decoder as long as the picture."""
-    encoded = io.BytesIO()
-    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(encoded, "jpeg", progressive=True)
+def jpeg_of_scans(path: Path, scans: int, kind: str = "jpeg") -> Path:
+    """A progressive JPEG of small scans, each of which takes a decoder as long as the picture.
+
+    kind: jpeg, or mpo, of which there are two pictures in the file."""
+    encoded, picture = io.BytesIO(), Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    more = {"save_all": True, "append_images": [picture]} if kind == "mpo" else {}
+    picture.save(encoded, kind, progressive=True, **more)
     content = encoded.getvalue()
     last = content.rindex(b"\xff\xda")
     scan, end = content[last:-2], content[-2:]

@@ -955,11 +955,19 @@ def test_to_float_spans_the_models_range_and_to_uint8_is_its_inverse():
     assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
-def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(tmp_path):
-    usual = hostile.jpeg_of_scans(tmp_path / "usual.jpg", 12)
+@pytest.mark.parametrize("kind", ["jpeg", "mpo"])
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(kind, tmp_path):
+    usual = hostile.jpeg_of_scans(tmp_path / "usual.jpg", 24, kind)
     assert open_rgb(usual).size == (64, 64)
     with pytest.raises(UnreadableImage, match="it has 4,000 scans, at most 64 are decoded"):
-        open_rgb(hostile.jpeg_of_scans(tmp_path / "slow.jpg", 4000))
+        open_rgb(hostile.jpeg_of_scans(tmp_path / "slow.jpg", 4000, kind))
+
+
+@pytest.mark.parametrize("kind", ["eps", "pcx"])
+def test_a_format_that_is_not_on_the_list_is_not_read_under_another_name(kind, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", kind)
+    with pytest.raises(UnreadableImage, match="x.png: .*cannot identify"):
+        open_rgb(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("make", [hostile.pipe, lambda path: path.mkdir() or path])

@@ -183,6 +183,14 @@ def test_a_folder_where_a_file_is_meant_is_named(command, tmp_path):
     assert not list((tmp_path / "folder").iterdir()) and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_where_a_folder_is_meant_is_named(command, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, said = command(
+        "reconstruct", "gear", places.ZOO / "gear" / "reconstructions.png", "--out", "file/x.png"
+    )
+    assert code == 1 and said.startswith("gear-studio: file: File exists.") and "name another place" in said
+
+
 # Ctrl-C
 
 

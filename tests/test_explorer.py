@@ -464,6 +464,28 @@ def test_the_api_takes_whole_numbers_and_says_what_it_refuses(address: str):
         client.predict(text="a" * 2001, api_name="/prompt")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"count": "a"}, "Pictures is 'a'; it has to be a whole number, at least 1 and at most 16"),
+        ({"count": None}, "Pictures is None; it has to be a whole number"),
+        ({"count": 17}, "Pictures is 17; it has to be a whole number, at least 1 and at most 16"),
+        ({"count": True}, "Pictures is True;"),
+        ({"top_p": "<b>"}, "Top-p is '&lt;b&gt;'; it has to be a number, at least 0.05 and at most 1"),
+        ({"seed": -1}, "Seed is -1; it has to be a whole number, at least 0"),
+        ({"left": "<img>"}, "&lt;img&gt; is not in the list of choices"),
+        ({"left": None}, "There is no run None in the list"),
+    ],
+    ids=str,
+)
+def test_a_value_that_a_field_does_not_take_is_refused_in_words(address: str, given, said):
+    """Nor is there a traceback in the log: `serving` looks for one."""
+    client = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE / 1000})
+    with pytest.raises(AppError) as refused:
+        client.predict(**given, api_name="/sample")
+    assert said in str(refused.value)
+
+
 def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ):

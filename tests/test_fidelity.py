@@ -709,6 +709,17 @@ def test_a_tokenizer_is_measured_on_pictures_resized_as_asked(teacher_folder, tm
         fidelity.Evaluation(run, options(tmp_path, metrics=("l1",), interpolation="bilinear"))
 
 
+def test_a_single_picture_held_out_is_said_to_be_too_few(run_folder, teacher_folder, tmp_path):
+    tiny.pngs(tmp_path / "pictures", {"train": 2, "val": 1}, classes=1)
+    folder = tmp_path / "run"
+    Run(run_folder).tokenizer.save_pretrained(folder / "tokenizer")
+    config = Run(run_folder).config | {"source": "folder", "stage": "warmup"}
+    write_json(folder / "config.json", config)
+    given = options(tmp_path, metrics=("fd",), folder=tmp_path / "pictures", seeds=1)
+    with pytest.raises(ValueError, match="has 1 held-out picture, and fd takes at least 2; add pictures"):
+        evaluate(Run(folder), given)
+
+
 def test_a_tokenizer_s_run_has_no_samples_to_measure(run_folder, teacher_folder, tmp_path):
     folder = tmp_path / "tokenizer-run"
     config = json.loads((run_folder / "config.json").read_text())

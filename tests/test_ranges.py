@@ -130,6 +130,7 @@ OPTIONS = {  # command lines: what the message says
     "study convergence --at-once 0": "at_once is 0",
     "study convergence --seeds 0 -1": "seeds is (0, -1); its value 2",
     "study convergence --workers -1": "workers is -1",
+    "recipe small --image-size 0": "image_size is 0",
     "reproduce --at-once 0": "at_once is 0",
     "reproduce --seed -1": "seed is -1",
 }

@@ -1,7 +1,9 @@
 """The tables say whose figures they hold."""
 
 import json
+import shutil
 
+import pytest
 import torch
 
 from gear_studio import Run
@@ -20,6 +22,19 @@ def test_a_retrained_teacher_is_shown_with_its_own_figures(tmp_path):
     assert "50.0 ± 2.0 |" in own and "50.0 ± 2.0" not in shipped
     assert "measured by, the teacher and judges that ship" in own and "that ship" not in shipped
     assert report.teacher_table(tmp_path / "runs of a generator alone") == shipped
+
+
+def test_a_run_that_was_measured_otherwise_is_named_with_what_it_lacks(tmp_path):
+    for name in (*report.TOKENIZERS, *report.GENERATORS):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "evaluation.json"):
+            shutil.copy(ZOO / name / file, tmp_path / name)
+    path = tmp_path / "generator-gear" / "evaluation.json"
+    measured = json.loads(path.read_text())
+    path.write_text(json.dumps({name: measured[name] for name in measured if not name.startswith("fd")}))
+    said = f"{path} has no fd, fd_guided, .* gear-studio evaluate {path.parent}"
+    with pytest.raises(FileNotFoundError, match=said):
+        report.tables(tmp_path)
 
 
 def test_the_samples_are_drawn_on_the_device_there_is(monkeypatch):

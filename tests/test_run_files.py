@@ -29,9 +29,12 @@ CONFIGS = {  # what a config.json holds: what is said of it
     b'{"stage": "joint", "classes": "abc"}': "classes is 'abc'; it has to be a valid list",
     b'{"stage": "joint", "classes": [1]}': "classes.0 is 1; it has to be a valid string",
     b'{"stage": "joint", "recipe": []}': "recipe is []",
+    b'{"stage": "joint", "recipe": {"tau": "x"}}': "recipe.tau is 'x'",
+    b'{"stage": "joint", "recipe": {"teacher": 3}}': "recipe.teacher is 3",
+    b'{"stage": "joint", "recipe": {"generator": 5}}': "recipe.generator is 5",
     b'{"stage": "joint", "parent": 5}': "parent is 5",
     b'{"stage": "generator", "parent": "damaged"}': "names a parent that is built on the run itself",
-    b'{"stage": "generator", "parent": "gone"}': "no folder",
+    b'{"stage": "generator", "parent": "gone"}': "run damaged is built on gone, which is not there",
     b'{"stage": "generator"}': "holds no tokenizer",
 }
 
@@ -183,6 +186,22 @@ def test_a_damaged_line_of_a_shared_file_is_named_and_passed_over_where_runs_are
     with pytest.warns(UserWarning, match="passed over: .*some.runs.jsonl"):
         assert run_folders(tmp_path) == [tmp_path / "a"]
     assert list(list_runs(tmp_path)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[", '{"psnr": "<img>"}', '{"fd": 3}', '{"class_agreement": {"1": 0.5}}']
+)
+def test_a_damaged_evaluation_is_named(content, tmp_path):
+    run = Run(write_run(tmp_path / "run", "joint"))
+    (run.folder / "evaluation.json").write_text(content)
+    with pytest.raises(ValueError, match="evaluation.json .*[Rr]estore"):
+        _ = run.evaluation
+
+
+def test_what_a_recipe_lacks_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"stage": "joint", "recipe": {}}')
+    with pytest.raises(ValueError, match="config.json has no teacher in its recipe"):
+        _ = Run(tmp_path).teacher
 
 
 # Small files that claim huge models

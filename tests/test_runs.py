@@ -149,6 +149,21 @@ def test_folders_that_are_no_runs_are_refused(runs):
         Run.from_pretrained(runs / "joint")
 
 
+def test_pictures_that_have_moved_are_asked_for(runs):
+    def run_on(place: str) -> Run:
+        (folder / "config.json").write_text(
+            json.dumps(config | {"pictures": {"folder": place, "sha256": ""}})
+        )
+        return Run(folder)
+
+    folder, config = runs / "joint", Run(runs / "joint").config
+    for lost in (runs / "pictures", runs / "shards" / "{000..999}.tar"):
+        with pytest.raises(FileNotFoundError, match=f"pictures in {lost}, which is not there; .* --folder"):
+            run_on(str(lost)).pictures_folder()
+    for there in (runs, runs / "{000..999}.tar", runs / "*.tar"):
+        assert run_on(str(there)).pictures_folder() == there
+
+
 def test_a_run_without_a_record_is_not_finished(runs):
     (runs / "joint" / "record.json").unlink()
     assert not Run.from_pretrained(runs / "joint").finished

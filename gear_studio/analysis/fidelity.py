@@ -127,6 +127,11 @@ class Evaluation:
                     )
                 self.source.interpolation = options.interpolation
             count = min(options.samples, len(self.source))
+            if count < 2 and self.distances:
+                raise InputError(
+                    f"run {run.name} has {count} held-out picture, and {', '.join(self.distances)} takes at "
+                    "least 2; add pictures, or name a folder with more of them with --folder"
+                )
             self.numbers = choose_pictures(len(self.source), count)
             self.real = [reference_of(self.source, numbers) for numbers in self.numbers]
         self.captions: SourceCaptions | WrittenCaptions | None = None
@@ -254,7 +259,7 @@ class Evaluation:
                 batch = source.read([self.numbers[0][i] for i in part])
                 images, labels = data.to_float(batch["image"].to(self.device)), batch["label"].to(self.device)
                 indices, counts, concentration = measure_assignment(
-                    self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.config["recipe"]["tau"]
+                    self.tokenizer.encode(images), self.tokenizer.quantizer, self.run.setting("tau")
                 )
                 codes.add_(counts)
                 if source.classes:
@@ -495,7 +500,7 @@ def evaluate(run: Run, options: EvaluationOptions | None = None) -> dict:
     if count < options.samples:  # there are no more pictures
         result["samples_asked"] = options.samples
     if teacher := evaluation.features.teacher:
-        name = options.teacher or run.config["recipe"]["teacher"]
+        name = options.teacher or run.setting("teacher")
         result |= {"teacher": name, "teacher_note": teacher.note}
     if evaluation.clip:
         result["clip"] = options.clip or clipscore.MODEL

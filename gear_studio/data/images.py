@@ -14,8 +14,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from gear_studio.errors import InputError
 
-# The picture files that are read, by Pillow's name for the format. Only plain bitmap formats: Pillow would
-# hand some others (EPS) to outside programs.
+# The picture files that are read, by Pillow's name for the format, whatever their suffix. Only plain bitmap
+# formats: Pillow would hand some others (EPS) to outside programs.
 FORMATS = {
     "PNG": (".png",),
     "JPEG": (".jpeg", ".jpg"),
@@ -53,9 +53,9 @@ def open_rgb(
     try:
         if isinstance(file, str | Path) and Path(file).exists() and not Path(file).is_file():
             raise InputError("it is a folder, a pipe or a device, not a file")  # a pipe would never end
-        with Image.open(file) as opened:
+        with Image.open(file, formats=tuple(FORMATS)) as opened:
             kind = opened.format
-            if kind == "JPEG" and opened.info.get("progressive"):
+            if kind in ("JPEG", "MPO") and opened.info.get("progressive"):
                 _check_scans(opened)
             _scale_transparent_colour(opened)
             if at_least is not None:
@@ -89,8 +89,8 @@ def _scale_transparent_colour(opened: ImageFile.ImageFile) -> None:
 
 
 def _check_scans(opened: ImageFile.ImageFile) -> None:
-    """Raise ValueError for a progressive JPEG of more scans than any program writes: each costs as much time
-    as the whole picture, so that a small file could take hours."""
+    """Raise ValueError for a progressive JPEG (MPO: several in one file) of more scans than any program
+    writes: each costs as much time as the whole picture, so that a small file could take hours."""
     file = opened.fp
     assert file is not None  # it has just been opened
     place = file.tell()

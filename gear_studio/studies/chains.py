@@ -194,7 +194,7 @@ def _evaluation_job(folder: Path, world: World) -> Job:
         fds = evaluation.get("fd", {"values": [None] * seeds})["values"]
         asked_samples = evaluation.get("samples_asked", evaluation.get("samples"))
         measured = asked_samples, evaluation.get("teacher"), len(fds), "likeness" in evaluation
-        return measured == (samples, teacher or run.config["recipe"]["teacher"], seeds, True)
+        return measured == (samples, teacher or run.setting("teacher"), seeds, True)
 
     command = ["evaluate", str(folder), *options_of(options)]
     return Job(f"evaluate {folder.name}", command, [folder.name], finished)

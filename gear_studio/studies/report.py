@@ -18,6 +18,12 @@ from gear_studio.runs import Run
 from gear_studio.studies.reproduce import GENERATORS, TOKENIZERS
 from gear_studio.studies.tables import markdown_table
 
+TOKENIZER_FIGURES = (
+    *("samples", "psnr", "rfd", "real_fd", "usage", "perplexity"),
+    *("entropy_tau", "effective_size_tau", "mass_1_tau", "judge_accuracy"),
+)
+GENERATOR_FIGURES = ("fd", "fd_guided", "rfd", "class_agreement")
+
 
 def format_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
     """mean ± standard deviation over sampling seeds."""
@@ -28,14 +34,22 @@ def format_spread(value: dict, digits: int = 2, scale: float = 1.0) -> str:
 def tables(folder: Path) -> str:
     """Markdown: the teacher's probes, the tokenizers, the generators, and the speed-ups.
 
-    Raises FileNotFoundError where the folder lacks a Run of `reproduce`, or one is not measured."""
+    Raises FileNotFoundError where the folder lacks a Run of `reproduce`, or one is not measured, or not as
+    `reproduce` measures it."""
     needed = (*TOKENIZERS, *GENERATORS)
     if lacking := [name for name in needed if not (folder / name / "evaluation.json").is_file()]:
         raise MissingError(
             f"{folder} holds no measured {', '.join(lacking)}: a report is of a folder that gear-studio "
             f"reproduce filled (--out {folder}); single runs are measured with gear-studio evaluate"
         )
-    runs = {name: Run.from_pretrained(folder / name) for name in (*TOKENIZERS, *GENERATORS)}
+    runs = {name: Run(folder / name) for name in needed}
+    for name, run in runs.items():
+        figures = TOKENIZER_FIGURES if name in TOKENIZERS else GENERATOR_FIGURES
+        if lacking := [figure for figure in figures if run.evaluation.get(figure) is None]:
+            raise MissingError(
+                f"{run.folder / 'evaluation.json'} has no {', '.join(lacking)}, which the report shows; "
+                f"measure it again: gear-studio evaluate {run.folder}"
+            )
     parts = ["### Teacher and judge", teacher_table(folder), "### Tokenizers", tokenizer_table(runs)]
     parts += ["### Generators, each from scratch on the frozen tokenizer", generator_table(runs)]
     parts.append(agreement_table(runs))
