@@ -51,6 +51,7 @@ def test_every_page_notebook_and_module_is_in_it(site):
     reference = "".join(path.read_text() for path in (site / "reference").glob("*.html"))
     for name in ("runs.Run.sample", "models.quantizers.VectorQuantizer", "analysis.similarity.cknna"):
         assert f'id="gear_studio.{name}"' in reference
+    assert "A_k = 2 &lt;z, c_k&gt;" in reference  # text, not HTML
     assert (
         '"location":"reference/runs.html#gear_studio.runs.Run"'
         in (site / "search" / "search_index.json").read_text()
