@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup hooks explorer lab notebooks test test-fast lint train reproduce wheel constraints clean
+.PHONY: help setup hooks explorer lab notebooks test test-fast lint train reproduce wheel docs constraints clean
 
 help:
 	@echo "make explorer   the app, on the models that ship with the repository"
@@ -24,6 +24,7 @@ help:
 	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
 	@echo "make reproduce  retrain the shipped models (BUDGET=shipped, long or quick)"
 	@echo "make wheel      build the package into dist/: pip install dist/*.whl"
+	@echo "make docs       build the documentation as a site into build/site, offline"
 	@echo "make clean      remove the environment and tools' caches"
 
 setup: $(READY)
@@ -65,6 +66,9 @@ wheel: $(READY)
 	rm -rf dist
 	$(BIN)/python -c "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 # The stamp is written last, so an interrupted set-up is taken up again. A .venv whose interpreter is
 # gone or too old is made anew. The pinned versions have wheels for Python 3.11 to 3.14.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
@@ -79,19 +83,19 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || rm -rf .venv
 	@if command -v uv >/dev/null 2>&1; then set -ex; \
 	  test -d .venv || uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv; \
-	  uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	  uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[test,docs]'; \
 	else set -ex; \
 	  test -d .venv || $(PYTHON) -m venv .venv; \
 	  $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; \
 	  $(BIN)/python -m pip install --upgrade pip; \
-	  $(BIN)/python -m pip install -c constraints.txt -e '.[test]'; \
+	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,docs]'; \
 	fi
 	@touch $@
 
 # Resolve anew, for every platform and Python at once (needs uv): one version each, markers dropped,
 # since a constraint on a package that is not installed does nothing.
 constraints:
-	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test --extra dev \
+	uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test --extra dev --extra docs \
 	  --no-annotate --no-header --output-file .constraints.new pyproject.toml
 	sed "/== 'emscripten'/d; s/ *;.*//" .constraints.new > constraints.txt
 	rm .constraints.new

@@ -23,7 +23,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What starts a browser, a notebook or processes, compiles, or trains for more than seconds: whole files
 # here, single tests by the mark.
 SLOW = {"benchmarks", "cli", "explorer", "inspection", "loop", "notebooks"}
-SLOW |= {"processes", "prompt_tab", "readme", "studies", "supervised", "wheel"}
+SLOW |= {"processes", "prompt_tab", "readme", "site", "studies", "supervised", "wheel"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

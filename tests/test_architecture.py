@@ -70,7 +70,7 @@ def test_a_test_s_name_says_what_it_tests():
     """A module or a room of gear_studio, a file of apps/, or one of what crosses all rooms."""
     files = [*(HERE / "gear_studio").rglob("*.py"), *(HERE / "apps").glob("*.py")]
     names = {path.stem for path in files} | {path.parent.name for path in files}
-    across = {"architecture", "benchmarks", "notebooks", "processes", "readme", "wheel"}
+    across = {"architecture", "benchmarks", "notebooks", "processes", "readme", "site", "wheel"}
     tested = {path.stem.removeprefix("test_") for path in (HERE / "tests").glob("test_*.py")}
     assert tested - names == across
 

@@ -127,6 +127,15 @@ def test_the_summary_of_speed_ups_is_that_of_the_tables():
     assert f"{tables[0][0]} fewer steps" in readme and f"{tables[0][2]} fewer to its FD" in readme
 
 
+def test_every_make_target_that_is_named_is_there():
+    there = set(re.findall(r"^([a-z-]+):", (HERE / "Makefile").read_text(), flags=re.MULTILINE))
+    pages = [HERE / "README.md", HERE / "CONTRIBUTING.md", *(HERE / "docs").glob("*.md")]
+    for path in [*pages, *(HERE / ".github" / "workflows").iterdir(), HERE / ".ci" / "run"]:
+        named = set(re.findall(r"(?:^|`|run: )make ([a-z-]+)", path.read_text(), flags=re.MULTILINE))
+        assert named <= there, path.name
+        assert named or path.parent.name not in ("workflows", ".ci")
+
+
 # Every option of the official training programs.
 FLAGS = """
 output-dir exp-name logging-dir report-to wandb-project sampling-steps sampling-num sampling-pairs-per-row

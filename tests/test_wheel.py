@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,19 +19,30 @@ KINDS = {".py", ".css", ".json", ".jsonl", ".safetensors", ".png", ".csv", ".md"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in a copy of what it is made of, where an earlier build has left a file that is there no more."""
+    """Built from the source distribution, where an earlier build has left a file that is there no more."""
     copy = tmp_path_factory.mktemp("copy")
     for folder in ("gear_studio", "apps"):
         shutil.copytree(HERE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(HERE / name, copy)
-    stale = copy / "build" / "lib" / "gear_studio" / "zoo" / "stale.json"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("{}")
     (build,) = re.findall(
         r"^wheel:.*\n\t.*\n\t\$\(BIN\)/python (-c .*)", (HERE / "Makefile").read_text(), re.M
     )
-    subprocess.run(["bash", "-c", f'"{sys.executable}" {build}'], cwd=copy, check=True, capture_output=True)
+
+    def run(words: str, folder: Path) -> None:
+        subprocess.run(
+            ["bash", "-c", f'"{sys.executable}" {words}'], cwd=folder, check=True, capture_output=True
+        )
+
+    run(build.replace("build_wheel", "build_sdist"), copy)
+    (sources,) = (copy / "dist").iterdir()
+    with tarfile.open(sources) as file:
+        file.extractall(copy, filter="data")
+    copy /= sources.name.removesuffix(".tar.gz")
+    stale = copy / "build" / "lib" / "gear_studio" / "zoo" / "stale.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    run(build, copy)
     (built,) = (copy / "dist").iterdir()
     return built
 

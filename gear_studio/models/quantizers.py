@@ -113,7 +113,7 @@ class VectorQuantizer(Quantizer):
 class LookupFreeQuantizer(Quantizer):
     """Lookup-free quantization (MAGVIT-v2, arXiv 2310.05737): the code is the sign of each channel.
 
-    Bit d of the index is set when z_d > 0 (so 0 counts as -1), with weight 2^d; A_k = 2 <z, c_k>. The
+    Bit d of the index is set when z_d > 0 (so 0 counts as -1), with weight 2^d; `A_k = 2 <z, c_k>`. The
     indices are read off the signs, which needs no scores."""
 
     formula = "2 ⟨z, c$_k$⟩"
@@ -149,8 +149,8 @@ class LookupFreeQuantizer(Quantizer):
 
 
 class IndexBackpropagationQuantizer(Quantizer):
-    """Index backpropagation (IBQ, arXiv 2412.02692): A_k = <z, c_k>, and the decoder's gradient reaches every
-    code through a straight-through one-hot."""
+    """Index backpropagation (IBQ, arXiv 2412.02692): `A_k = <z, c_k>`, and the decoder's gradient reaches
+    every code through a straight-through one-hot."""
 
     formula = "⟨z, c$_k$⟩"
 
