@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 import torch
 from alignment_look import AFTER, BEFORE, Look
-from background import OWN_TEACHER
 from components import (
     LAST_COUNTS,
     SIDE,
@@ -34,7 +33,6 @@ from gear_studio import plots
 from gear_studio.analysis import features
 
 TITLE = "Alignment"
-TEACHERS = [OWN_TEACHER, "tiny", "efficientnet-lite0", "dinov2-s", "dinov2-b", "dinov2-l"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +119,7 @@ def build(page: Page) -> None:
             beside = page.choose_beside(runs.names, "alignment-beside")
         controls = page.add_picker("alignment", run)
         with gr.Column(scale=3, min_width=180):
-            offered = dict.fromkeys([*TEACHERS, *background.weights])
-            teacher = gr.Dropdown(
-                list(offered), value=OWN_TEACHER, label="Teacher", elem_id="teacher",
-                allow_custom_value=not page.read_only,
-                info=None if page.read_only else "or type a name of timm's",
-            )  # fmt: skip
+            teacher = page.choose_teacher("teacher")
         with gr.Column(scale=3, min_width=180):
             block = gr.Slider(
                 1, config.blocks, config.tap, step=1, label="Generator block b", elem_id="block",

@@ -15,35 +15,36 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from pictures import OWN, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
+from gear_studio.looking.by_block import ByBlock, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
+MEASURED, LARGE_MEASURED = 256, 16  # of the measures by block
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
+TEACHERS = (OWN_TEACHER, "tiny", "efficientnet-lite0", "dinov2-s", "dinov2-b", "dinov2-l")  # on offer
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Grown:
-    """A survey under way, of the first of `total` pictures, after some seconds."""
+class Grown(Generic[Found]):
+    """What has been found in the first `count` of `total` pictures, after some seconds."""
 
-    survey: codes.Survey
+    found: Found
+    count: int
     total: int
     seconds: float
-
-    @property
-    def count(self) -> int:
-        return len(self.survey.images)
 
     @property
     def seconds_left(self) -> float:
@@ -78,12 +79,13 @@ class Background:
             some = pictures.some(size, SURVEY if size <= SMALL else LARGE_SURVEY)
             begun = time.monotonic()
             for survey in codes.grow_survey(tokenizer, some, len(some)):
-                self._grown[key] = Grown(survey, len(some), time.monotonic() - begun)
+                seconds = time.monotonic() - begun
+                self._grown[key] = Grown(survey, len(survey.images), len(some), seconds)
             return survey
 
         return self._begin(key, work)
 
-    def survey_so_far(self, name: str, pictures: SourcePictures) -> Grown | None:
+    def survey_so_far(self, name: str, pictures: SourcePictures) -> Grown[codes.Survey] | None:
         """How far a survey is; None before its first pictures."""
         return self._grown.get(("survey", name, pictures.key))
 
@@ -113,6 +115,31 @@ class Background:
             return compare(tokenizer, teacher, some, pictures.name)
 
         return self._begin(("likeness", name, pictures.key, asked), work)
+
+    def by_block(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None
+    ) -> Future[ByBlock]:
+        """Measures at every place of Run `name` over some of the pictures, done or under way. teacher: what
+        was `asked` for, None where it cannot be had."""
+        key = _by_block_key(name, pictures, asked, teacher)
+
+        def work() -> ByBlock:
+            tokenizer, run = self.runs.tokenizer(name), self.runs[name]
+            generator = self.runs.generator(name) if run.has("generator") else None
+            size = tokenizer.config.image_size
+            total = len(pictures.numbers(MEASURED if size <= SMALL else LARGE_MEASURED))
+            begun = time.monotonic()
+            for found in grow_by_block(tokenizer, generator, teacher, pictures, total):
+                self._grown[key] = Grown(found, found.count, total, time.monotonic() - begun)
+            return found
+
+        return self._begin(key, work)
+
+    def by_block_so_far(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None
+    ) -> Grown[ByBlock] | None:
+        """How far the measures are; None before the first."""
+        return self._grown.get(_by_block_key(name, pictures, asked, teacher))
 
     def layout(self, name: str, pictures: SourcePictures, survey: codes.Survey) -> Future[np.ndarray]:
         """UMAP of the codes of Run `name` that a whole survey of the pictures has found in use, as
@@ -168,6 +195,10 @@ class Background:
             if self._work[key].done():
                 del self._work[key]
                 self._grown.pop(key, None)
+
+
+def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> Hashable:
+    return "by block", name, pictures.key, asked, teacher is None
 
 
 def _start_pool() -> ProcessPoolExecutor:

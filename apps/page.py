@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import gradio as gr
 import picker
-from background import Background
+from background import OWN_TEACHER, TEACHERS, Background
 from components import MIDDLE, QUIET
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
@@ -103,6 +103,15 @@ class Page:
         choice = gr.Dropdown([ALONE, *names], value=ALONE, label="Beside it", elem_id=elem_id)
         self.lists.append((choice, names, [ALONE]))
         return choice
+
+    def choose_teacher(self, elem_id: str) -> gr.Dropdown:
+        """Lay out the choice of a teacher, at first of the Run's own."""
+        offered = dict.fromkeys([*TEACHERS, *self.background.weights])
+        return gr.Dropdown(
+            list(offered), value=OWN_TEACHER, label="Teacher", elem_id=elem_id,
+            allow_custom_value=not self.read_only,
+            info=None if self.read_only else "or type a name of timm's",
+        )  # fmt: skip
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:

@@ -608,15 +608,16 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
+    own = sys.modules["background"].OWN_TEACHER
     background = explorer.Background(runs)
     name = f"generator {HOSTILE}"
     monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
-    assert background.teacher(name, tab.OWN_TEACHER).result(60).note == HOSTILE
+    assert background.teacher(name, own).result(60).note == HOSTILE
     pictures = pictures_of_source("shapes")
     view = runs.view(name, Picture(pictures))
     runs.generator(name)
-    look = tab.Look(view, name, tab.OWN_TEACHER, pictures, 3, "z", (0.4, 0.4), background)
+    look = tab.Look(view, name, own, pictures, 3, "z", (0.4, 0.4), background)
     protocol = look.protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
 

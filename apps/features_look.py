@@ -1,0 +1,299 @@
+"""What the tab Features says of a Run's features, from the tokenizer to the last block: of one picture, and
+measured over many."""
+
+import base64
+import html
+import io
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from alignment_look import teacher_for
+from background import Background, Grown
+from charts import choose_looks, frame, to_plot
+from components import Place, div, token_at
+from gradio.components.plot import PlotData
+from PIL import Image
+from torch import Tensor
+
+from gear_studio import plots
+from gear_studio.analysis.features import pca_rgb
+from gear_studio.analysis.similarity import Estimate
+from gear_studio.looking.by_block import HIGH, MORAN, SIMILARITIES, ByBlock
+from gear_studio.looking.pictures import SourcePictures
+from gear_studio.looking.view import View
+from gear_studio.models.teachers import Teacher
+from gear_studio.plots.style import INK
+
+TOLD = {  # measure -> what it says
+    "CKNNA": "CKNNA with the teacher: are the nearest patches the same?",
+    "CKA": "CKA with the teacher: are all pairs of patches alike?",
+    MORAN: "Moran's I: how alike are neighbouring patches?",
+    HIGH: "High-frequency ratio: how rough is the map?",
+}
+THUMB = 128  # pixels a side of the picture in the strip
+
+
+def symbol(place: str) -> str:
+    """The symbol of the features at a place that is named as in `features.extract`."""
+    part, _, detail = place.partition(".")
+    return {"teacher": "f(x)", "tokenizer": detail, "generator": f"h{detail}"}[part]
+
+
+class Look:
+    """One picture through a Run and a teacher, and what the background has measured over others.
+
+    asked: the teacher. pictures: over which is measured. place: in the picture, of the framed patch."""
+
+    def __init__(
+        self,
+        view: View,
+        name: str,
+        asked: str,
+        pictures: SourcePictures,
+        place: Place,
+        background: Background,
+    ):
+        self.view, self.name, self.asked = view, name, teacher_for(view.run, asked)
+        self.has_generator = view.run.has("generator")
+        self.patch = token_at(place, view.grid)
+        self.pictures = pictures
+        self.coming = background.teacher(name, self.asked)
+        self.measuring: Future[ByBlock] | None = None  # begun when the teacher is there, or cannot be had
+        self.grown: Grown[ByBlock] | None = None
+        if self.coming.done():
+            what = name, pictures, self.asked, self.teacher
+            self.measuring, self.grown = background.by_block(*what), background.by_block_so_far(*what)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """None while it is being read, and where it cannot be had."""
+        return self.coming.result() if self.coming.done() and not self.coming.exception() else None
+
+    @property
+    def lack(self) -> str:
+        """Why there is no teacher."""
+        if not self.coming.done():
+            return f"teacher {self.asked} is being read"
+        return f"teacher {self.asked} cannot be had: {self.coming.exception()}"
+
+    @property
+    def measured(self) -> bool:
+        """Whether measuring has ended, well or not."""
+        return self.measuring is not None and self.measuring.done()
+
+    @property
+    def found(self) -> ByBlock | None:
+        """The measures, as far as they are."""
+        if self.measuring is not None and self.measured and not self.measuring.exception():
+            return self.measuring.result()
+        return self.grown.found if self.grown else None
+
+    @property
+    def news(self) -> tuple:
+        """What changes when there is more to see."""
+        return self.coming.done(), self.measured, self.grown.count if self.grown else 0
+
+    @property
+    def progress(self) -> str:
+        """How far the measures are."""
+        if self.measuring is None:
+            return f"{self.lack}; then it is measured"
+        if self.measured and self.measuring.exception():
+            return f"cannot be measured: {self.measuring.exception()}"
+        if self.measured:
+            return f"measured over {self.measuring.result().count:,} pictures of {self.pictures.name}"
+        if self.grown is None:
+            return f"being measured, over the first pictures of {self.pictures.name}"
+        grown = self.grown
+        left = f"about {grown.seconds_left:.0f} s left"
+        return f"measured over {grown.count} of {grown.total} pictures of {self.pictures.name}, {left}"
+
+    # One picture
+
+    def strip(self, tokenizer: bool = True, generator: bool = True) -> str:
+        """The picture and the PCA of its features at every place, as HTML. tokenizer, generator: whether
+        theirs are drawn already, else their cells are empty."""
+        view = self.view
+        cells = [self._cell("x", "the picture", plots.to_rgb(view.image[0]))]
+        teacher = None
+        if self.teacher is not None:
+            teacher = pca_rgb(view.teacher_features(self.asked, self.teacher))
+        cells.append(self._map("f(x)", "the teacher", teacher, self.lack))
+        cells.append(self._map("z", "before quantization", pca_rgb(view.z) if tokenizer else None))
+        cells.append(self._map("c_q", "after quantization", pca_rgb(view.c_q) if tokenizer else None))
+        if self.has_generator:
+            config = view.run.generator.config
+            colors = view.block_colors() if generator else itertools.repeat(None)
+            for block, color in zip(range(1, config.blocks + 1), colors, strict=False):
+                note = f"block {block}, the tap" if block == config.tap else f"block {block}"
+                cells.append(self._map(f"h{block}", note, color))
+        return f'<div class="cells">{"".join(cells)}</div>'
+
+    def _map(self, title: str, note: str, colors: Tensor | None, lack: str = "computing …") -> str:
+        if colors is None:
+            return self._cell(title, note, None, lack)
+        pixels = (colors * 255).round().byte().cpu().numpy()
+        return self._cell(title, note, pixels.reshape(self.view.grid, self.view.grid, 3))
+
+    def _cell(self, title: str, note: str, pixels: np.ndarray | None, lack: str = "") -> str:
+        """A square of the strip with the patch framed. pixels: uint8 (H, W, 3)."""
+        shown = div("lack", lack)
+        if pixels is not None:
+            row, column = divmod(self.patch, self.view.grid)
+            side = 100 / self.view.grid
+            shown = (
+                f'<img src="{data_url(pixels)}" alt="{html.escape(f"{title}, {note}: PCA as RGB")}" '
+                f'draggable="false"><i style="left:{column * side:.3f}%;top:{row * side:.3f}%;'
+                f'width:{side:.3f}%;height:{side:.3f}%"></i>'
+            )
+        return (
+            f'<figure><figcaption><b>{html.escape(title)}</b> <span class="note">{html.escape(note)}</span>'
+            f'</figcaption><div class="patches">{shown}</div></figure>'
+        )
+
+
+def data_url(pixels: np.ndarray) -> str:
+    """A picture, uint8 (H, W, 3), inside a page; at most THUMB pixels a side."""
+    picture, file = Image.fromarray(pixels), io.BytesIO()
+    picture.thumbnail((THUMB, THUMB))
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# Measures
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was measured of one Run. tap: None without a generator."""
+
+    name: str
+    color: str
+    tap: int | None
+    found: ByBlock
+
+    def rows(self, measure: str) -> list[dict[str, Any]]:
+        """A row for each place that has a value, the teacher's included."""
+        places = self.found.values.get(measure, {})
+        return [
+            {
+                "run": self.name, "at": symbol(place), "value": each.value, "low": each.low,
+                "high": each.high, "chance": each.null.mean if each.null else None,
+                "pictures": self.found.count,
+            }
+            for place, each in places.items()
+            if isinstance(each, Estimate)
+        ]  # fmt: skip
+
+
+class Measures:
+    """The measures of the Runs looked at, side by side."""
+
+    def __init__(self, looks: Sequence[Look]):
+        self.looks = looks
+        colors = choose_looks([look.view.run.config["arm"] for look in looks])
+        self.lines = [
+            Line(
+                look.name,
+                color,
+                look.view.run.generator.config.tap if look.has_generator else None,
+                look.found,
+            )
+            for look, (color, _) in zip(looks, colors, strict=True)
+            if look.found
+        ]
+        self.colors = [color for color, _ in colors]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all measures, in the order in which they are shown."""
+        names = dict.fromkeys(name for line in self.lines for name in line.found.values)
+        order = [*SIMILARITIES, MORAN, HIGH]
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+    @property
+    def said(self) -> str:
+        """Which colour is which Run, and how far its measures are, as HTML."""
+        return "".join(
+            f'<div class="note key"><i class="swatch" style="background:{color}"></i>'
+            f"{html.escape(f'{look.name}: {look.progress}')}</div>"
+            for look, color in zip(self.looks, self.colors, strict=True)
+        )
+
+    @property
+    def protocol(self) -> str:
+        """How it was measured, and what could not be, as HTML."""
+        said = [
+            "Bars are 95 % intervals over pictures, of probes from one half to the other. Dotted: chance, "
+            "as of shuffled patches or of guessing. Dashed: the teacher's own features. Moran's I and the "
+            "high-frequency ratio are our definitions of what the paper names."
+        ]
+        for line in self.lines:
+            said.append(f"{line.name}: {line.found.protocol}.")
+            reasons: dict[str, list[str]] = {}
+            for measure, places in line.found.values.items():
+                for place, value in places.items():
+                    if isinstance(value, str):
+                        reasons.setdefault(value, []).append(f"{measure} of {symbol(place)}")
+            said += [f"{line.name}, no {', '.join(where)}: {why}" for why, where in reasons.items()]
+        said += [
+            f"{look.name}, no likeness: {look.lack}"
+            for look in self.looks
+            if look.coming.done() and look.teacher is None
+        ]
+        return "".join(div("note", each) for each in said) if self.lines else ""
+
+    def chart(self, measure: str) -> PlotData:
+        return to_plot(self.drawing(measure))
+
+    def drawing(self, measure: str) -> dict[str, Any]:
+        """A measure at every place in Vega-Lite's grammar."""
+        title = TOLD.get(measure, f"Linear {measure}: is it written in the patches?")
+        rows = [row for line in self.lines for row in line.rows(measure)]
+        teacher = [row for row in rows if row["at"] == "f(x)"]
+        rows = [row for row in rows if row["at"] != "f(x)"]
+        blocks = [row for row in rows if row["at"].startswith("h")]
+        order = ["z", "c_q", *sorted({row["at"] for row in blocks}, key=lambda at: int(at[1:]))]
+        taps = [{"run": line.name, "at": f"h{line.tap}"} for line in self.lines if line.tap]
+        names = [line.name for line in self.lines]
+        scale = {"domain": names, "range": [line.color for line in self.lines]}
+        color = {"field": "run", "type": "nominal", "scale": scale, "legend": None}
+        labels = {"labelAngle": 0, "labelOverlap": True, "title": None, "grid": False}
+        x = {"field": "at", "type": "nominal", "sort": order, "scale": {"domain": order}, "axis": labels}
+        y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False},
+             "axis": {"tickCount": 4}}  # fmt: skip
+        shared = {"x": x, "y": y, "color": color}
+        told = [
+            {"field": "run", "type": "nominal"},
+            {"field": "at", "type": "nominal", "title": "features"},
+            *({"field": name, "type": "quantitative", "format": ".3f"}
+              for name in ("value", "low", "high", "chance")),
+            {"field": "pictures", "type": "quantitative"},
+        ]  # fmt: skip
+        values = "; ".join(f"{row['run']}, {row['at']} {row['value']:.3f}" for row in [*teacher, *rows])
+        drawing = frame(f"{title} {values}", 210) | {
+            "title": {"text": title, "anchor": "start", "fontSize": 13, "fontWeight": 600, "color": INK},
+            "layer": [
+                {"data": taps, "mark": {"type": "rule", "opacity": 0.45, "strokeDash": [2, 2]},
+                 "encoding": {"x": x, "color": color}},
+                {"data": taps[:1], "mark": {"type": "text", "dy": 6, "dx": 3, "align": "left", "color": INK},
+                 "encoding": {"x": x, "y": {"value": 0}, "text": {"value": "tap"}}},
+                {"data": rows, "mark": {"type": "line", "strokeWidth": 1.3, "strokeDash": [1, 3]},
+                 "encoding": {**shared, "y": {**y, "field": "chance"}}},
+                {"data": teacher, "mark": {"type": "rule", "strokeWidth": 1.5, "strokeDash": [7, 4]},
+                 "encoding": {"y": y, "color": color}},
+                {"data": blocks, "mark": {"type": "line", "strokeWidth": 2.2}, "encoding": shared},
+                {"data": rows, "mark": {"type": "rule", "strokeWidth": 1.6},
+                 "encoding": {**shared, "y": {**y, "field": "low"}, "y2": {"field": "high"}}},
+                {"data": rows, "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                 "encoding": {**shared, "tooltip": told}},
+            ],
+        }  # fmt: skip
+        for layer in drawing["layer"]:
+            layer["data"] = {"values": layer["data"]}
+        drawing["layer"] = [layer for layer in drawing["layer"] if layer["data"]["values"]]
+        return drawing

@@ -1,0 +1,203 @@
+"""Features: what tokenizer and generator hold of a picture at every block, and measured over many pictures.
+
+A second Run can stand beside the first: the same picture, the same patch, the same charts."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import wait
+from typing import Any
+
+import gradio as gr
+from components import LAST_COUNTS, Place, computing, heading, polite, status
+from features_look import Look, Measures
+from page import ALONE, OVERTAKEN, Page, emptied
+from pictures import Choice
+
+TITLE = "Features"
+PANELS = 6  # measures at most
+# In the page: which place of a cell was clicked, in shares of its width and height.
+CLICK = """element.addEventListener('click', (event) => {
+    const patches = event.target.closest('.patches');
+    if (!patches) return;
+    const box = patches.getBoundingClientRect();
+    trigger('select', {value: null,
+        index: [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]});
+});"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a visitor asks to see, in the order of the tab's inputs."""
+
+    run: str
+    beside: str
+    chosen: Choice
+    teacher: str
+    place: Place
+
+    @property
+    def looked_at(self) -> tuple:
+        """What and where, however it is drawn."""
+        return self.run, self.beside, self.chosen, self.teacher, self.place
+
+
+def build(page: Page) -> None:
+    """Lay the tab out. It follows the Run and the picture that are chosen."""
+    runs, background = page.runs, page.background
+    default = runs.default(runs.generators, "generator", "gear")
+    with gr.Row(equal_height=True):
+        with gr.Column(scale=3, min_width=170):
+            run = page.choose_run(runs.names, default, "Run", "features-run")
+            beside = page.choose_beside(runs.names, "features-beside")
+        controls = page.add_picker("features", run)
+        with gr.Column(scale=3, min_width=180):
+            teacher = page.choose_teacher("features-teacher")
+    controls.caption.render()
+    controls.strip.render()
+    state_line = gr.HTML(elem_id="features-status", padding=False)
+    gr.HTML(
+        heading(
+            "One picture, block by block",
+            "PCA as RGB of the features of each patch, fitted to each square alone: compare outlines, not "
+            "colours. Click a patch.",
+        ),
+        padding=False,
+    )
+    cells = gr.HTML(elem_id="features-cells", padding=False, js_on_load=CLICK)
+    beside_title = gr.HTML(elem_id="features-beside-title", padding=False)
+    beside_cells = gr.HTML(elem_id="features-beside-cells", padding=False, js_on_load=CLICK)
+    gr.HTML(
+        heading(
+            "Many pictures, block by block",
+            "each measure at the tokenizer's z and c_q, then after every block of the generator; point at a "
+            "mark for its value, interval and chance",
+        ),
+        padding=False,
+    )
+    said = gr.HTML(elem_id="features-said", padding=False)
+    with gr.Row(elem_classes="charts"):
+        charts = [
+            gr.Plot(show_label=False, elem_id=f"features-chart-{number}", min_width=0, visible=number < 4)
+            for number in range(PANELS)
+        ]
+    protocol = gr.HTML(elem_id="features-protocol", padding=False)
+    waiting = gr.Timer(1, active=False)
+    known = gr.State(())
+
+    cleared: list[Any] = [state_line, cells, beside_title, beside_cells, said, *charts, protocol]
+    cleared.append(controls.caption)
+    inputs = [run, beside, page.choice, teacher, page.place]
+    outputs = [*cleared, page.place, controls.index, controls.strip, waiting, known]
+
+    def look(asked: Asked) -> list[Look]:
+        """What is looked at, and what beside it. Raises what may be said to the visitor."""
+        picture = page.pictures.picture(asked.chosen, runs[asked.run])
+        pictures = page.pictures.collection(asked.chosen.surveyed, runs[asked.run])
+
+        def through(name: str) -> Look:
+            view = runs.view(name, picture)
+            if view.run.has("generator"):
+                runs.generator(name)
+            return Look(view, name, asked.teacher, pictures, asked.place, background)
+
+        return [through(name) for name in (asked.run, asked.beside) if name != ALONE]
+
+    def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
+        """The views, one after the other; a newer request stops it."""
+        asked = Asked(*values)
+        ticket = page.newest.take(TITLE, request, asked.looked_at)
+        yield emptied(cleared) | {  # what was still on its way when the page emptied them goes, too
+            state_line: status(f"reading {asked.run} …"),
+            waiting: gr.Timer(active=False),
+        }
+        try:
+            with polite():
+                for updates in steps(asked):
+                    if not ticket.valid:
+                        return
+                    yield updates
+        except gr.Error:
+            yield {state_line: status("This cannot be shown; the message says why.", done=True)}
+            raise
+
+    def steps(asked: Asked) -> Iterator[dict]:
+        looks = look(asked)
+        seen, all_steps, step = looks[0], 2 * len(looks) + 1, itertools.count(1)
+
+        def says(what: str, *of: float | None) -> dict:
+            return {state_line: computing(what, next(step), all_steps, sum(each or 0 for each in of))}
+
+        yield controls.show(seen.view.picture, asked.chosen)
+        yield controls.show_strip(page.pictures, asked.chosen, runs[asked.run])
+        for each, place in zip(looks, (cells, beside_cells), strict=False):
+            if place is beside_cells:
+                yield {beside_title: heading(each.name, "the same picture, the same patch")}
+            view = each.view
+            yield {place: each.strip(False, False)} | says(f"the tokenizer of {each.name}", view.seconds("z"))
+            yield {place: each.strip(True, False)} | says(
+                f"the blocks of {each.name}", view.seconds("block colors")
+            )
+            yield {place: each.strip()}
+        yield says(f"teacher {seen.asked}", seen.view.seconds("teacher"))
+        wait([each.coming for each in looks], timeout=5)
+        yield draw_all(look(asked))
+
+    def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
+        """Another patch: all that it frames has been computed before."""
+        ticket = page.newest.take(TITLE, request, asked.looked_at)
+        with polite():
+            updates = draw_strips(look(asked)) | {page.place: asked.place}
+        if ticket.valid:
+            yield updates
+
+    def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
+        """What another tab has changed meanwhile: the place looked at."""
+        asked, newest = Asked(*values), page.newest
+        new = not newest.is_looking_at(asked.looked_at, TITLE, request)
+        if newest.has_looked(TITLE, request) and new:
+            yield from redraw(request, asked)
+        else:
+            yield {known: gr.skip()}
+
+    def click(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
+        across, down = (min(max(float(share), 0.0), 1.0) for share in event.index)
+        yield from redraw(request, dataclasses.replace(Asked(*values), place=(across, down)))
+
+    def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
+        """What the background has finished by now."""
+        asked = Asked(*values)
+        if not page.newest.is_looking_at(asked.looked_at, TITLE, request):
+            return {known: before}
+        with polite():
+            looks = look(asked)
+            return {known: before} if news(looks) == before else draw_all(looks)
+
+    def news(looks: list[Look]) -> tuple:
+        return tuple(each.news for each in looks)
+
+    def draw_strips(looks: list[Look]) -> dict:
+        return {place: each.strip() for each, place in zip(looks, (cells, beside_cells), strict=False)}
+
+    def draw_all(looks: list[Look]) -> dict:
+        """What waits for a teacher and for measures, as far as they are there."""
+        measures = Measures(looks)
+        missing = next((each.progress for each in looks if not each.measured), "")
+        line = f"{missing}; it appears here by itself" if missing else "done"
+        updates: dict = {chart: gr.Plot(None, visible=False) for chart in charts}
+        for chart, name in zip(charts, measures.names, strict=False):
+            updates[chart] = gr.Plot(measures.chart(name), visible=True)
+        return updates | draw_strips(looks) | {
+            state_line: status(line, done=not missing),
+            said: measures.said,
+            protocol: measures.protocol,
+            waiting: gr.Timer(active=bool(missing)),
+            known: news(looks),
+        }  # fmt: skip
+
+    drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
+    others = [each.select(click, inputs, **drawn) for each in (cells, beside_cells)]
+    others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
+    page.add_looking(
+        [run, beside, teacher], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
+    )
