@@ -18,18 +18,22 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from pictures import OWN, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
+from gear_studio.analysis.features import umap_layout
 from gear_studio.looking.by_block import ByBlock, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
+from gear_studio.looking.patches import Patches, grow_patches
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
 MEASURED, LARGE_MEASURED = 256, 16  # of the measures by block
+MAPPED, MAPPED_PATCHES = 128, 2048  # pictures of a map of patches, of larger ones LARGE_MEASURED; its patches
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
@@ -49,6 +53,14 @@ class Grown(Generic[Found]):
     @property
     def seconds_left(self) -> float:
         return self.seconds / self.count * (self.total - self.count)
+
+
+@dataclass(frozen=True)
+class PatchMap:
+    """Patches laid out in two dimensions, (m, 2)."""
+
+    patches: Patches
+    layout: np.ndarray
 
 
 class Background:
@@ -150,14 +162,42 @@ class Background:
             if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
                 return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
-        counts = survey.counts.numpy()
         with self._ordering:
-            try:
-                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
-            except BrokenProcessPool:
-                self._process = _start_pool()
-                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
+            self._work[key] = self._submit(codes.code_layout, codebook, survey.counts.numpy())
             return self._work[key]
+
+    def patch_map(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None, place: str
+    ) -> Future[PatchMap]:
+        """UMAP of patches of some of the pictures by their features at a place of Run `name`, done or under
+        way. teacher: what was `asked` for; used where the place is its."""
+        key = _patch_map_key(name, pictures, asked, place)
+
+        def work() -> PatchMap:
+            tokenizer, part = self.runs.tokenizer(name), place.partition(".")[0]
+            models: list[torch.nn.Module] = [tokenizer]
+            if part == "teacher":
+                assert teacher is not None  # who asks for its map has it
+                models = [teacher]
+            elif part == "generator":
+                models.append(self.runs.generator(name))
+            size = tokenizer.config.image_size
+            total = len(pictures.numbers(MAPPED if size <= SMALL else LARGE_MEASURED))
+            begun = time.monotonic()
+            for patches in grow_patches(models, place, pictures, size, tokenizer.grid, total, MAPPED_PATCHES):
+                seconds = time.monotonic() - begun
+                self._grown[key] = Grown(patches, len(patches.images), total, seconds)
+            with self._ordering:
+                layout = self._submit(umap_layout, patches.features.numpy())
+            return PatchMap(patches, layout.result())
+
+        return self._begin(key, work)
+
+    def patch_map_so_far(
+        self, name: str, pictures: SourcePictures, asked: str, place: str
+    ) -> Grown[Patches] | None:
+        """The patches of a map, as far as they have been read; None before the first."""
+        return self._grown.get(_patch_map_key(name, pictures, asked, place))
 
     def warm_up(self, name: str) -> None:
         """Begin what the first visitor will ask for, in a thread."""
@@ -189,6 +229,14 @@ class Background:
         Thread(target=run, daemon=True).start()
         return future
 
+    def _submit(self, function: Callable[..., Any], *given: Any) -> Future:
+        """Have the process of low priority do it; another one where that has died."""
+        try:
+            return self._process.submit(function, *given)
+        except BrokenProcessPool:
+            self._process = _start_pool()
+            return self._process.submit(function, *given)
+
     def _forget(self) -> None:
         """Let go of what was begun longest ago and has ended, where there is too much."""
         for key in list(self._work)[: max(0, len(self._work) - LIMIT)]:
@@ -199,6 +247,10 @@ class Background:
 
 def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> Hashable:
     return "by block", name, pictures.key, asked, teacher is None
+
+
+def _patch_map_key(name: str, pictures: SourcePictures, asked: str, place: str) -> Hashable:
+    return "patch map", name, pictures.key, place, asked if place == "teacher" else None
 
 
 def _start_pool() -> ProcessPoolExecutor:

@@ -5,14 +5,16 @@ import base64
 import html
 import io
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from alignment_look import teacher_for
-from background import Background, Grown
+from background import Background, Grown, PatchMap
 from charts import choose_looks, frame, to_plot
 from components import Place, div, token_at
 from gradio.components.plot import PlotData
@@ -20,21 +22,29 @@ from PIL import Image
 from torch import Tensor
 
 from gear_studio import plots
+from gear_studio.analysis.codes import crop_patches
 from gear_studio.analysis.features import pca_rgb
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.looking.by_block import HIGH, MORAN, SIMILARITIES, ByBlock
+from gear_studio.looking.patches import Patches
 from gear_studio.looking.pictures import SourcePictures
 from gear_studio.looking.view import View
 from gear_studio.models.teachers import Teacher
 from gear_studio.plots.style import INK
 
-TOLD = {  # measure -> what it says
-    "CKNNA": "CKNNA with the teacher: are the nearest patches the same?",
-    "CKA": "CKA with the teacher: are all pairs of patches alike?",
-    MORAN: "Moran's I: how alike are neighbouring patches?",
-    HIGH: "High-frequency ratio: how rough is the map?",
+TOLD = {  # measure -> what it asks
+    "CKNNA": "with the teacher: are the same patches near?",
+    "CKA": "with the teacher: are pairs of patches as alike?",
+    MORAN: "are neighbouring patches alike?",
+    HIGH: "does the map change from patch to patch?",
 }
+PROBED = "can it be read off a patch, or a picture, linearly?"
 THUMB = 128  # pixels a side of the picture in the strip
+AT_TAP = "h at the tap"
+LAYERS = {"f(x)": "teacher", "z": "tokenizer.z", "c_q": "tokenizer.c_q"}  # and AT_TAP, of a Run's own block
+MAP, DOT = 600, 5  # side of the map of patches and radius of its points, in its own units
+SPRITE, COLUMNS = 32, 46  # pixels of a thumbnail, and how many are in a row
+SHOWN = 12  # pictures with chosen patches
 
 
 def symbol(place: str) -> str:
@@ -46,7 +56,8 @@ def symbol(place: str) -> str:
 class Look:
     """One picture through a Run and a teacher, and what the background has measured over others.
 
-    asked: the teacher. pictures: over which is measured. place: in the picture, of the framed patch."""
+    asked: the teacher. pictures: over which is measured. layer: whose patches are laid out, of LAYERS, or
+    AT_TAP. place: in the picture, of the framed patch."""
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class Look:
         name: str,
         asked: str,
         pictures: SourcePictures,
+        layer: str,
         place: Place,
         background: Background,
     ):
@@ -67,6 +79,15 @@ class Look:
         if self.coming.done():
             what = name, pictures, self.asked, self.teacher
             self.measuring, self.grown = background.by_block(*what), background.by_block_so_far(*what)
+        self.layer = LAYERS.get(layer, "tokenizer.z")
+        if layer == AT_TAP and self.has_generator:
+            self.layer = f"generator.{view.run.generator.config.tap}"
+        self.mapping: Future[PatchMap] | None = None  # None while, and where, there is no teacher to map
+        self.mapped: Grown[Patches] | None = None
+        if self.layer != "teacher" or self.teacher is not None:
+            where = name, pictures, self.asked
+            self.mapping = background.patch_map(*where, self.teacher, self.layer)
+            self.mapped = background.patch_map_so_far(*where, self.layer)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -108,9 +129,47 @@ class Look:
             return f"measured over {self.measuring.result().count:,} pictures of {self.pictures.name}"
         if self.grown is None:
             return f"being measured, over the first pictures of {self.pictures.name}"
-        grown = self.grown
-        left = f"about {grown.seconds_left:.0f} s left"
-        return f"measured over {grown.count} of {grown.total} pictures of {self.pictures.name}, {left}"
+        count, total = self.grown.count, self.grown.total
+        return f"measured over {count} of {total} pictures of {self.pictures.name} so far"
+
+    @property
+    def map_news(self) -> tuple:
+        """What changes when there is more to see of the map of patches."""
+        return self.layer, self.is_mapped, self.coming.done(), self.mapped.count if self.mapped else 0
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the map of patches has ended, well or not."""
+        if self.mapping is None:
+            return self.coming.done()
+        return self.mapping.done()
+
+    @property
+    def patch_map(self) -> PatchMap | None:
+        """None while it is being made, and where it cannot be."""
+        there = self.mapping is not None and self.mapping.done() and not self.mapping.exception()
+        return self.mapping.result() if self.mapping is not None and there else None
+
+    @property
+    def map_said(self) -> str:
+        """What is laid out, or how far it is."""
+        if self.mapping is None:
+            return self.lack
+        laid, shown = self.patch_map, symbol(self.layer)
+        if laid is not None:
+            return (
+                f"{len(laid.patches):,} patches of {len(laid.patches.images)} pictures of "
+                f"{self.pictures.name} by their {shown} in {self.name} (cosine), in the colour of the patch"
+            )
+        if self.mapping.done():
+            return f"cannot be made: {self.mapping.exception()}"
+        grown = self.mapped
+        if grown is None:
+            return f"the patches' {shown} is being read"
+        if grown.count < grown.total:
+            left = f"about {grown.seconds_left:.0f} s left"
+            return f"the patches' {shown} has been read of {grown.count} of {grown.total} pictures, {left}"
+        return f"{len(grown.found):,} patches are being laid out by their {shown}, which takes some seconds"
 
     # One picture
 
@@ -123,8 +182,8 @@ class Look:
         if self.teacher is not None:
             teacher = pca_rgb(view.teacher_features(self.asked, self.teacher))
         cells.append(self._map("f(x)", "the teacher", teacher, self.lack))
-        cells.append(self._map("z", "before quantization", pca_rgb(view.z) if tokenizer else None))
-        cells.append(self._map("c_q", "after quantization", pca_rgb(view.c_q) if tokenizer else None))
+        cells.append(self._map("z", "encoder", pca_rgb(view.z) if tokenizer else None))
+        cells.append(self._map("c_q", "code vector", pca_rgb(view.c_q) if tokenizer else None))
         if self.has_generator:
             config = view.run.generator.config
             colors = view.block_colors() if generator else itertools.repeat(None)
@@ -158,10 +217,69 @@ class Look:
 
 def data_url(pixels: np.ndarray) -> str:
     """A picture, uint8 (H, W, 3), inside a page; at most THUMB pixels a side."""
-    picture, file = Image.fromarray(pixels), io.BytesIO()
+    picture = Image.fromarray(pixels)
     picture.thumbnail((THUMB, THUMB))
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _to_url(picture, "PNG")
+
+
+def _to_url(picture: Image.Image, kind: str, **settings: Any) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# Patches of many pictures
+
+
+def draw_map(laid: PatchMap) -> str:
+    """The layout as HTML: a point for each patch in its mean colour, and the thumbnails to show at it."""
+    patches = laid.patches
+    crops = crop_patches(patches.images, patches.picture, patches.token, patches.grid)
+    size = crops.shape[-1] // 3
+    middle = crops[:, :, size : 2 * size, size : 2 * size].float().mean((2, 3)).round().int().tolist()
+    low, high = laid.layout.min(0), laid.layout.max(0)
+    places = (laid.layout - low) / np.maximum(high - low, 1e-9) * (MAP - 4 * DOT) + 2 * DOT
+    points = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{DOT}" fill="rgb({red},{green},{blue})"/>'
+        for (x, y), (red, green, blue) in zip(places, middle, strict=True)
+    )
+    said = f"UMAP of {len(patches)} patches; each point is a patch in its mean colour"
+    return (
+        f'<div class="patch-map" data-columns="{COLUMNS}"><svg viewBox="0 0 {MAP} {MAP}" role="img" '
+        f'aria-label="{said}">{points}<path class="lasso"/></svg>'
+        f'<div class="tip" style="background-image:url({_thumbnails(crops)});'
+        f'background-size:{COLUMNS * 100}% auto"></div></div>'
+    )
+
+
+def _thumbnails(crops: Tensor) -> str:
+    """All patches, uint8 (m, 3, s, s), as one picture inside a page, COLUMNS in a row."""
+    small = F.interpolate(crops.float(), (SPRITE, SPRITE), mode="area").round().byte()
+    rows = -(-len(small) // COLUMNS)
+    filled = F.pad(small, (0, 0, 0, 0, 0, 0, 0, rows * COLUMNS - len(small)))
+    sheet = filled.unflatten(0, (rows, COLUMNS)).permute(0, 3, 1, 4, 2).reshape(rows * SPRITE, -1, 3)
+    return _to_url(Image.fromarray(sheet.numpy()), "JPEG", quality=85)
+
+
+def framed_pictures(laid: PatchMap, chosen: Sequence[int]) -> tuple[str, list[tuple[Image.Image, str]]]:
+    """What is chosen in a map in words, and its patches framed in their pictures, those with most first, with
+    their captions. chosen: numbers of patches; others than there are count as none."""
+    patches = laid.patches
+    kept = sorted({number for number in chosen if 0 <= number < len(patches)})
+    of_picture = Counter(int(patches.picture[number]) for number in kept)
+    pictures = []
+    for which, count in of_picture.most_common(SHOWN):
+        pixels = patches.images[which].movedim(0, -1).numpy()
+        picture = plots.enlarge(pixels, max(256, len(pixels)))
+        for number in kept:
+            if int(patches.picture[number]) == which:
+                picture = plots.mark(picture, int(patches.token[number]), patches.grid)
+        many = "1 patch" if count == 1 else f"{count} patches"
+        pictures.append((picture, f"picture {patches.numbers[which]}: {many}"))
+    said = f"{len(kept)} patches of {len(of_picture)} pictures" if len(kept) != 1 else "1 patch"
+    if len(of_picture) > SHOWN:
+        said += f"; the {SHOWN} pictures with most of them are shown"
+    return said, pictures
 
 
 # Measures
@@ -252,13 +370,14 @@ class Measures:
 
     def drawing(self, measure: str) -> dict[str, Any]:
         """A measure at every place in Vega-Lite's grammar."""
-        title = TOLD.get(measure, f"Linear {measure}: is it written in the patches?")
+        asks = TOLD.get(measure, PROBED)
         rows = [row for line in self.lines for row in line.rows(measure)]
         teacher = [row for row in rows if row["at"] == "f(x)"]
         rows = [row for row in rows if row["at"] != "f(x)"]
         blocks = [row for row in rows if row["at"].startswith("h")]
         order = ["z", "c_q", *sorted({row["at"] for row in blocks}, key=lambda at: int(at[1:]))]
         taps = [{"run": line.name, "at": f"h{line.tap}"} for line in self.lines if line.tap]
+        chance = [row for row in rows if row["at"] == "c_q"][:1]
         names = [line.name for line in self.lines]
         scale = {"domain": names, "range": [line.color for line in self.lines]}
         color = {"field": "run", "type": "nominal", "scale": scale, "legend": None}
@@ -275,8 +394,9 @@ class Measures:
             {"field": "pictures", "type": "quantitative"},
         ]  # fmt: skip
         values = "; ".join(f"{row['run']}, {row['at']} {row['value']:.3f}" for row in [*teacher, *rows])
-        drawing = frame(f"{title} {values}", 210) | {
-            "title": {"text": title, "anchor": "start", "fontSize": 13, "fontWeight": 600, "color": INK},
+        drawing = frame(f"{measure}: {asks} {values}", 220) | {
+            "title": {"text": measure[0].upper() + measure[1:], "subtitle": asks, "anchor": "start",
+                      "color": INK, "fontSize": 13, "subtitleColor": INK, "subtitleFontSize": 12},
             "layer": [
                 {"data": taps, "mark": {"type": "rule", "opacity": 0.45, "strokeDash": [2, 2]},
                  "encoding": {"x": x, "color": color}},
@@ -284,6 +404,8 @@ class Measures:
                  "encoding": {"x": x, "y": {"value": 0}, "text": {"value": "tap"}}},
                 {"data": rows, "mark": {"type": "line", "strokeWidth": 1.3, "strokeDash": [1, 3]},
                  "encoding": {**shared, "y": {**y, "field": "chance"}}},
+                {"data": chance, "mark": {"type": "text", "dy": -6, "color": INK, "text": "chance"},
+                 "encoding": {"x": x, "y": {**y, "field": "chance"}}},
                 {"data": teacher, "mark": {"type": "rule", "strokeWidth": 1.5, "strokeDash": [7, 4]},
                  "encoding": {"y": y, "color": color}},
                 {"data": blocks, "mark": {"type": "line", "strokeWidth": 2.2}, "encoding": shared},

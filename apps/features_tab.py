@@ -4,13 +4,15 @@ A second Run can stand beside the first: the same picture, the same patch, the s
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import wait
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from components import LAST_COUNTS, Place, computing, heading, polite, status
-from features_look import Look, Measures
+from components import LAST_COUNTS, QUIET, Place, computing, div, heading, polite, status
+from features_look import AT_TAP, LAYERS, Look, Measures, draw_map, framed_pictures
 from page import ALONE, OVERTAKEN, Page, emptied
 from pictures import Choice
 
@@ -24,6 +26,7 @@ CLICK = """element.addEventListener('click', (event) => {
     trigger('select', {value: null,
         index: [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]});
 });"""
+MAP = Path(__file__).with_name("patch_map.js")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Asked:
     beside: str
     chosen: Choice
     teacher: str
+    layer: str
     place: Place
 
     @property
@@ -82,12 +86,35 @@ def build(page: Page) -> None:
             for number in range(PANELS)
         ]
     protocol = gr.HTML(elem_id="features-protocol", padding=False)
+    gr.HTML(
+        heading(
+            "Many patches",
+            "UMAP of their features at one place: near patches are alike there; axes and far distances mean "
+            "nothing. Point at one to see it, click it or draw a loop around several to see their pictures.",
+        ),
+        padding=False,
+    )
+    layer = gr.Radio(
+        [*LAYERS, AT_TAP], value=AT_TAP, label="Features", elem_id="features-layer",
+        info="of a run without a generator z in place of h",
+    )  # fmt: skip
+    map_said = gr.HTML(elem_id="features-map-said", padding=False)
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300):
+            patch_map = gr.HTML(elem_id="features-map", padding=False, js_on_load=MAP.read_text())
+        with gr.Column(scale=2, min_width=300):
+            chosen_said = gr.HTML(elem_id="features-chosen-said", padding=False)
+            chosen = gr.Gallery(
+                columns=3, object_fit="contain", allow_preview=False, show_label=False, buttons=[],
+                interactive=False, format="png", elem_id="features-chosen", elem_classes="answers",
+            )  # fmt: skip
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
 
+    of_map: list[Any] = [map_said, patch_map, chosen_said, chosen]
     cleared: list[Any] = [state_line, cells, beside_title, beside_cells, said, *charts, protocol]
-    cleared.append(controls.caption)
-    inputs = [run, beside, page.choice, teacher, page.place]
+    cleared += [*of_map, controls.caption]
+    inputs = [run, beside, page.choice, teacher, layer, page.place]
     outputs = [*cleared, page.place, controls.index, controls.strip, waiting, known]
 
     def look(asked: Asked) -> list[Look]:
@@ -99,7 +126,7 @@ def build(page: Page) -> None:
             view = runs.view(name, picture)
             if view.run.has("generator"):
                 runs.generator(name)
-            return Look(view, name, asked.teacher, pictures, asked.place, background)
+            return Look(view, name, asked.teacher, pictures, asked.layer, asked.place, background)
 
         return [through(name) for name in (asked.run, asked.beside) if name != ALONE]
 
@@ -171,32 +198,71 @@ def build(page: Page) -> None:
             return {known: before}
         with polite():
             looks = look(asked)
-            return {known: before} if news(looks) == before else draw_all(looks)
+            now, (measured, mapped) = news(looks), before or ((), ())
+            updates = {known: before} if now == before else draw_state(looks)
+            if now[0] != measured:
+                updates |= draw_measures(looks)
+            if now[1] != mapped:
+                updates |= draw_patches(looks[0])
+        return updates
+
+    def choose_layer(request: gr.Request, *values: Any) -> Iterator[dict]:
+        """The map of other features; the page has emptied the last one."""
+        asked = Asked(*values)
+        ticket = page.newest.take(TITLE, request, asked.looked_at)
+        with polite():
+            looks = look(asked)
+            updates = draw_state(looks) | draw_patches(looks[0])
+        if ticket.valid:
+            yield updates
+
+    def choose_patches(event: gr.SelectData, *values: Any) -> dict:
+        with polite():
+            laid = look(Asked(*values))[0].patch_map
+        if laid is None:
+            return {known: gr.skip()}
+        text, pictures = framed_pictures(laid, [int(number) for number in event.index])
+        return {chosen_said: heading("Chosen", text), chosen: pictures}
 
     def news(looks: list[Look]) -> tuple:
-        return tuple(each.news for each in looks)
+        """What changes when there is more to see: of the measures, of the map."""
+        return tuple(each.news for each in looks), looks[0].map_news
 
     def draw_strips(looks: list[Look]) -> dict:
         return {place: each.strip() for each, place in zip(looks, (cells, beside_cells), strict=False)}
 
     def draw_all(looks: list[Look]) -> dict:
+        return draw_measures(looks) | draw_patches(looks[0]) | draw_state(looks)
+
+    def draw_state(looks: list[Look]) -> dict:
+        """What is still being computed."""
+        missing = [each.progress for each in looks if not each.measured]
+        missing += [] if looks[0].is_mapped else [looks[0].map_said]
+        line = f"{'; '.join(missing)}; it appears here by itself" if missing else "done"
+        return {
+            state_line: status(line, done=not missing),
+            waiting: gr.Timer(active=bool(missing)),
+            known: news(looks),
+        }
+
+    def draw_measures(looks: list[Look]) -> dict:
         """What waits for a teacher and for measures, as far as they are there."""
         measures = Measures(looks)
-        missing = next((each.progress for each in looks if not each.measured), "")
-        line = f"{missing}; it appears here by itself" if missing else "done"
         updates: dict = {chart: gr.Plot(None, visible=False) for chart in charts}
         for chart, name in zip(charts, measures.names, strict=False):
             updates[chart] = gr.Plot(measures.chart(name), visible=True)
-        return updates | draw_strips(looks) | {
-            state_line: status(line, done=not missing),
-            said: measures.said,
-            protocol: measures.protocol,
-            waiting: gr.Timer(active=bool(missing)),
-            known: news(looks),
-        }  # fmt: skip
+        return updates | draw_strips(looks) | {said: measures.said, protocol: measures.protocol}
+
+    def draw_patches(seen: Look) -> dict:
+        laid = seen.patch_map
+        return {map_said: div("note", seen.map_said), patch_map: draw_map(laid) if laid else ""}
 
     drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
     others = [each.select(click, inputs, **drawn) for each in (cells, beside_cells)]
+    nothing = json.dumps(list(emptied(of_map).values()))
+    layer.input(None, None, of_map, js=f"() => {nothing}", **QUIET)
+    others.append(layer.input(choose_layer, inputs, **drawn))
+    others.append(patch_map.select(choose_patches, inputs, **drawn))
     others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
     page.add_looking(
         [run, beside, teacher], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
