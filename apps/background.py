@@ -55,7 +55,7 @@ class Grown(Generic[Found]):
         return self.seconds / self.count * (self.total - self.count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchMap:
     """Patches laid out in two dimensions, (m, 2)."""
 

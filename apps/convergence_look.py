@@ -4,6 +4,8 @@ Runs that differ in their seed alone are one arm: its line is their median, its 
 to the most. What is read off is read off the curves as they are drawn."""
 
 import html
+import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from charts import choose_looks, frame, to_plot
 from components import div
 from gradio.components.plot import PlotData
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -22,10 +23,11 @@ from runs_on_offer import RunsOnOffer, study_name
 from gear_studio.analysis.convergence import Curve, smooth, speed_up, speed_up_over_seeds, steps_to
 from gear_studio.errors import InputError
 from gear_studio.files import one_line
-from gear_studio.plots.style import INK
+from gear_studio.plots.style import DASHES, INK, OKABE_ITO, PALE
 from gear_studio.runs import Run
 from gear_studio.studies import CURVES, SHIPPED, study_of
 
+ARMS = ("baseline", "continued", "gear")  # their colours are those of every chart
 MOST_RUNS = 64  # that one may choose; their other seeds come on top
 MOST_POINTS = 400  # of a line that are drawn; what is read off is read off all
 DEEPEST = 8  # parents of parents that are compared
@@ -197,7 +199,7 @@ class Look:
             drawn.append((group, tuple(line for line in lines if line)))
         drawn = [(group, lines) for group, lines in drawn if lines]
         labels = _label([group for group, _ in drawn])
-        looks = choose_looks([runs[group[0]].config["arm"] for group, _ in drawn])
+        looks = _choose_looks([runs[group[0]].config["arm"] for group, _ in drawn])
         return [
             Arm(label, *look, lines) for label, look, (_, lines) in zip(labels, looks, drawn, strict=True)
         ]
@@ -388,7 +390,7 @@ class Look:
     @property
     def chart(self) -> PlotData | None:
         """For gr.Plot: a chart in Vega-Lite, which Gradio's page draws."""
-        return to_plot(self.drawing()) if self.arms else None
+        return PlotData(type="altair", plot=json.dumps(self.drawing())) if self.arms else None
 
     def drawing(self) -> dict[str, Any]:
         """The chart in Vega-Lite's grammar."""
@@ -426,7 +428,24 @@ class Look:
         ruler = {"values": [{"y": self.level, "said": f"level {self.level:.4g}"}]}
         shown = not positive or self.level > 0
         drawing: dict[str, Any] = {
-            **frame(self.sentence, 400),
+            "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+            "description": self.sentence,
+            "width": "container",
+            "height": 400,
+            "autosize": {"type": "fit", "contains": "padding"},
+            "background": "white",
+            "padding": 10,
+            "usermeta": {"embedOptions": {"actions": {"export": True, "source": False, "compiled": False,
+                                                      "editor": False}}},
+            "config": {
+                "font": "system-ui, sans-serif",
+                "view": {"stroke": None},
+                "axis": {"labelColor": INK, "titleColor": INK, "gridColor": PALE, "domainColor": INK,
+                         "tickColor": INK, "tickCount": 7,
+                         "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
+                "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3,
+                           "symbolType": "stroke", "symbolOpacity": 1},
+            },
             "layer": [
                 {
                     "data": {"values": [row for row in of_arms if row["arm"] in several]},
@@ -571,3 +590,20 @@ def _label(groups: list[list[str]]) -> list[str]:
     return [
         label if short.count(label) == 1 else group[0] for label, group in zip(short, groups, strict=True)
     ]
+
+
+def _choose_looks(arms: list[str]) -> list[tuple[str, tuple[float, ...]]]:
+    """A colour and a dash for each of what is drawn. arms: the arms of their Runs; those of ARMS look alike
+    in every chart, whatever stands beside them."""
+    numbers: list[int | None] = []
+    for arm in arms:
+        number = ARMS.index(arm) if arm in ARMS else None
+        numbers.append(None if number in numbers else number)
+    free = itertools.count(len(ARMS))
+    chosen = [next(free) if number is None else number for number in numbers]
+    looks = []
+    for number in chosen:
+        dash: Any = DASHES[(number + number // len(OKABE_ITO)) % len(DASHES)]
+        pixels = (1.0, 0.0) if dash == "-" else tuple(2.6 * part for part in dash[1])
+        looks.append((OKABE_ITO[number % len(OKABE_ITO)], pixels))
+    return looks

@@ -3,9 +3,8 @@
 from typing import Any
 
 import gradio as gr
-from charts import ARMS
 from components import LAST_COUNTS, QUIET, heading, polite, released
-from convergence_look import MOST_RUNS, Asked, Look, Measured
+from convergence_look import ARMS, MOST_RUNS, Asked, Look, Measured
 from page import Page
 
 TITLE = "Convergence"

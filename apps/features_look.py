@@ -5,10 +5,11 @@ import base64
 import html
 import io
 import itertools
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from alignment_look import teacher_for
 from background import Background, Grown, PatchMap
 from charts import choose_looks, frame, to_plot
-from components import Place, div, token_at
+from components import Place, div, heading, token_at
 from gradio.components.plot import PlotData
 from PIL import Image
 from torch import Tensor
@@ -199,20 +200,26 @@ class Look:
         return self._cell(title, note, pixels.reshape(self.view.grid, self.view.grid, 3))
 
     def _cell(self, title: str, note: str, pixels: np.ndarray | None, lack: str = "") -> str:
-        """A square of the strip with the patch framed. pixels: uint8 (H, W, 3)."""
-        shown = div("lack", lack)
-        if pixels is not None:
-            row, column = divmod(self.patch, self.view.grid)
-            side = 100 / self.view.grid
-            shown = (
-                f'<img src="{data_url(pixels)}" alt="{html.escape(f"{title}, {note}: PCA as RGB")}" '
-                f'draggable="false"><i style="left:{column * side:.3f}%;top:{row * side:.3f}%;'
-                f'width:{side:.3f}%;height:{side:.3f}%"></i>'
+        return draw_cell(title, note, pixels, self.view.grid, [self.patch], lack)
+
+
+def draw_cell(
+    title: str, note: str, pixels: np.ndarray | None, grid: int, framed: Sequence[int], lack: str = ""
+) -> str:
+    """A square with patches framed and two lines above it, as HTML. pixels: uint8 (H, W, 3); None where there
+    are none, then `lack` says why."""
+    shown, side = div("lack", lack), 100 / grid
+    if pixels is not None:
+        shown = f'<img src="{data_url(pixels)}" alt="{html.escape(f"{title}, {note}")}" draggable="false">'
+        for row, column in (divmod(token, grid) for token in framed):
+            shown += (
+                f'<i style="left:{column * side:.3f}%;top:{row * side:.3f}%;width:{side:.3f}%;'
+                f'height:{side:.3f}%"></i>'
             )
-        return (
-            f'<figure><figcaption><b>{html.escape(title)}</b> <span class="note">{html.escape(note)}</span>'
-            f'</figcaption><div class="patches">{shown}</div></figure>'
-        )
+    return (
+        f'<figure><figcaption><b>{html.escape(title)}</b> <span class="note">{html.escape(note)}</span>'
+        f'</figcaption><div class="patches">{shown}</div></figure>'
+    )
 
 
 def data_url(pixels: np.ndarray) -> str:
@@ -231,6 +238,7 @@ def _to_url(picture: Image.Image, kind: str, **settings: Any) -> str:
 # Patches of many pictures
 
 
+@lru_cache(16)  # it is the same for all visitors, and takes some tenths of a second
 def draw_map(laid: PatchMap) -> str:
     """The layout as HTML: a point for each patch in its mean colour, and the thumbnails to show at it."""
     patches = laid.patches
@@ -261,25 +269,23 @@ def _thumbnails(crops: Tensor) -> str:
     return _to_url(Image.fromarray(sheet.numpy()), "JPEG", quality=85)
 
 
-def framed_pictures(laid: PatchMap, chosen: Sequence[int]) -> tuple[str, list[tuple[Image.Image, str]]]:
-    """What is chosen in a map in words, and its patches framed in their pictures, those with most first, with
-    their captions. chosen: numbers of patches; others than there are count as none."""
+def draw_chosen(laid: PatchMap, chosen: Iterable[int]) -> str:
+    """Patches of a map framed in their pictures, those with most first, as HTML. chosen: numbers of patches;
+    others than there are count as none."""
     patches = laid.patches
     kept = sorted({number for number in chosen if 0 <= number < len(patches)})
-    of_picture = Counter(int(patches.picture[number]) for number in kept)
-    pictures = []
-    for which, count in of_picture.most_common(SHOWN):
-        pixels = patches.images[which].movedim(0, -1).numpy()
-        picture = plots.enlarge(pixels, max(256, len(pixels)))
-        for number in kept:
-            if int(patches.picture[number]) == which:
-                picture = plots.mark(picture, int(patches.token[number]), patches.grid)
-        many = "1 patch" if count == 1 else f"{count} patches"
-        pictures.append((picture, f"picture {patches.numbers[which]}: {many}"))
-    said = f"{len(kept)} patches of {len(of_picture)} pictures" if len(kept) != 1 else "1 patch"
+    of_picture: dict[int, list[int]] = defaultdict(list)
+    for number in kept:
+        of_picture[int(patches.picture[number])].append(int(patches.token[number]))
+    said = "1 patch" if len(kept) == 1 else f"{len(kept):,} patches of {len(of_picture)} pictures"
     if len(of_picture) > SHOWN:
-        said += f"; the {SHOWN} pictures with most of them are shown"
-    return said, pictures
+        said += f"; the {SHOWN} with most of them are shown"
+    cells = ""
+    for picture, tokens in sorted(of_picture.items(), key=lambda item: -len(item[1]))[:SHOWN]:
+        pixels = patches.images[picture].movedim(0, -1).numpy()
+        many = "1 patch" if len(tokens) == 1 else f"{len(tokens)} patches"
+        cells += draw_cell(f"picture {patches.numbers[picture]}", many, pixels, patches.grid, tokens)
+    return heading("Chosen", said) + f'<div class="cells">{cells}</div>'
 
 
 # Measures
@@ -377,7 +383,7 @@ class Measures:
         blocks = [row for row in rows if row["at"].startswith("h")]
         order = ["z", "c_q", *sorted({row["at"] for row in blocks}, key=lambda at: int(at[1:]))]
         taps = [{"run": line.name, "at": f"h{line.tap}"} for line in self.lines if line.tap]
-        chance = [row for row in rows if row["at"] == "c_q"][:1]
+        chance = [row for row in rows if row["run"] == rows[0]["run"]][-1:]
         names = [line.name for line in self.lines]
         scale = {"domain": names, "range": [line.color for line in self.lines]}
         color = {"field": "run", "type": "nominal", "scale": scale, "legend": None}
@@ -404,8 +410,8 @@ class Measures:
                  "encoding": {"x": x, "y": {"value": 0}, "text": {"value": "tap"}}},
                 {"data": rows, "mark": {"type": "line", "strokeWidth": 1.3, "strokeDash": [1, 3]},
                  "encoding": {**shared, "y": {**y, "field": "chance"}}},
-                {"data": chance, "mark": {"type": "text", "dy": -6, "color": INK, "text": "chance"},
-                 "encoding": {"x": x, "y": {**y, "field": "chance"}}},
+                {"data": chance, "mark": {"type": "text", "dy": -6, "dx": 14, "align": "right", "color": INK},
+                 "encoding": {"x": x, "y": {**y, "field": "chance"}, "text": {"value": "chance"}}},
                 {"data": teacher, "mark": {"type": "rule", "strokeWidth": 1.5, "strokeDash": [7, 4]},
                  "encoding": {"y": y, "color": color}},
                 {"data": blocks, "mark": {"type": "line", "strokeWidth": 2.2}, "encoding": shared},

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 from components import LAST_COUNTS, QUIET, Place, computing, div, heading, polite, status
-from features_look import AT_TAP, LAYERS, Look, Measures, draw_map, framed_pictures
+from features_look import AT_TAP, LAYERS, Look, Measures, draw_chosen, draw_map
 from page import ALONE, OVERTAKEN, Page, emptied
 from pictures import Choice
 
@@ -103,15 +103,11 @@ def build(page: Page) -> None:
         with gr.Column(scale=3, min_width=300):
             patch_map = gr.HTML(elem_id="features-map", padding=False, js_on_load=MAP.read_text())
         with gr.Column(scale=2, min_width=300):
-            chosen_said = gr.HTML(elem_id="features-chosen-said", padding=False)
-            chosen = gr.Gallery(
-                columns=3, object_fit="contain", allow_preview=False, show_label=False, buttons=[],
-                interactive=False, format="png", elem_id="features-chosen", elem_classes="answers",
-            )  # fmt: skip
+            chosen = gr.HTML(elem_id="features-chosen", padding=False)
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
 
-    of_map: list[Any] = [map_said, patch_map, chosen_said, chosen]
+    of_map: list[Any] = [map_said, patch_map, chosen]
     cleared: list[Any] = [state_line, cells, beside_title, beside_cells, said, *charts, protocol]
     cleared += [*of_map, controls.caption]
     inputs = [run, beside, page.choice, teacher, layer, page.place]
@@ -221,8 +217,7 @@ def build(page: Page) -> None:
             laid = look(Asked(*values))[0].patch_map
         if laid is None:
             return {known: gr.skip()}
-        text, pictures = framed_pictures(laid, [int(number) for number in event.index])
-        return {chosen_said: heading("Chosen", text), chosen: pictures}
+        return {chosen: draw_chosen(laid, map(int, event.index))}
 
     def news(looks: list[Look]) -> tuple:
         """What changes when there is more to see: of the measures, of the map."""
