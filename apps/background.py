@@ -18,22 +18,19 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from pictures import OWN, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
 from gear_studio.analysis.features import umap_layout
-from gear_studio.looking.by_block import ByBlock, grow_by_block
+from gear_studio.looking.by_block import ByBlock, Patches, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
-from gear_studio.looking.patches import Patches, grow_patches
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
 MEASURED, LARGE_MEASURED = 256, 16  # of the measures by block
-MAPPED, MAPPED_PATCHES = 128, 2048  # pictures of a map of patches, of larger ones LARGE_MEASURED; its patches
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
@@ -141,8 +138,8 @@ class Background:
             size = tokenizer.config.image_size
             total = len(pictures.numbers(MEASURED if size <= SMALL else LARGE_MEASURED))
             begun = time.monotonic()
-            for found in grow_by_block(tokenizer, generator, teacher, pictures, total):
-                self._grown[key] = Grown(found, found.count, total, time.monotonic() - begun)
+            for read, found in grow_by_block(tokenizer, generator, teacher, pictures, total):
+                self._grown[key] = Grown(found, read, total, time.monotonic() - begun)
             return found
 
         return self._begin(key, work)
@@ -169,35 +166,17 @@ class Background:
     def patch_map(
         self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None, place: str
     ) -> Future[PatchMap]:
-        """UMAP of patches of some of the pictures by their features at a place of Run `name`, done or under
-        way. teacher: what was `asked` for; used where the place is its."""
-        key = _patch_map_key(name, pictures, asked, place)
+        """UMAP of patches by their features at a place of Run `name`, done or under way once `by_block` has
+        read them."""
 
         def work() -> PatchMap:
-            tokenizer, part = self.runs.tokenizer(name), place.partition(".")[0]
-            models: list[torch.nn.Module] = [tokenizer]
-            if part == "teacher":
-                assert teacher is not None  # who asks for its map has it
-                models = [teacher]
-            elif part == "generator":
-                models.append(self.runs.generator(name))
-            size = tokenizer.config.image_size
-            total = len(pictures.numbers(MAPPED if size <= SMALL else LARGE_MEASURED))
-            begun = time.monotonic()
-            for patches in grow_patches(models, place, pictures, size, tokenizer.grid, total, MAPPED_PATCHES):
-                seconds = time.monotonic() - begun
-                self._grown[key] = Grown(patches, len(patches.images), total, seconds)
+            patches = self.by_block(name, pictures, asked, teacher).result().patches
+            assert patches is not None  # measures over all pictures have them
             with self._ordering:
-                layout = self._submit(umap_layout, patches.features.numpy())
+                layout = self._submit(umap_layout, patches.features[place].numpy())
             return PatchMap(patches, layout.result())
 
-        return self._begin(key, work)
-
-    def patch_map_so_far(
-        self, name: str, pictures: SourcePictures, asked: str, place: str
-    ) -> Grown[Patches] | None:
-        """The patches of a map, as far as they have been read; None before the first."""
-        return self._grown.get(_patch_map_key(name, pictures, asked, place))
+        return self._begin(("patch map", place, *_by_block_key(name, pictures, asked, teacher)), work)
 
     def warm_up(self, name: str) -> None:
         """Begin what the first visitor will ask for, in a thread."""
@@ -245,12 +224,8 @@ class Background:
                 self._grown.pop(key, None)
 
 
-def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> Hashable:
+def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> tuple:
     return "by block", name, pictures.key, asked, teacher is None
-
-
-def _patch_map_key(name: str, pictures: SourcePictures, asked: str, place: str) -> Hashable:
-    return "patch map", name, pictures.key, place, asked if place == "teacher" else None
 
 
 def _start_pool() -> ProcessPoolExecutor:

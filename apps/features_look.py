@@ -27,7 +27,6 @@ from gear_studio.analysis.codes import crop_patches
 from gear_studio.analysis.features import pca_rgb
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.looking.by_block import HIGH, MORAN, SIMILARITIES, ByBlock
-from gear_studio.looking.patches import Patches
 from gear_studio.looking.pictures import SourcePictures
 from gear_studio.looking.view import View
 from gear_studio.models.teachers import Teacher
@@ -83,12 +82,9 @@ class Look:
         self.layer = LAYERS.get(layer, "tokenizer.z")
         if layer == AT_TAP and self.has_generator:
             self.layer = f"generator.{view.run.generator.config.tap}"
-        self.mapping: Future[PatchMap] | None = None  # None while, and where, there is no teacher to map
-        self.mapped: Grown[Patches] | None = None
-        if self.layer != "teacher" or self.teacher is not None:
-            where = name, pictures, self.asked
-            self.mapping = background.patch_map(*where, self.teacher, self.layer)
-            self.mapped = background.patch_map_so_far(*where, self.layer)
+        self.mapping: Future[PatchMap] | None = None  # begun when the measures are there
+        if self.found and self.found.patches and self.layer in self.found.patches.features:
+            self.mapping = background.patch_map(name, pictures, self.asked, self.teacher, self.layer)
 
     @property
     def teacher(self) -> Teacher | None:
@@ -110,14 +106,14 @@ class Look:
     @property
     def found(self) -> ByBlock | None:
         """The measures, as far as they are."""
-        if self.measuring is not None and self.measured and not self.measuring.exception():
-            return self.measuring.result()
+        if self.measuring is not None and self.measured:
+            return None if self.measuring.exception() else self.measuring.result()
         return self.grown.found if self.grown else None
 
     @property
     def news(self) -> tuple:
-        """What changes when there is more to see."""
-        return self.coming.done(), self.measured, self.grown.count if self.grown else 0
+        """What changes when there is more to see of the measures."""
+        return self.coming.done(), self.measured, self.found.count if self.found else 0
 
     @property
     def progress(self) -> str:
@@ -126,51 +122,47 @@ class Look:
             return f"{self.lack}; then it is measured"
         if self.measured and self.measuring.exception():
             return f"cannot be measured: {self.measuring.exception()}"
-        if self.measured:
-            return f"measured over {self.measuring.result().count:,} pictures of {self.pictures.name}"
-        if self.grown is None:
-            return f"being measured, over the first pictures of {self.pictures.name}"
-        count, total = self.grown.count, self.grown.total
-        return f"measured over {count} of {total} pictures of {self.pictures.name} so far"
-
-    @property
-    def map_news(self) -> tuple:
-        """What changes when there is more to see of the map of patches."""
-        return self.layer, self.is_mapped, self.coming.done(), self.mapped.count if self.mapped else 0
+        if self.found is None or self.grown is None and not self.measured:
+            return f"pictures of {self.pictures.name} are being read"
+        said = f"measured over {self.found.count:,} pictures of {self.pictures.name}"
+        if self.measured or self.grown is None:
+            return said
+        read = f"{self.grown.count} of {self.grown.total} pictures of {self.pictures.name} have been read"
+        return f"{said} so far; {read}" if self.found.count else read
 
     @property
     def is_mapped(self) -> bool:
         """Whether the map of patches has ended, well or not."""
-        if self.mapping is None:
-            return self.coming.done()
-        return self.mapping.done()
+        return self.measured if self.mapping is None else self.mapping.done()
+
+    @property
+    def map_news(self) -> tuple:
+        """What changes when there is more to see of the map."""
+        return self.layer, self.mapping is None, self.is_mapped
 
     @property
     def patch_map(self) -> PatchMap | None:
         """None while it is being made, and where it cannot be."""
-        there = self.mapping is not None and self.mapping.done() and not self.mapping.exception()
-        return self.mapping.result() if self.mapping is not None and there else None
+        if self.mapping is None or not self.mapping.done() or self.mapping.exception():
+            return None
+        return self.mapping.result()
 
     @property
     def map_said(self) -> str:
-        """What is laid out, or how far it is."""
+        """What is laid out, or what is missing."""
+        shown, found = symbol(self.layer), self.found
+        if not self.measured or found is None or found.patches is None:
+            return "there is no map" if self.measured else "the map of patches comes after the measures"
         if self.mapping is None:
             return self.lack
-        laid, shown = self.patch_map, symbol(self.layer)
-        if laid is not None:
-            return (
-                f"{len(laid.patches):,} patches of {len(laid.patches.images)} pictures of "
-                f"{self.pictures.name} by their {shown} in {self.name} (cosine), in the colour of the patch"
-            )
-        if self.mapping.done():
-            return f"cannot be made: {self.mapping.exception()}"
-        grown = self.mapped
-        if grown is None:
-            return f"the patches' {shown} is being read"
-        if grown.count < grown.total:
-            left = f"about {grown.seconds_left:.0f} s left"
-            return f"the patches' {shown} has been read of {grown.count} of {grown.total} pictures, {left}"
-        return f"{len(grown.found):,} patches are being laid out by their {shown}, which takes some seconds"
+        if not self.mapping.done():
+            return f"{len(found.patches):,} patches are being laid out by their {shown}, for some seconds"
+        if self.mapping.exception():
+            return f"the map cannot be made: {self.mapping.exception()}"
+        return (
+            f"{len(found.patches):,} patches of {len(found.patches.images)} pictures of {self.pictures.name} "
+            f"by their {shown} in {self.name} (cosine), each in its mean colour"
+        )
 
     # One picture
 
@@ -328,7 +320,7 @@ class Measures:
                 look.found,
             )
             for look, (color, _) in zip(looks, colors, strict=True)
-            if look.found
+            if look.found and look.found.count
         ]
         self.colors = [color for color, _ in colors]
 

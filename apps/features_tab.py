@@ -146,7 +146,8 @@ def build(page: Page) -> None:
 
     def steps(asked: Asked) -> Iterator[dict]:
         looks = look(asked)
-        seen, all_steps, step = looks[0], 2 * len(looks) + 1, itertools.count(1)
+        seen, step = looks[0], itertools.count(1)
+        all_steps = len(looks) + sum(each.has_generator for each in looks) + 1
 
         def says(what: str, *of: float | None) -> dict:
             return {state_line: computing(what, next(step), all_steps, sum(each or 0 for each in of))}
@@ -158,9 +159,9 @@ def build(page: Page) -> None:
                 yield {beside_title: heading(each.name, "the same picture, the same patch")}
             view = each.view
             yield {place: each.strip(False, False)} | says(f"the tokenizer of {each.name}", view.seconds("z"))
-            yield {place: each.strip(True, False)} | says(
-                f"the blocks of {each.name}", view.seconds("block colors")
-            )
+            if each.has_generator:
+                yield {place: each.strip(True, False)}
+                yield says(f"the blocks of {each.name}", view.seconds("block colors"))
             yield {place: each.strip()}
         yield says(f"teacher {seen.asked}", seen.view.seconds("teacher"))
         wait([each.coming for each in looks], timeout=5)
@@ -194,7 +195,7 @@ def build(page: Page) -> None:
             return {known: before}
         with polite():
             looks = look(asked)
-            now, (measured, mapped) = news(looks), before or ((), ())
+            now, (measured, mapped, _) = news(looks), before or ((), (), "")
             updates = {known: before} if now == before else draw_state(looks)
             if now[0] != measured:
                 updates |= draw_measures(looks)
@@ -219,9 +220,14 @@ def build(page: Page) -> None:
             return {known: gr.skip()}
         return {chosen: draw_chosen(laid, map(int, event.index))}
 
+    def missing(looks: list[Look]) -> str:
+        """What is still being computed; empty when all is there."""
+        coming = [each.progress for each in looks if not each.measured]
+        return "; ".join(coming or ([] if looks[0].is_mapped else [looks[0].map_said]))
+
     def news(looks: list[Look]) -> tuple:
-        """What changes when there is more to see: of the measures, of the map."""
-        return tuple(each.news for each in looks), looks[0].map_news
+        """What changes when there is more to see: of the measures, of the map, how far they are."""
+        return tuple(each.news for each in looks), looks[0].map_news, missing(looks)
 
     def draw_strips(looks: list[Look]) -> dict:
         return {place: each.strip() for each, place in zip(looks, (cells, beside_cells), strict=False)}
@@ -231,12 +237,11 @@ def build(page: Page) -> None:
 
     def draw_state(looks: list[Look]) -> dict:
         """What is still being computed."""
-        missing = [each.progress for each in looks if not each.measured]
-        missing += [] if looks[0].is_mapped else [looks[0].map_said]
-        line = f"{'; '.join(missing)}; it appears here by itself" if missing else "done"
+        coming = missing(looks)
         return {
-            state_line: status(line, done=not missing),
-            waiting: gr.Timer(active=bool(missing)),
+            state_line: status(f"{coming}; it appears here by itself" if coming else "done", done=not coming),
+            said: Measures(looks).said,
+            waiting: gr.Timer(active=bool(coming)),
             known: news(looks),
         }
 
@@ -246,7 +251,7 @@ def build(page: Page) -> None:
         updates: dict = {chart: gr.Plot(None, visible=False) for chart in charts}
         for chart, name in zip(charts, measures.names, strict=False):
             updates[chart] = gr.Plot(measures.chart(name), visible=True)
-        return updates | draw_strips(looks) | {said: measures.said, protocol: measures.protocol}
+        return updates | draw_strips(looks) | {protocol: measures.protocol}
 
     def draw_patches(seen: Look) -> dict:
         laid = seen.patch_map

@@ -6,7 +6,7 @@ with labels, what a linear probe reads off them. Every value has an interval and
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,9 @@ from gear_studio.models.tokenizer import Tokenizer
 
 ROWS = 1024  # patches that are compared with the teacher's
 PATCHES = 16  # at least so many of every picture are kept
+LAID_OUT = 2048  # patches of a map
 FIRST, FASTER = 16, 4  # pictures of the first measures; then so many times as many
+TOKENIZER = ("tokenizer.z", "tokenizer.c_q")
 QUICK = {"halves": 15, "permutations": 5}
 SIMILARITIES = {"CKNNA": cknna, "CKA": cka}
 MORAN, HIGH = "Moran's I", "high-frequency ratio"
@@ -39,20 +41,41 @@ Value = Estimate | str  # a measured value with its chance level, or in words wh
 
 
 @dataclass(frozen=True)
-class ByBlock:
-    """Measures over the first `count` pictures. values: measure -> place, named as in `features.extract`.
-    protocol: how they were taken."""
+class Patches:
+    """m patches of n pictures, on the CPU, drawn at random, as many of each picture.
 
-    count: int
-    values: Mapping[str, Mapping[str, Value]]
-    protocol: str
+    images: uint8 (n, 3, S, S). numbers: of the pictures in their collection. grid: tokens along a side.
+    picture, token: int64 (m,), which of the images, and where in it. features: place -> float32 (m, d)."""
+
+    images: Tensor
+    numbers: Sequence[int]
+    grid: int
+    picture: Tensor
+    token: Tensor
+    features: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+
+@dataclass(frozen=True)
+class ByBlock:
+    """Measures over the first `count` pictures; 0 before the first measures.
+
+    values: measure -> place, named as in `features.extract`. protocol: how they were taken. patches: some of
+    all pictures, with their features in the teacher, the tokenizer and at the tap; None until the end."""
+
+    count: int = 0
+    values: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    protocol: str = ""
+    patches: Patches | None = None
 
 
 def places_of(generator: Generator | None, teacher: Teacher | None) -> list[str]:
     """The places that are measured: the teacher, the tokenizer's, then block after block."""
     blocks = range(1, generator.config.blocks + 1) if generator else ()
     first = ["teacher"] if teacher else []
-    return [*first, "tokenizer.z", "tokenizer.c_q", *(f"generator.{block}" for block in blocks)]
+    return [*first, *TOKENIZER, *(f"generator.{block}" for block in blocks)]
 
 
 def grow_by_block(
@@ -61,9 +84,9 @@ def grow_by_block(
     teacher: Teacher | None,
     pictures: SourcePictures,
     count: int,
-) -> Iterator[ByBlock]:
-    """Yields the measures over the first FIRST of `count` pictures, then over FASTER times as many each
-    time; the last is that of all.
+) -> Iterator[tuple[int, ByBlock]]:
+    """Yields how many of at most `count` pictures have been read, and the last measures: those over the first
+    FIRST pictures, then over FASTER times as many each time, in the end over all.
 
     CKNNA and CKA are taken of at most ROWS patches, as `interval` takes them. Moran's I and the
     high-frequency ratio are means over pictures with Student's 95 % interval. Probes are linear: of texture
@@ -78,17 +101,21 @@ def grow_by_block(
     attributes = isinstance(source, Shapes) and tokenizer.grid == GRID
     tasks = ATTRIBUTES if attributes else {"class": len(pictures.class_names)} if pictures.class_names else {}
     seen = _Seen(tokenizer.grid, max(PATCHES, ROWS // len(numbers)), tasks)
-    at_once, goal = 16 if size <= SMALL else 2, FIRST
+    at_once, goal, measured = 16 if size <= SMALL else 2, FIRST, ByBlock()
     for start in range(0, len(numbers), at_once):
         some = numbers[start : start + at_once]
         batch = source.truth(some) if isinstance(source, Shapes) and attributes else source.read(some)
         seen.add(extract(models, to_float(batch["image"]), places), batch)
+        yield seen.count, measured
         if seen.count >= min(goal, len(numbers)):
             goal *= FASTER
             said = f"{seen.count} pictures of {pictures.name}"
             said += f"; teacher {teacher.name}" if teacher else ""
             said += "; generator teacher-forced, null condition, before the projector" if generator else ""
-            yield ByBlock(seen.count, seen.measure(), f"{said}; {seen.protocol}")
+            tap = generator.config.tap if generator else None
+            patches = seen.take_patches(numbers, tap) if seen.count == len(numbers) else None
+            measured = ByBlock(seen.count, seen.measure(), f"{said}; {seen.protocol}", patches)
+            yield seen.count, measured
 
 
 @dataclass
@@ -105,6 +132,8 @@ class _Seen:
     morans: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # place -> (b,)
     high: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # place -> (b,)
     truth: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # task -> (b, ...)
+    images: list[Tensor] = field(default_factory=list)  # (b, 3, S, S)
+    tokens: list[Tensor] = field(default_factory=list)  # (b, most), which patches are kept
 
     def add(self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         """features: (b, N, d) by place. batch: the pictures, and what is known of them."""
@@ -114,6 +143,8 @@ class _Seen:
             for number in numbers
         ]
         drawn = torch.stack(orders)[:, : self.most]
+        self.images.append(batch["image"])
+        self.tokens.append(drawn)
         for place, x in features.items():
             self.rows[place].append(x.gather(1, drawn[..., None].expand(-1, -1, x.shape[2])))
             self.means[place].append(x.mean(1))
@@ -123,6 +154,21 @@ class _Seen:
             known = batch["label"] if task == "class" else batch[f"patch_{task}"].flatten(1).gather(1, drawn)
             self.truth[task].append(known)
         self.count += len(numbers)
+
+    def take_patches(self, numbers: Sequence[int], tap: int | None) -> Patches:
+        """About LAID_OUT of the patches that are kept. numbers: of the pictures. tap: None without a
+        generator."""
+        tokens = torch.cat(self.tokens)[:, : -(-LAID_OUT // self.count)]
+        count, of_each = tokens.shape
+        places = [place for place in self.rows if place in ("teacher", *TOKENIZER, f"generator.{tap}")]
+        return Patches(
+            torch.cat(self.images),
+            numbers,
+            self.grid,
+            torch.arange(count).repeat_interleave(of_each),
+            tokens.flatten(),
+            {place: torch.cat(self.rows[place])[:, :of_each].flatten(0, 1) for place in places},
+        )
 
     @property
     def compared(self) -> int:
