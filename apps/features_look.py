@@ -369,21 +369,19 @@ class Measures:
     def drawing(self, measure: str) -> dict[str, Any]:
         """A measure at every place in Vega-Lite's grammar."""
         asks = TOLD.get(measure, PROBED)
-        rows = [row for line in self.lines for row in line.rows(measure)]
-        teacher = [row for row in rows if row["at"] == "f(x)"]
-        rows = [row for row in rows if row["at"] != "f(x)"]
-        blocks = [row for row in rows if row["at"].startswith("h")]
-        order = ["z", "c_q", *sorted({row["at"] for row in blocks}, key=lambda at: int(at[1:]))]
-        taps = [{"run": line.name, "at": f"h{line.tap}"} for line in self.lines if line.tap]
-        chance = [row for row in rows if row["run"] == rows[0]["run"]][-1:]
-        names = [line.name for line in self.lines]
-        scale = {"domain": names, "range": [line.color for line in self.lines]}
+        known = {line.name: line.rows(measure) for line in self.lines}
+        rows = [row for of_run in known.values() for row in of_run]
+        blocks = {row["at"] for row in rows if row["at"].startswith("h")}
+        order = ["z", "c_q", *sorted(blocks, key=lambda at: int(at[1:]))]
+        scale = {"domain": list(known), "range": [line.color for line in self.lines]}
         color = {"field": "run", "type": "nominal", "scale": scale, "legend": None}
         labels = {"labelAngle": 0, "labelOverlap": True, "title": None, "grid": False}
         x = {"field": "at", "type": "nominal", "sort": order, "scale": {"domain": order}, "axis": labels}
         y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False},
              "axis": {"tickCount": 4}}  # fmt: skip
         shared = {"x": x, "y": y, "color": color}
+        chance = {**shared, "y": {**y, "field": "chance"}}
+        interval = {**shared, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
         told = [
             {"field": "run", "type": "nominal"},
             {"field": "at", "type": "nominal", "title": "features"},
@@ -391,29 +389,38 @@ class Measures:
               for name in ("value", "low", "high", "chance")),
             {"field": "pictures", "type": "quantitative"},
         ]  # fmt: skip
-        values = "; ".join(f"{row['run']}, {row['at']} {row['value']:.3f}" for row in [*teacher, *rows])
-        drawing = frame(f"{measure}: {asks} {values}", 220) | {
+        ink, layers = {"type": "text", "color": INK}, []
+        for number, line in enumerate(self.lines):
+            beside = {"xOffset": 8 * number - 4 * (len(self.lines) - 1)}  # two runs do not hide each other
+            teacher = [row for row in known[line.name] if row["at"] == "f(x)"]
+            places = sorted(
+                (row for row in known[line.name] if row["at"] != "f(x)"),
+                key=lambda row: order.index(row["at"]),
+            )
+            tap = [{"run": line.name, "at": f"h{line.tap}"}] if line.tap else []
+            last = places[-1:] if number == 0 else []
+            layers += [
+                (tap, {"type": "rule", "opacity": 0.45, "strokeDash": [2, 2]}, {"x": x, "color": color}),
+                (tap, {**ink, "dy": 6, "dx": 3, "align": "left"},
+                 {"x": x, "y": {"value": 0}, "text": {"value": "tap"}}),
+                (places, {"type": "line", "strokeWidth": 1.3, "strokeDash": [1, 3]}, chance),
+                (last, {**ink, "dy": -6, "dx": 14, "align": "right"},
+                 {"x": x, "y": chance["y"], "text": {"value": "chance"}}),
+                (teacher, {"type": "rule", "strokeWidth": 1.5, "strokeDash": [7, 4]},
+                 {"y": y, "color": color}),
+                ([row for row in places if row["at"] in blocks],
+                 {"type": "line", "strokeWidth": 2.2, **beside}, shared),
+                (places, {"type": "rule", "strokeWidth": 1.6, **beside}, interval),
+                (places, {"type": "point", "filled": True, "size": 60, "opacity": 1, **beside},
+                 {**shared, "tooltip": told}),
+            ]  # fmt: skip
+        values = "; ".join(f"{row['run']}, {row['at']} {row['value']:.3f}" for row in rows)
+        return frame(f"{measure}: {asks} {values}", 220) | {
             "title": {"text": measure[0].upper() + measure[1:], "subtitle": asks, "anchor": "start",
                       "color": INK, "fontSize": 13, "subtitleColor": INK, "subtitleFontSize": 12},
             "layer": [
-                {"data": taps, "mark": {"type": "rule", "opacity": 0.45, "strokeDash": [2, 2]},
-                 "encoding": {"x": x, "color": color}},
-                {"data": taps[:1], "mark": {"type": "text", "dy": 6, "dx": 3, "align": "left", "color": INK},
-                 "encoding": {"x": x, "y": {"value": 0}, "text": {"value": "tap"}}},
-                {"data": rows, "mark": {"type": "line", "strokeWidth": 1.3, "strokeDash": [1, 3]},
-                 "encoding": {**shared, "y": {**y, "field": "chance"}}},
-                {"data": chance, "mark": {"type": "text", "dy": -6, "dx": 14, "align": "right", "color": INK},
-                 "encoding": {"x": x, "y": {**y, "field": "chance"}, "text": {"value": "chance"}}},
-                {"data": teacher, "mark": {"type": "rule", "strokeWidth": 1.5, "strokeDash": [7, 4]},
-                 "encoding": {"y": y, "color": color}},
-                {"data": blocks, "mark": {"type": "line", "strokeWidth": 2.2}, "encoding": shared},
-                {"data": rows, "mark": {"type": "rule", "strokeWidth": 1.6},
-                 "encoding": {**shared, "y": {**y, "field": "low"}, "y2": {"field": "high"}}},
-                {"data": rows, "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                 "encoding": {**shared, "tooltip": told}},
+                {"data": {"values": shown}, "mark": mark, "encoding": encoding}
+                for shown, mark, encoding in layers
+                if shown
             ],
         }  # fmt: skip
-        for layer in drawing["layer"]:
-            layer["data"] = {"values": layer["data"]}
-        drawing["layer"] = [layer for layer in drawing["layer"] if layer["data"]["values"]]
-        return drawing

@@ -254,8 +254,9 @@ def build(page: Page) -> None:
         return updates | draw_strips(looks) | {protocol: measures.protocol}
 
     def draw_patches(seen: Look) -> dict:
-        laid = seen.patch_map
-        return {map_said: div("note", seen.map_said), patch_map: draw_map(laid) if laid else ""}
+        laid, nothing = seen.patch_map, div("note", "Nothing is chosen in the map yet.")
+        drawing, beside = (draw_map(laid), nothing) if laid else ("", "")
+        return {map_said: div("note", seen.map_said), patch_map: drawing, chosen: beside}
 
     drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
     others = [each.select(click, inputs, **drawn) for each in (cells, beside_cells)]
