@@ -128,7 +128,9 @@ class Look:
         if self.measured or self.grown is None:
             return said
         read = f"{self.grown.count} of {self.grown.total} pictures of {self.pictures.name} have been read"
-        return f"{said} so far; {read}" if self.found.count else read
+        if self.found.count:
+            return f"{said} so far; {read}"
+        return f"{read}, about {self.grown.seconds_left:.0f} s left; then they are measured"
 
     @property
     def is_mapped(self) -> bool:
