@@ -36,7 +36,6 @@ from gear_studio import plots
 from gear_studio.analysis import features
 
 TITLE = "Alignment"
-TEACHERS = [OWN_TEACHER, "tiny", "efficientnet-lite0", "dinov2-s", "dinov2-b", "dinov2-l"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +122,7 @@ def build(page: Page) -> None:
             beside = page.choose_beside(runs.names, "alignment-beside")
         controls = page.add_picker("alignment", run)
         with gr.Column(scale=3, min_width=180):
-            offered = dict.fromkeys([*TEACHERS, *background.weights])
-            teacher = gr.Dropdown(
-                list(offered), value=OWN_TEACHER, label="Teacher", elem_id="teacher",
-                allow_custom_value=not page.read_only,
-                info=None if page.read_only else "or type a name of timm's",
-            )  # fmt: skip
+            teacher = page.choose_teacher("teacher")
         with gr.Column(scale=3, min_width=180):
             block = gr.Slider(
                 1, config.blocks, config.tap, step=1, label="Generator block b", elem_id="block",
@@ -138,7 +132,7 @@ def build(page: Page) -> None:
                 [BEFORE, AFTER], value=BEFORE, label="Tokenizer features", elem_id="stage",
                 info="before or after quantization",
             )  # fmt: skip
-            page.remember(teacher, block, stage)
+            page.remember(block, stage)
     controls.caption.render()
     controls.strip.render()
     state_line = gr.HTML(elem_id="alignment-status", padding=False)

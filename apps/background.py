@@ -15,39 +15,49 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from pictures import OWN, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
+from gear_studio.analysis.features import umap_layout
+from gear_studio.looking.by_block import ByBlock, Patches, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
+MEASURED, LARGE_MEASURED = 256, 16  # of the measures by block
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
+TEACHERS = (OWN_TEACHER, "tiny", "efficientnet-lite0", "dinov2-s", "dinov2-b", "dinov2-l")  # on offer
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Grown:
-    """A survey under way, of the first of `total` pictures, after some seconds."""
+class Grown(Generic[Found]):
+    """What has been found in the first `count` of `total` pictures, after some seconds."""
 
-    survey: codes.Survey
+    found: Found
+    count: int
     total: int
     seconds: float
 
     @property
-    def count(self) -> int:
-        return len(self.survey.images)
-
-    @property
     def seconds_left(self) -> float:
         return self.seconds / self.count * (self.total - self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchMap:
+    """Patches laid out in two dimensions, (m, 2)."""
+
+    patches: Patches
+    layout: np.ndarray
 
 
 class Background:
@@ -78,12 +88,13 @@ class Background:
             some = pictures.some(size, SURVEY if size <= SMALL else LARGE_SURVEY)
             begun = time.monotonic()
             for survey in codes.grow_survey(tokenizer, some, len(some)):
-                self._grown[key] = Grown(survey, len(some), time.monotonic() - begun)
+                seconds = time.monotonic() - begun
+                self._grown[key] = Grown(survey, len(survey.images), len(some), seconds)
             return survey
 
         return self._begin(key, work)
 
-    def survey_so_far(self, name: str, pictures: SourcePictures) -> Grown | None:
+    def survey_so_far(self, name: str, pictures: SourcePictures) -> Grown[codes.Survey] | None:
         """How far a survey is; None before its first pictures."""
         return self._grown.get(("survey", name, pictures.key))
 
@@ -114,6 +125,31 @@ class Background:
 
         return self._begin(("likeness", name, pictures.key, asked), work)
 
+    def by_block(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None
+    ) -> Future[ByBlock]:
+        """Measures at every place of Run `name` over some of the pictures, done or under way. teacher: what
+        was `asked` for, None where it cannot be had."""
+        key = _by_block_key(name, pictures, asked, teacher)
+
+        def work() -> ByBlock:
+            tokenizer, run = self.runs.tokenizer(name), self.runs[name]
+            generator = self.runs.generator(name) if run.has("generator") else None
+            size = tokenizer.config.image_size
+            total = len(pictures.numbers(MEASURED if size <= SMALL else LARGE_MEASURED))
+            begun = time.monotonic()
+            for read, found in grow_by_block(tokenizer, generator, teacher, pictures, total):
+                self._grown[key] = Grown(found, read, total, time.monotonic() - begun)
+            return found
+
+        return self._begin(key, work)
+
+    def by_block_so_far(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None
+    ) -> Grown[ByBlock] | None:
+        """How far the measures are; None before the first."""
+        return self._grown.get(_by_block_key(name, pictures, asked, teacher))
+
     def layout(self, name: str, pictures: SourcePictures, survey: codes.Survey) -> Future[np.ndarray]:
         """UMAP of the codes of Run `name` that a whole survey of the pictures has found in use, as
         `codes.code_layout` gives it, done or under way; tried again where its process has died."""
@@ -123,14 +159,24 @@ class Background:
             if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
                 return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
-        counts = survey.counts.numpy()
         with self._ordering:
-            try:
-                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
-            except BrokenProcessPool:
-                self._process = _start_pool()
-                self._work[key] = self._process.submit(codes.code_layout, codebook, counts)
+            self._work[key] = self._submit(codes.code_layout, codebook, survey.counts.numpy())
             return self._work[key]
+
+    def patch_map(
+        self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None, place: str
+    ) -> Future[PatchMap]:
+        """UMAP of patches by their features at a place of Run `name`, done or under way once `by_block` has
+        read them."""
+
+        def work() -> PatchMap:
+            patches = self.by_block(name, pictures, asked, teacher).result().patches
+            assert patches is not None  # measures over all pictures have them
+            with self._ordering:
+                layout = self._submit(umap_layout, patches.features[place].numpy())
+            return PatchMap(patches, layout.result())
+
+        return self._begin(("patch map", place, *_by_block_key(name, pictures, asked, teacher)), work)
 
     def warm_up(self, name: str) -> None:
         """Begin what the first visitor will ask for, in a thread."""
@@ -162,12 +208,24 @@ class Background:
         Thread(target=run, daemon=True).start()
         return future
 
+    def _submit(self, function: Callable[..., Any], *given: Any) -> Future:
+        """Have the process of low priority do it; another one where that has died."""
+        try:
+            return self._process.submit(function, *given)
+        except BrokenProcessPool:
+            self._process = _start_pool()
+            return self._process.submit(function, *given)
+
     def _forget(self) -> None:
         """Let go of what was begun longest ago and has ended, where there is too much."""
         for key in list(self._work)[: max(0, len(self._work) - LIMIT)]:
             if self._work[key].done():
                 del self._work[key]
                 self._grown.pop(key, None)
+
+
+def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> tuple:
+    return "by block", name, pictures.key, asked, teacher is None
 
 
 def _start_pool() -> ProcessPoolExecutor:

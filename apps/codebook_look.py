@@ -48,7 +48,7 @@ class Look:
     def survey(self) -> Survey | None:
         """As far as it has grown; None before that, and where it cannot be made."""
         if self._coming is None or not self.surveyed:
-            return self._grown.survey if self._grown else None
+            return self._grown.found if self._grown else None
         return None if self._coming.exception() else self._coming.result()
 
     @property

@@ -27,6 +27,7 @@ import alignment_tab
 import codebook_tab
 import convergence_tab
 import edit_tab
+import features_tab
 import gradio as gr
 import open_tab
 import prompt_tab
@@ -48,6 +49,7 @@ TABS: tuple[Tab, ...] = (
     prompt_tab,
     codebook_tab,
     alignment_tab,
+    features_tab,
     edit_tab,
     convergence_tab,
     open_tab,

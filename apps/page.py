@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import address
 import gradio as gr
 import picker
-from background import Background
+from background import OWN_TEACHER, TEACHERS, Background
 from components import MIDDLE, QUIET, polite, status
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
@@ -123,6 +123,17 @@ class Page:
     def draw_first(self, draw: Callable, **event: Any) -> None:
         """Draw once the page is there and its controls say what its address says. event: as Gradio's."""
         self._first.append((draw, event))
+
+    def choose_teacher(self, elem_id: str) -> gr.Dropdown:
+        """Lay out the choice of a teacher, at first of the Run's own."""
+        offered = dict.fromkeys([*TEACHERS, *self.background.weights])
+        choice = gr.Dropdown(
+            list(offered), value=OWN_TEACHER, label="Teacher", elem_id=elem_id,
+            allow_custom_value=not self.read_only,
+            info=None if self.read_only else "or type a name of timm's",
+        )  # fmt: skip
+        self.remember(choice)
+        return choice
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:

@@ -385,6 +385,40 @@ def test_alignment_follows_patch_and_block(page: Page):
     np.testing.assert_array_equal(pixels(page, "#teacher-pca"), teacher)
 
 
+def test_features_follow_run_and_patch_and_are_measured_and_mapped(page: Page):
+    page.get_by_role("tab", name="Features").click()
+    maps = page.locator("#features-cells img")
+    expect(maps).to_have_count(10)  # x, f(x), z, c_q, h1 to h6
+    page.locator("#features-chart-0 .vega-embed").wait_for(timeout=3 * PATIENCE)
+    expect(page.locator("#features-said")).to_contain_text("generator-gear: measured over")
+    cell = page.locator("#features-cells .patches").nth(5)
+    side = cell.bounding_box()["width"]
+    cell.click(position={"x": 1.5 / 8 * side, "y": 6.5 / 8 * side})
+    frame = page.locator("#features-cells i").first
+    expect(frame).to_have_attribute("style", re.compile(r"left:12\.500%;top:75\.000%"))
+    expect(page.locator("#features-cells i")).to_have_count(10)
+    page.get_by_role("tab", name="Codebook").click()
+    expect(page.locator("#codebook-token")).to_contain_text("Token 49 (row 7, column 2)")
+
+    page.get_by_role("tab", name="Features").click()
+    expect(page.locator("#features-map circle")).to_have_count(2048, timeout=3 * PATIENCE)
+    page.locator("#features-map svg").scroll_into_view_if_needed()
+    box = page.locator("#features-map svg").bounding_box()
+    left, right = box["x"] + 2, box["x"] + box["width"] - 2
+    page.mouse.move(left, box["y"] + 2)
+    page.mouse.down()
+    for place in ((right, box["y"] + 2), (right, box["y"] + box["height"] - 2), (left, box["y"] + 300)):
+        page.mouse.move(*place)
+    page.mouse.up()
+    chosen = page.locator("#features-map circle.chosen").count()
+    expect(page.locator("#features-chosen")).to_contain_text(f"{chosen:,} patches of")
+    assert 100 < chosen < 2048 and page.locator("#features-chosen img").count() == 12
+
+    choose(page, "#features-run", "warmup")
+    expect(maps).to_have_count(4)
+    expect(page.locator("#features-chosen")).to_be_empty()
+
+
 def choose(page: Page, selector: str, option: str) -> None:
     page.locator(f"{selector} input").click()
     page.get_by_role("option", name=option, exact=True).click()
@@ -654,15 +688,16 @@ def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
     explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
+    own = sys.modules["background"].OWN_TEACHER
     background = explorer.Background(runs)
     name = f"generator {HOSTILE}"
     monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)
-    assert background.teacher(name, tab.OWN_TEACHER).result(60).note == HOSTILE
+    assert background.teacher(name, own).result(60).note == HOSTILE
     pictures = pictures_of_source("shapes")
     view = runs.view(name, Picture(pictures))
     runs.generator(name)
-    look = tab.Look(view, name, tab.OWN_TEACHER, pictures, 3, "z", (0.4, 0.4), background)
+    look = tab.Look(view, name, own, pictures, 3, "z", (0.4, 0.4), background)
     protocol = look.protocol
     assert "<img" not in protocol and protocol.count(html.escape(HOSTILE)) == 2
 

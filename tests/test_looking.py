@@ -12,8 +12,12 @@ from PIL import Image
 
 from gear_studio import Run, data, readout
 from gear_studio.analysis import codes, features
+from gear_studio.analysis.probes import linear_probe
 from gear_studio.analysis.reconstruction import EXACT, psnr
+from gear_studio.analysis.similarity import cka
+from gear_studio.analysis.spatial import high_frequency_ratio, morans_i, white_ratio
 from gear_studio.data.upload import UploadError
+from gear_studio.looking.by_block import HIGH, MORAN, TOKENIZER, grow_by_block
 from gear_studio.looking.likeness import compare
 from gear_studio.looking.pictures import (
     Picture,
@@ -266,3 +270,74 @@ def test_a_measure_that_cannot_be_taken_says_why_beside_the_others():
     assert found.protocol.startswith("12 images (digits)")
     assert found.values["z"]["CKA"].low <= found.values["z"]["CKA"].value
     assert "rows that are equal" in found.values["c_q"]["CKNNA"]
+
+
+# Many pictures
+
+
+def grow(run: Run, count: int = 40, pictures: str = "digits", generator: bool = True, teacher=None) -> list:
+    models = run.tokenizer.eval(), run.generator if generator else None, teacher
+    return list(grow_by_block(*models, pictures_of_source(pictures), count))
+
+
+def test_measures_grow_and_are_those_of_the_features_themselves(run: Run):
+    teacher = tiny.teacher()
+    items = grow(run, teacher=teacher)
+    assert [read for read, _ in items] == [16, 16, 32, 40, 40]
+    assert [found.count for _, found in items] == [0, 16, 16, 16, 40]
+    last = items[-1][1]
+    assert all(found.patches is None for _, found in items[:-1])
+    source = pictures_of_source("digits").some(32, 40).read(range(40))
+    places = [*TOKENIZER, *(f"generator.{block}" for block in (1, 2, 3)), "teacher"]
+    whole = features.extract([run.tokenizer, run.generator, teacher], data.to_float(source["image"]), places)
+    for place in places:
+        assert last.values[MORAN][place].value == pytest.approx(float(morans_i(whole[place], 4).mean()))
+        high = last.values[HIGH][place]
+        assert high.value == pytest.approx(float(high_frequency_ratio(whole[place], 4).mean()))
+        assert high.low < high.value < high.high and high.null.mean == white_ratio(4)
+    patches = last.patches  # all of them, in an order of their own
+    assert len(patches) == 40 * 16 and torch.equal(patches.images, source["image"])
+    assert sorted(patches.features) == sorted([*TOKENIZER, "generator.2", "teacher"])
+    for place, rows in patches.features.items():
+        torch.testing.assert_close(rows, whole[place][patches.picture, patches.token])
+    for place in (TOKENIZER[0], "generator.2"):
+        found = last.values["CKA"][place]
+        assert found.value == pytest.approx(cka(patches.features[place], patches.features["teacher"]), 1e-4)
+        assert found.low < found.value < found.high and abs(found.null.mean) < 0.1
+    assert "40 pictures of digits; teacher" in last.protocol and "CKA of 640 patches" in last.protocol
+
+
+def test_a_probe_learns_from_one_half_and_is_tested_on_the_other(run: Run):
+    last = grow(run, generator=False)[-1][1]
+    assert list(last.values) == [MORAN, HIGH, "probe of class"] and list(last.values[HIGH]) == [*TOKENIZER]
+    source = pictures_of_source("digits").some(32, 40).read(range(40))
+    z = features.tokenizer_features(run.tokenizer, data.to_float(source["image"])).mean(1)
+    labels = source["label"]
+    halves = [linear_probe(z[i::2], labels[i::2], z[1 - i :: 2], labels[1 - i :: 2]) for i in (0, 1)]
+    found = last.values["probe of class"]["tokenizer.z"]
+    assert (found.low, found.high) == (min(halves), max(halves)) and found.null.mean == 0.1
+    assert found.value == pytest.approx(sum(halves) / 2)
+
+
+def test_of_the_world_texture_and_shape_are_probed_patch_by_patch():
+    shipped = Run(ZOO / "generator-gear")
+    last = grow(shipped, 16, "shapes", generator=False, teacher=shipped.teacher)[-1][1]
+    for task, chance in (("texture", 1 / 4), ("shape", 1 / 6)):
+        found = last.values[f"probe of {task}"]
+        assert found["teacher"].null.mean == chance < found["teacher"].low
+        assert found["teacher"].value > found["tokenizer.z"].value
+    assert "ties" in last.values["CKNNA"]["tokenizer.c_q"]  # equal rows: the reason stands for the value
+
+
+def test_photographs_have_nothing_to_probe_and_a_constant_place_no_value(run: Run, monkeypatch):
+    monkeypatch.setattr(run.tokenizer.quantizer, "codes", lambda indices: torch.ones(*indices.shape, 8))
+    last = grow(run, 10, "photos", generator=False)[-1][1]
+    assert list(last.values) == [MORAN, HIGH] and last.count == 10
+    assert "constant" in last.values[MORAN]["tokenizer.c_q"]
+
+
+def test_the_colours_of_all_blocks_are_those_of_each(run: Run):
+    view = View(Kept(), run, Picture(pictures_of_source("digits"), 2))
+    for block, colors in enumerate(view.block_colors(), 1):
+        torch.testing.assert_close(colors, features.pca_rgb(view.hidden(block)))
+    assert block == 3

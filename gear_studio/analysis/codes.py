@@ -69,15 +69,24 @@ def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tupl
         raise InputError(f"code {code} is not one of 0..{len(survey.counts) - 1}")
     places = (survey.indices == code).nonzero()
     grid = int(survey.indices.shape[1] ** 0.5)
-    size = survey.images.shape[-1] // grid
-    side = size * (1 + 2 * margin)
     chosen = places[torch.linspace(0, len(places) - 1, min(count, len(places))).long()]
-    crops = [torch.empty(0, 3, side, side, dtype=torch.uint8)]
-    for picture, token in chosen.tolist():
-        padded = F.pad(survey.images[picture][None].float(), (size * margin,) * 4, mode="replicate").byte()
-        top, left = (token // grid) * size, (token % grid) * size
-        crops.append(padded[:, :, top : top + side, left : left + side])
-    return torch.cat(crops), len(places)
+    return crop_patches(survey.images, chosen[:, 0], chosen[:, 1], grid, margin), len(places)
+
+
+def crop_patches(images: Tensor, picture: Tensor, token: Tensor, grid: int, margin: int = 1) -> Tensor:
+    """Patches of images with `margin` patches around each, the edge repeated outside of an image.
+
+    images: uint8 (n, 3, H, W). picture, token: int64 (m,), which image, and which token of its grid.
+    Returns uint8 (m, 3, s, s), s = patch size * (1 + 2 margin)."""
+    size = images.shape[-1] // grid
+    side = size * (1 + 2 * margin)
+    used, which = picture.unique(return_inverse=True)
+    crops = torch.empty(len(token), 3, side, side, dtype=torch.uint8)
+    padded = F.pad(images[used].float(), (size * margin,) * 4, mode="replicate").byte()
+    for crop, i, place in zip(crops, which.tolist(), token.tolist(), strict=True):
+        top, left = (place // grid) * size, (place % grid) * size
+        crop.copy_(padded[i, :, top : top + side, left : left + side])
+    return crops
 
 
 def code_layout(codebook: np.ndarray, counts: np.ndarray, limit: int = 4096) -> np.ndarray:

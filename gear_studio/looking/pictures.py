@@ -118,10 +118,13 @@ class SourcePictures:
 
     def some(self, size: int, count: int) -> Source:
         """At most `count` of them as a source of its own: the first of the world, drawn of any other."""
-        source = self.source(size)
+        return _Some(self.source(size), self.numbers(count))
+
+    def numbers(self, count: int) -> Sequence[int]:
+        """Those of `some`, as they are numbered here."""
         if self.embedded or len(self) <= count:
-            return _Some(source, range(min(len(self), count)))
-        return _Some(source, choose_pictures(len(self), count)[0])
+            return range(min(len(self), count))
+        return choose_pictures(len(self), count)[0]
 
 
 class _Some:

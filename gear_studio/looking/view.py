@@ -204,6 +204,18 @@ class View:
 
         return self._keep(("hidden", block), compute)
 
+    def block_colors(self) -> list[Tensor]:
+        """PCA as RGB of the hidden states after every block, (N, 3) each in [0, 1], teacher-forced."""
+
+        def compute() -> list[Tensor]:
+            blocks = range(1, self.run.generator.config.blocks + 1)
+            states = features.generator_features(
+                self.run.generator, self.assignment.indices, list(blocks), self.condition()
+            )
+            return [features.pca_rgb(state[0]) for state in states]
+
+        return self._keep("block colors", compute)
+
     def alignment(self, teacher: Teacher, name: str) -> Tensor:
         """cos(g(h), f(x)) at the tap, (N,), with the teacher that the Run was aligned with."""
 
