@@ -17,6 +17,7 @@ from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 ALONE = "no other"  # instead of a second Run
+EVERY = 3.0  # seconds after which a page asks whether there are more Runs
 # Of what draws a picture's views: the page takes what the newest request says, and drops the others.
 OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
@@ -77,7 +78,9 @@ class Page:
 
     read_only: nothing that a visitor types is looked for on this machine's disk, or downloaded.
     tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
-    the names that it offers, which grow when one is opened, and what else stands before them."""
+    the names that it offers, which grow when one is opened or trained, and what else stands before them.
+    known: how many Runs there are, as far as the page knows; its `change` is the event of there being
+    more."""
 
     runs: RunsOnOffer
     background: Background
@@ -89,8 +92,12 @@ class Page:
     place: gr.State = field(init=False, default_factory=lambda: gr.State(MIDDLE))
     tab: gr.Tab = field(init=False)
     lists: list[tuple[gr.Dropdown, list[str], list[str]]] = field(init=False, default_factory=list)
+    known: gr.Number = field(init=False)
     _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = gr.Number(len(self.runs.names), elem_classes="ticket", container=False, render=False)
 
     def choose_run(self, names: list[str], value: str, label: str, elem_id: str) -> gr.Dropdown:
         """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
@@ -147,12 +154,25 @@ class Page:
         return self._pickers[-1]
 
     def connect(self) -> None:
-        """Once all tabs are there: let what is looked at be drawn."""
+        """Once all tabs are there: let what is looked at be drawn, and lists follow the Runs."""
+        self.known.render()
+        lists = [choice for choice, *_ in self.lists]
+        self.known.change(self._refresh_lists, None, lists, **QUIET)
+        if not self.read_only:  # else none is added
+            asking = gr.Timer(EVERY)
+            for event in (self.demo.load, asking.tick):
+                event(lambda: len(self.runs.names), None, self.known, queue=False, **QUIET)
         chosen = picker.connect(self.runs, self.pictures, self._pickers, self.choice)
         for looking in self._looking:
             # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
             looking.ticket.render()
             looking.connect(self.demo.load, chosen)
+
+    def _refresh_lists(self) -> list[gr.Dropdown]:
+        """Every list of Runs as it is now; the API keeps to the lists of the components themselves."""
+        for choice, names, first in self.lists:
+            choice.choices = [(name, name) for name in [*first, *names]]
+        return [gr.Dropdown(choices=[*first, *names]) for _, names, first in self.lists]
 
 
 def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:

@@ -32,6 +32,7 @@ from gear_studio.training import jobs
 from gear_studio.training.recipes import STAGES
 from gear_studio.training.request import Training
 
+RUNNING = ("running", "pausing", "stopping")
 ENDED = ("finished", "paused", "stopped", "failed")
 SUFFIX = ".job.json"
 LAST_LINES = 8  # of a log that are told
@@ -57,7 +58,7 @@ class Queued(BaseModel):
 class Standing:
     """How a training stands.
 
-    state: waiting, running, pausing, stopping, or one of ENDED. note: what it waits for. step, steps: done
+    state: waiting, one of RUNNING, or one of ENDED. note: what it waits for. step, steps: done
     and of all; 0 where that is not known yet. seconds_left: None where that is not known."""
 
     name: str
@@ -101,6 +102,11 @@ def shortest(training: Training) -> Training:
     """The same training, which leaves out folders that follow from the rest."""
     short = replace(training, out=None, parent=None)
     return short if short.completed() == training.completed() else training
+
+
+def list_trainings(runs: Path) -> list[Path]:
+    """The files of the trainings that were asked for in a folder of Runs."""
+    return list((runs / "logs").glob(f"*{SUFFIX}"))
 
 
 class Queue:
@@ -155,10 +161,14 @@ class Queue:
     def read(self) -> dict[str, Queued]:
         """All trainings by name, first the one that was asked for first."""
         found = {}
-        for path in self.logs.glob(f"*{SUFFIX}"):
+        for path in list_trainings(self.runs):
             with suppress(FileNotFoundError):  # removed since
                 found[path.name.removesuffix(SUFFIX)] = _read(path)
         return dict(sorted(found.items(), key=lambda item: item[1].at))
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """State and note of every training, by name: `standings` without how far they are."""
+        return {name: self._state(name, each) for name, each in self.read().items()}
 
     def standings(self) -> list[Standing]:
         """How all trainings stand, in the order in which they were asked for."""
@@ -170,14 +180,14 @@ class Queue:
     def advance(self) -> None:
         """Start the trainings whose turn it is."""
         self._children = [child for child in self._children if child.poll() is None]
-        if not any(each.state == "waiting" for each in self.standings()):
+        if ("waiting", "") not in self.states().values():
             return
         with locks.hold(self.logs, wait=True):
-            standings = self.standings()
-            free = self.at_once - sum(each.state in ("running", "pausing", "stopping") for each in standings)
-            ready = [each for each in standings if each.state == "waiting" and not each.note]
-            for each in ready[: max(0, free)]:
-                self._start(each.name)
+            states = self.states()
+            free = self.at_once - sum(state in RUNNING for state, _ in states.values())
+            ready = [name for name, state in states.items() if state == ("waiting", "")]
+            for name in ready[: max(0, free)]:
+                self._start(name)
 
     def pause(self, name: str) -> None:
         """Have a training write a checkpoint and end; one that waits is held back."""
