@@ -151,7 +151,8 @@ def advise(standing: Standing) -> str:
 
 def describe_standing(standing: Standing, queue: Queue) -> str:
     """A training's state, how far it is, its command, and of one that failed the last it said; as HTML."""
-    parts = [div("big", f"{standing.name}: {say_state(standing)}.")]
+    said = say_state(standing)
+    parts = [div("big", f"{said[0].upper()}{said[1:]}.")]
     if standing.steps:
         parts.append(
             f'<progress value="{standing.step}" max="{standing.steps}" aria-label="steps done"></progress>'
@@ -188,7 +189,7 @@ def draw_curves(name: str, rows: list[dict], metric: str) -> PlotData | None:
     if not points:
         return None
     kinds = list(dict.fromkeys(point["kind"] for point in points))
-    title = CURVES.get(f"val_{metric}", metric)
+    title = CURVES.get(f"val_{metric}", metric).removeprefix("validation ")
     key = {"orient": "top", "title": None} if len(kinds) > 1 else None
     color = {"field": "kind", "type": "nominal", "legend": key, "scale": {"domain": kinds,
              "range": [OKABE_ITO[0], OKABE_ITO[1]][: len(kinds)]}}  # fmt: skip

@@ -112,7 +112,7 @@ def build(page: Page) -> None:
             with gr.Row():
                 buttons = [
                     gr.Button(
-                        word, size="sm", interactive=False, min_width=70, elem_id=f"train-{word.lower()}"
+                        word, size="sm", interactive=False, min_width=60, elem_id=f"train-{word.lower()}"
                     )
                     for word in CAN
                 ]
