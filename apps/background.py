@@ -33,7 +33,7 @@ from gear_studio.training.queue import Queue
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
 AT_ONCE = 2  # trainings; more would only share the same cores
-TURN = 0.5  # seconds from one look at what waits to be trained to the next
+TURN = 1.0  # seconds from one look at what waits to be trained to the next
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"

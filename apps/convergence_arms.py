@@ -16,6 +16,7 @@ from runs_on_offer import RunsOnOffer, study_name
 from gear_studio.plots.style import DASHES, OKABE_ITO
 from gear_studio.runs import Run
 from gear_studio.studies import SHIPPED
+from gear_studio.training.queue import list_trainings
 
 ARMS = ("baseline", "continued", "gear")  # their colours are those of every chart
 DEEPEST = 8  # parents of parents that are compared
@@ -29,7 +30,8 @@ class Measured(dict[str, Run]):
         super().__init__({name: runs[name] for name in list(runs.names)})
         there = {run.folder.resolve() for run in self.values()}
         folders: dict[Path, Callable[[str], str]] = {SHIPPED / "runs": study_name}
-        if any(folder.parent == runs.folder.resolve() for folder in there):
+        own = any(folder.parent == runs.folder.resolve() for folder in there)
+        if own or list_trainings(runs.folder):
             folders[runs.folder] = str
         for folder, name_of in folders.items():
             for path in sorted(folder.glob("*/metrics.jsonl")):

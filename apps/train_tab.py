@@ -27,9 +27,9 @@ from train_look import (
 )
 
 from gear_studio.data import SOURCES
-from gear_studio.errors import UserError, describe
+from gear_studio.errors import UserError
 from gear_studio.models.quantizers import QUANTIZERS
-from gear_studio.training.queue import ENDED
+from gear_studio.training.queue import ENDED, Standing
 from gear_studio.training.recipes import BUDGET_NOTES, NAMES, STAGES
 
 TITLE = "Train"
@@ -132,7 +132,7 @@ def build(page: Page) -> None:
             asked = read_form(queue, *values)
             return [describe_command(asked), describe_effort(asked)]
         except UserError as error:
-            return ["", div("problem", str(describe(error)))]
+            return ["", div("problem", str(error))]
 
     def choose_stage(stage: str, arm: str | None) -> dict:
         arms = arms_of(stage)
@@ -141,8 +141,11 @@ def build(page: Page) -> None:
 
     def look(name: str | None, shown: str | None) -> list:
         """The views of a training, by default of the first in the list. shown: the metric that is drawn."""
-        with polite():
-            standings = in_order(queue.standings())
+        standings: list[Standing] = []
+        try:
+            standings, said = in_order(queue.standings()), status(NOTHING, done=True)
+        except UserError as error:  # a damaged file: no message every other second
+            said = div("problem", str(error))
         one = next((each for each in standings if each.name == name), next(iter(standings), None))
         rows = read_rows(queue.runs / one.name) if one else []
         metrics = metrics_of(rows)
@@ -150,9 +153,11 @@ def build(page: Page) -> None:
         plot = draw_curves(one.name, rows, drawn) if one and drawn else None
         files = [written_at(queue.runs / one.name / f"{kind}.png") if one else None for kind in PICTURES]
         labels = [(f"{each.name}: {say_state(each)}", each.name) for each in standings]
+        # Another may have been chosen since this was asked for: the choice is set where there is none alone.
+        choice = {} if one and one.name == name else {"value": one.name if one else None}
         return [
-            gr.update(choices=labels, value=one.name if one else None, visible=bool(labels)),
-            describe_standing(one, queue) if one else status(NOTHING, done=True),
+            gr.update(choices=labels, visible=bool(labels), **choice),
+            describe_standing(one, queue) if one else said,
             *(gr.update(interactive=one is not None and one.state in states) for states in CAN.values()),
             gr.update(choices=metrics, value=drawn, visible=bool(metrics)),
             gr.update(value=plot, visible=plot is not None),
@@ -193,15 +198,19 @@ def build(page: Page) -> None:
                 settings,
             )  # fmt: skip
             first, *_ = queue.add(asked)
-        return [gr.update(choices=list_parents(queue)), *show(first, None)]
+        labels, *others = show(first, None)
+        return [gr.update(choices=list_parents(queue)), labels | {"value": first}, *others]
 
-    followed: dict[str, Any] = {"fn": follow, "inputs": [chosen, metric, seen], "outputs": [*views, seen]}
-    for each in form[1:]:
-        each.input(preview, form, [command, effort], **LAST_COUNTS)
-    stage.input(choose_stage, [stage, arm], arm, **QUIET).then(preview, form, [command, effort], **QUIET)
+    # One event, so that an answer to older values never comes last.
+    gr.on([each.change for each in form], preview, form, [command, effort], **LAST_COUNTS)
+    stage.input(choose_stage, [stage, arm], arm, **QUIET)
     source.input(lambda name: gr.update(visible=SOURCES[name].on_disk), source, folder, **QUIET)
     command.value, effort.value = preview(*(each.value for each in form))
-    start.click(train, form, [parent, *views, seen], api_name="train", show_progress="hidden")
+    start.click(
+        train, form, [parent, *views, seen], api_name="train", show_progress="minimal",
+        show_progress_on=state_line,
+    )  # fmt: skip
+    followed: dict[str, Any] = {"fn": follow, "inputs": [chosen, metric, seen], "outputs": [*views, seen]}
     for button, word in zip(buttons, CAN, strict=True):
 
         def tell(training: str, what: str = word.lower()) -> None:
@@ -210,8 +219,7 @@ def build(page: Page) -> None:
 
         asked: dict[str, Any] = {"api_name": f"{word.lower()}_training", "show_progress": "hidden"}
         button.click(tell, chosen, None, preprocess=False, **asked).then(**followed, **UNCHECKED)
-    for event in (chosen.input, metric.input, gr.Timer(EVERY).tick):
-        event(**followed, **UNCHECKED)
+    gr.on([chosen.input, metric.input, gr.Timer(EVERY).tick], **followed, **UNCHECKED)
     page.tab.select(show, [chosen, metric], [*views, seen], **UNCHECKED)
     page.tab.select(lambda: gr.update(choices=list_parents(queue)), None, parent, **QUIET)
 

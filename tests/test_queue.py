@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import timm  # noqa: F401 -- once, and not in every fork
+import tiny
 
 from gear_studio.files import write_json
 from gear_studio.runs import Run

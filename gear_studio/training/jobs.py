@@ -68,15 +68,21 @@ def describe_left(seconds: float) -> str:
     )
 
 
-def lock_file(path: Path) -> TextIO | None:
-    """Open a file and lock it, until it is closed here and in every process that it was passed to.
-
-    None when another process holds the lock. Raises RuntimeError on Windows, which has no such locks."""
+def check_system() -> None:
+    """Raise RuntimeError on Windows, which has no locks that a child takes over."""
     if fcntl is None:
         raise FailedError(
             "several trainings side by side need locks that this system does not have (it is Windows); use "
-            "Linux, macOS or WSL, or give the commands of `gear-studio study NAME --commands` one by one"
+            "Linux, macOS or WSL, or give the commands one by one (of a study `gear-studio study NAME "
+            "--commands`)"
         )
+
+
+def lock_file(path: Path) -> TextIO | None:
+    """Open a file and lock it, until it is closed here and in every process that it was passed to.
+
+    None when another process holds the lock. Raises as `check_system`."""
+    check_system()
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

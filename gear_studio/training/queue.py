@@ -99,9 +99,13 @@ def in_folder(training: Training, folder: Path, name: str = "") -> Training:
 
 
 def shortest(training: Training) -> Training:
-    """The same training, which leaves out folders that follow from the rest."""
-    short = replace(training, out=None, parent=None)
-    return short if short.completed() == training.completed() else training
+    """The same training, which leaves out the arm and the folders that follow from the rest."""
+    whole = training.completed()
+    short: Training = whole
+    for left_out in ({"arm": None}, {"parent": None}, {"out": None}):
+        shorter = replace(short, **left_out)
+        short = shorter if shorter.completed() == whole else short
+    return short
 
 
 def list_trainings(runs: Path) -> list[Path]:
@@ -124,7 +128,8 @@ class Queue:
         asked for already goes on. Returns their names.
 
         Raises ValueError and FileNotFoundError for what `gear-studio train` would refuse at once, and for a
-        name that another training has; then none is asked for."""
+        name that another training has; then none is asked for. Raises as `jobs.check_system`."""
+        jobs.check_system()
         with locks.hold(self.logs, wait=True):
             asked = [self._judge(training.completed(), trainings) for training in trainings]
             for number, (name, queued) in enumerate(asked):
@@ -284,6 +289,8 @@ class Queue:
         folder = self.runs / name
         try:
             steps = int(read_config(folder)["recipe"]["steps"])
+            if state == "finished":
+                return steps, steps, None
             rows = read_metrics(folder / "metrics.jsonl")
         except (OSError, ValueError, KeyError):  # not begun; or damaged, which the training says itself
             return 0, 0, None
