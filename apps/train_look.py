@@ -54,7 +54,8 @@ def read_form(
     folder, name, settings = ((text or "").strip() for text in (folder, name, settings))
     if seed is None:
         raise InputError("seed is empty; give a whole number, such as 0")
-    if isinstance(steps, str) and not re.fullmatch(r"\s*(-?\d{1,12})?\s*", steps):
+    steps = str("" if steps is None else steps).strip()
+    if not re.fullmatch(r"(-?\d{1,12})?", steps):
         raise InputError(f"steps is {steps!r}; give a whole number, or leave it empty for the recipe's own")
     try:
         words = tuple(shlex.split(settings))
@@ -71,7 +72,7 @@ def read_form(
         folder=Path(folder) if on_disk and folder else None,
         parent=None if parent == BY_NAME else queue.runs / check_name(parent),
         budget=budget,
-        steps=int(steps) if str(steps or "").strip() else None,
+        steps=int(steps) if steps else None,
         tokenizer=None if own else World(recipe=recipe, budget=budget).tokenizer_name(quantizer),
         set=words,
     )
@@ -190,8 +191,8 @@ def draw_curves(name: str, rows: list[dict], metric: str) -> PlotData | None:
         return None
     kinds = list(dict.fromkeys(point["kind"] for point in points))
     title = CURVES.get(f"val_{metric}", metric).removeprefix("validation ")
-    key = {"orient": "top", "title": None} if len(kinds) > 1 else None
-    color = {"field": "kind", "type": "nominal", "legend": key, "scale": {"domain": kinds,
+    legend = {"orient": "top", "title": None} if len(kinds) > 1 else None
+    color = {"field": "kind", "type": "nominal", "legend": legend, "scale": {"domain": kinds,
              "range": [OKABE_ITO[0], OKABE_ITO[1]][: len(kinds)]}}  # fmt: skip
     linear = {"type": "linear", "zero": False, "nice": True}
     shared = {

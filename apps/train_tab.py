@@ -123,7 +123,20 @@ def build(page: Page) -> None:
                 titles.append(gr.HTML(heading(kind.capitalize(), said), padding=False, visible=False))
                 pictures.append(sheet(f"train-{kind}", f"{kind.capitalize()}: {said}", visible=False))
     seen = gr.State([])  # what the page shows, so that it is sent what has changed alone
-    form = [stage, arm, budget, quantizer, source, folder, seed, steps, name, recipe, parent, settings]
+    form: list[Any] = [
+        stage,
+        arm,
+        budget,
+        quantizer,
+        source,
+        folder,
+        seed,
+        steps,
+        name,
+        recipe,
+        parent,
+        settings,
+    ]
     views = [chosen, state_line, *buttons, metric, chart, *titles, *pictures]
 
     def preview(*values: Any) -> list[str]:

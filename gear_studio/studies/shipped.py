@@ -70,6 +70,7 @@ def core_seconds(study: Study, budget: str) -> float | None:
     return total
 
 
+@functools.cache
 def stage_core_seconds(stage: str, budget: str) -> float | None:
     """What a training of a stage takes on one CPU core: the median of those that ship; None where none of
     this budget does."""
@@ -77,7 +78,6 @@ def stage_core_seconds(stage: str, budget: str) -> float | None:
     return float(np.median(seconds)) if seconds else None
 
 
-@functools.cache
 def _core_seconds_of_runs(budget: str) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Of every training that ships in a budget, by the Run's name and by stage."""
     by_run: dict[str, float] = {}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -100,9 +100,9 @@ def in_folder(training: Training, folder: Path, name: str = "") -> Training:
 
 def shortest(training: Training) -> Training:
     """The same training, which leaves out the arm and the folders that follow from the rest."""
-    whole = training.completed()
-    short: Training = whole
-    for left_out in ({"arm": None}, {"parent": None}, {"out": None}):
+    short = whole = training.completed()
+    for field in ("arm", "parent", "out"):
+        left_out: dict[str, Any] = {field: None}
         shorter = replace(short, **left_out)
         short = shorter if shorter.completed() == whole else short
     return short
@@ -262,7 +262,7 @@ class Queue:
             if state not in ("waiting", "running", "pausing"):
                 return
             if state != "waiting":
-                if queued.host != socket.gethostname():
+                if not queued.pid or queued.host != socket.gethostname():
                     raise FailedError(f"{name} runs on {queued.host or 'another machine'}; end it there")
                 with suppress(ProcessLookupError):  # it has ended just now
                     os.kill(queued.pid, how)  # its data-loading processes end with it
