@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -23,14 +24,19 @@ from runs_on_offer import RunsOnOffer
 
 from gear_studio.analysis import codes
 from gear_studio.analysis.features import umap_layout
+from gear_studio.errors import UserError
 from gear_studio.looking.by_block import ByBlock, Patches, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
+from gear_studio.runs import Run
+from gear_studio.training.queue import Queue
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
 MEASURED, LARGE_MEASURED = 256, 16  # of the measures by block
+AT_ONCE = 2  # trainings; more would only share the same cores
+TURN = 1.0  # seconds from one look at what waits to be trained to the next
 LIMIT = 200  # pieces of work that are kept; a survey takes up to some 10 MB
 AGAIN = 30.0  # seconds after which what has failed is tried again
 OWN_TEACHER = "the run's own"
@@ -77,6 +83,23 @@ class Background:
         self._ordering = Lock()  # held for looking up, never while working
         self._grown: dict[Hashable, Grown] = {}
         self._process = _start_pool()
+        self.trainings = Queue(runs.folder, AT_ONCE)
+
+    def keep_training(self) -> None:
+        """From now on start the trainings whose turn it is, and offer what they have made."""
+
+        def work() -> None:
+            offered: set[str] = set()
+            while True:
+                with suppress(UserError, OSError):  # the tab Train says what is wrong
+                    self.trainings.advance()
+                    for name, (state, _) in self.trainings.states().items():
+                        if state == "finished" and name not in offered:
+                            offered.add(name)
+                            self.runs.add(Run(self.trainings.runs / name))
+                time.sleep(TURN)
+
+        Thread(target=work, daemon=True).start()
 
     def survey(self, name: str, pictures: SourcePictures) -> Future[codes.Survey]:
         """What the tokenizer of Run `name` does with some of the pictures, done or under way."""

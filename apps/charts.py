@@ -1,4 +1,4 @@
-"""Charts that Gradio's page draws (Vega-Lite): what those of several tabs have in common."""
+"""Charts in Vega-Lite, which Gradio's page draws: what those of several tabs have in common."""
 
 import itertools
 import json
@@ -11,12 +11,12 @@ from gear_studio.plots.style import DASHES, INK, OKABE_ITO, PALE
 ARMS = ("baseline", "continued", "gear")  # their colours are those of every chart
 
 
-def frame(description: str, height: int) -> dict[str, Any]:
-    """A chart in Vega-Lite's grammar without its layers. description: what it shows, for those who cannot
-    see it. height: in pixels; it is as wide as its place in the page."""
+def frame(said: str, layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
+    """A chart of layers in Vega-Lite's grammar, as wide as its place. said: what it shows, for those who
+    cannot see it. height: in pixels."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "description": description,
+        "description": said,
         "width": "container",
         "height": height,
         "autosize": {"type": "fit", "contains": "padding"},
@@ -33,12 +33,13 @@ def frame(description: str, height: int) -> dict[str, Any]:
             "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3,
                        "symbolType": "stroke", "symbolOpacity": 1},
         },
+        "layer": layers,
     }  # fmt: skip
 
 
-def to_plot(drawing: dict[str, Any]) -> PlotData:
-    """A chart in Vega-Lite's grammar, for gr.Plot."""
-    return PlotData(type="altair", plot=json.dumps(drawing))
+def as_plot(chart: dict[str, Any]) -> PlotData:
+    """A chart as gr.Plot takes it."""
+    return PlotData(type="altair", plot=json.dumps(chart))
 
 
 def choose_looks(arms: list[str]) -> list[tuple[str, tuple[float, ...]]]:

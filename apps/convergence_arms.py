@@ -2,7 +2,6 @@
 
 Runs that differ in their seed alone, and that of what they are built on, are one arm."""
 
-import itertools
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 from runs_on_offer import RunsOnOffer, study_name
 
-from gear_studio.plots.style import DASHES, OKABE_ITO
 from gear_studio.run_files import run_folders
 from gear_studio.runs import Run
 from gear_studio.studies import SHIPPED
+from gear_studio.training.queue import list_trainings
 
-ARMS = ("baseline", "continued", "gear")  # their colours are those of every chart
 DEEPEST = 8  # parents of parents that are compared
 
 
@@ -30,7 +28,8 @@ class Measured(dict[str, Run]):
         super().__init__({name: runs[name] for name in list(runs.names)})
         there = {run.folder.resolve() for run in self.values()}
         folders: dict[Path, Callable[[str], str]] = {SHIPPED / "runs": study_name}
-        if any(folder.parent == runs.folder.resolve() for folder in there):
+        own = any(folder.parent == runs.folder.resolve() for folder in there)
+        if own or list_trainings(runs.folder):
             folders[runs.folder] = str
         for folder, name_of in folders.items():
             for path in run_folders(folder, "metrics.jsonl"):
@@ -149,20 +148,3 @@ def label_groups(groups: list[list[str]]) -> list[str]:
     return [
         label if short.count(label) == 1 else group[0] for label, group in zip(short, groups, strict=True)
     ]
-
-
-def choose_looks(arms: list[str]) -> list[tuple[str, tuple[float, ...]]]:
-    """A colour and a dash for each of what is drawn. arms: the arms of their Runs; those of ARMS look alike
-    in every chart, whatever stands beside them."""
-    numbers: list[int | None] = []
-    for arm in arms:
-        number = ARMS.index(arm) if arm in ARMS else None
-        numbers.append(None if number in numbers else number)
-    free = itertools.count(len(ARMS))
-    chosen = [next(free) if number is None else number for number in numbers]
-    looks = []
-    for number in chosen:
-        dash: Any = DASHES[(number + number // len(OKABE_ITO)) % len(DASHES)]
-        pixels = (1.0, 0.0) if dash == "-" else tuple(2.6 * part for part in dash[1])
-        looks.append((OKABE_ITO[number % len(OKABE_ITO)], pixels))
-    return looks

@@ -1,13 +1,13 @@
 """The chart of the tab Convergence in Vega-Lite, drawn by the page; hovering tells run, seed, step."""
 
-import json
 import math
 from typing import Any
 
+from charts import as_plot, frame
 from convergence_look import UNITS, Look
 from gradio.components.plot import PlotData
 
-from gear_studio.plots.style import INK, PALE
+from gear_studio.plots.style import INK
 from gear_studio.studies import CURVES
 
 MOST_POINTS = 400  # of a line that are drawn; what is read off is read off all
@@ -15,7 +15,7 @@ MOST_POINTS = 400  # of a line that are drawn; what is read off is read off all
 
 def draw_chart(look: Look) -> PlotData | None:
     """For gr.Plot; None where there is nothing to show."""
-    return PlotData(type="altair", plot=json.dumps(describe_chart(look))) if look.arms else None
+    return as_plot(describe_chart(look)) if look.arms else None
 
 
 def describe_chart(look: Look) -> dict[str, Any]:
@@ -53,71 +53,50 @@ def describe_chart(look: Look) -> dict[str, Any]:
     at_pointer = {"param": "pointed", "empty": False, "value": 1}
     ruler = {"values": [{"y": look.level, "said": f"level {look.level:.4g}"}]}
     shown = not positive or look.level > 0
-    drawing: dict[str, Any] = {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "description": look.sentence,
-        "width": "container",
-        "height": 400,
-        "autosize": {"type": "fit", "contains": "padding"},
-        "background": "white",
-        "padding": 10,
-        "usermeta": {"embedOptions": {"actions": {"export": True, "source": False, "compiled": False,
-                                                  "editor": False}}},
-        "config": {
-            "font": "system-ui, sans-serif",
-            "view": {"stroke": None},
-            "axis": {"labelColor": INK, "titleColor": INK, "gridColor": PALE, "domainColor": INK,
-                     "tickColor": INK, "tickCount": 7,
-                     "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": 500},
-            "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3,
-                       "symbolType": "stroke", "symbolOpacity": 1},
+    layers: list[dict[str, Any]] = [
+        {
+            "data": {"values": [row for row in of_arms if row["arm"] in several]},
+            "mark": {"type": "area", "opacity": 0.18},
+            "encoding": band,
         },
-        "layer": [
-            {
-                "data": {"values": [row for row in of_arms if row["arm"] in several]},
-                "mark": {"type": "area", "opacity": 0.18},
-                "encoding": band,
+        {
+            "data": {"values": [row for row in of_runs if row["arm"] in several]},
+            "mark": {"type": "line", "strokeWidth": 0.9, "opacity": 0.6},
+            "encoding": {**shared, "detail": {"field": "run", "type": "nominal"}},
+        },
+        {
+            "data": {"values": of_arms},
+            "mark": {"type": "line", "strokeWidth": 2.6},
+            "encoding": {**shared, "strokeDash": dash},
+        },
+        {
+            "data": ruler if shown else {"values": []},
+            "mark": {"type": "rule", "color": INK, "strokeDash": [6, 4]},
+            "encoding": {"y": y},
+        },
+        {
+            "data": ruler if shown else {"values": []},
+            "mark": {"type": "text", "align": "right", "dy": -7, "color": INK, "fontSize": 12},
+            "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "said"}},
+        },
+        {
+            "data": {"values": reached if shown else []},
+            "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 130,
+                     "opacity": 1, "stroke": "white"},
+            "encoding": shared,
+        },
+        {
+            "data": {"values": of_runs},
+            "params": [{"name": "pointed", "select": nearest}],
+            "mark": {"type": "point", "filled": True, "size": 80},
+            "encoding": {
+                **shared,
+                "opacity": {"condition": at_pointer, "value": 0},
+                "tooltip": told,
             },
-            {
-                "data": {"values": [row for row in of_runs if row["arm"] in several]},
-                "mark": {"type": "line", "strokeWidth": 0.9, "opacity": 0.6},
-                "encoding": {**shared, "detail": {"field": "run", "type": "nominal"}},
-            },
-            {
-                "data": {"values": of_arms},
-                "mark": {"type": "line", "strokeWidth": 2.6},
-                "encoding": {**shared, "strokeDash": dash},
-            },
-            {
-                "data": ruler if shown else {"values": []},
-                "mark": {"type": "rule", "color": INK, "strokeDash": [6, 4]},
-                "encoding": {"y": y},
-            },
-            {
-                "data": ruler if shown else {"values": []},
-                "mark": {"type": "text", "align": "right", "dy": -7, "color": INK, "fontSize": 12},
-                "encoding": {"y": y, "x": {"value": "width"}, "text": {"field": "said"}},
-            },
-            {
-                "data": {"values": reached if shown else []},
-                "mark": {"type": "point", "shape": "diamond", "filled": True, "size": 130,
-                         "opacity": 1, "stroke": "white"},
-                "encoding": shared,
-            },
-            {
-                "data": {"values": of_runs},
-                "params": [{"name": "pointed", "select": nearest}],
-                "mark": {"type": "point", "filled": True, "size": 80},
-                "encoding": {
-                    **shared,
-                    "opacity": {"condition": at_pointer, "value": 0},
-                    "tooltip": told,
-                },
-            },
-        ],
-    }  # fmt: skip
-    drawing["layer"] = [layer for layer in drawing["layer"] if layer["data"]["values"]]
-    return drawing
+        },
+    ]  # fmt: skip
+    return frame(look.sentence, [layer for layer in layers if layer["data"]["values"]], 400)
 
 
 def _rows(look: Look) -> tuple[list[dict], list[dict], list[dict]]:

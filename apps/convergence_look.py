@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from charts import choose_looks
 from components import div
-from convergence_arms import Arm, Line, Measured, choose_looks, group_by_arm, label_groups, with_all_seeds
+from convergence_arms import Arm, Line, Measured, group_by_arm, label_groups, with_all_seeds
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gear_studio.analysis.convergence import Curve, smooth, speed_up, speed_up_over_seeds, steps_to

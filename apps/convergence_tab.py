@@ -3,8 +3,9 @@
 from typing import Any
 
 import gradio as gr
+from charts import ARMS
 from components import LAST_COUNTS, QUIET, heading, polite, released
-from convergence_arms import ARMS, Measured
+from convergence_arms import Measured
 from convergence_chart import draw_chart
 from convergence_look import MOST_RUNS, Asked, Look
 from page import Page

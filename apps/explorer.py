@@ -33,6 +33,7 @@ import open_tab
 import prompt_tab
 import sample_tab
 import torch
+import train_tab
 import tyro
 from background import Background
 from gradio_faults import keep_streams_open, say_what_is_refused, write_pictures_once
@@ -43,7 +44,6 @@ from runs_on_offer import RunsOnOffer
 from gear_studio.errors import InputError
 from gear_studio.ranges import Port, check
 
-# Open comes last: it refreshes the lists that the tabs before it have laid out.
 TABS: tuple[Tab, ...] = (
     sample_tab,
     prompt_tab,
@@ -52,8 +52,10 @@ TABS: tuple[Tab, ...] = (
     features_tab,
     edit_tab,
     convergence_tab,
+    train_tab,
     open_tab,
 )
+NOT_HOSTED = (train_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -77,8 +79,8 @@ class Options:
     share: bool = False
     """Also open a public link through Gradio's servers."""
     read_only: bool = False
-    """For hosting: leave out what reads and writes files of this machine, or downloads: the tab Open, and
-    teachers beside those in the list."""
+    """For hosting: leave out what reads and writes files of this machine, or downloads: the tabs Train and
+    Open, and teachers beside those in the list."""
 
 
 def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
@@ -91,7 +93,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
         page = Page(runs, background, demo, background.pictures, read_only)
         with gr.Tabs() as tabs:
             for tab in TABS:
-                if not (read_only and tab is open_tab):
+                if not (read_only and tab in NOT_HOSTED):
                     page.add(tab)
         page.connect(tabs)
     return demo
@@ -144,6 +146,8 @@ def main(options: Options) -> None:
             raise
         sys.exit(f"explorer: cannot serve on {options.host}, port {options.port}: {error}")
     background.warm_up(runs.default(runs.tokenizers, "joint", "gear"))  # once the page is up
+    if not options.read_only:
+        background.keep_training()
     demo.block_thread()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch.nn.functional as F
 from alignment_look import teacher_for
 from background import Background, Grown, PatchMap
-from charts import choose_looks, frame, to_plot
+from charts import as_plot, choose_looks, frame
 from components import Place, div, heading, token_at
 from gradio.components.plot import PlotData
 from PIL import Image
@@ -366,7 +366,7 @@ class Measures:
         return "".join(div("note", each) for each in said) if self.lines else ""
 
     def chart(self, measure: str) -> PlotData:
-        return to_plot(self.drawing(measure))
+        return as_plot(self.drawing(measure))
 
     def drawing(self, measure: str) -> dict[str, Any]:
         """A measure at every place in Vega-Lite's grammar."""
@@ -417,12 +417,12 @@ class Measures:
                  {**shared, "tooltip": told}),
             ]  # fmt: skip
         values = "; ".join(f"{row['run']}, {row['at']} {row['value']:.3f}" for row in rows)
-        return frame(f"{measure}: {asks} {values}", 220) | {
+        drawn = [
+            {"data": {"values": shown}, "mark": mark, "encoding": encoding}
+            for shown, mark, encoding in layers
+            if shown
+        ]
+        return frame(f"{measure}: {asks} {values}", drawn, 220) | {
             "title": {"text": measure[0].upper() + measure[1:], "subtitle": asks, "anchor": "start",
                       "color": INK, "fontSize": 13, "subtitleColor": INK, "subtitleFontSize": 12},
-            "layer": [
-                {"data": {"values": shown}, "mark": mark, "encoding": encoding}
-                for shown, mark, encoding in layers
-                if shown
-            ],
         }  # fmt: skip

@@ -1,6 +1,5 @@
 """Open: a released checkpoint, from the Hub or a file, or the folder of a Run becomes one of the lists."""
 
-import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -10,7 +9,7 @@ from threading import Thread
 import gradio as gr
 from components import QUIET, div, heading, polite, status
 from page import Page
-from runs_on_offer import RunsOnOffer
+from runs_on_offer import RunsOnOffer, check_name
 
 from gear_studio import official
 from gear_studio.errors import InputError
@@ -53,9 +52,7 @@ def build(page: Page) -> None:
             state_line = gr.HTML(elem_id="open-status", padding=False)
         with gr.Column(scale=2, min_width=320):
             offered = gr.HTML(list_runs(runs), elem_id="open-runs", padding=False)
-
-    def refresh() -> list:
-        return [gr.Dropdown(choices=[ALONE, *runs.tokenizers]), list_runs(runs), *page.offer_anew()]
+    page.lists.append((parent, runs.tokenizers, [ALONE]))
 
     # The names of the parameters are the app's API.
     def open_run(
@@ -64,7 +61,7 @@ def build(page: Page) -> None:
         begun = time.monotonic()
         work: Future[str] = Future()
         with polite():
-            source, folder = source.strip(), folder_of(runs, source.strip(), name.strip())
+            source, folder = source.strip(), runs.folder / name_of(source.strip(), name.strip())
             beside = None if parent == ALONE else runs[parent].folder
             kind = None if quantizer == BY_FILE else quantizer
 
@@ -89,34 +86,30 @@ def build(page: Page) -> None:
             yield {state_line: status("This cannot be opened; the message says why.", done=True)}
             raise
         said = f"{opened} is in the lists of {', '.join(places_of(runs, opened))}"
-        yield dict(zip(outputs, refresh(), strict=True)) | {state_line: status(said, done=True)}
+        yield {state_line: status(said, done=True), page.known: len(runs.names)}
 
-    outputs = [parent, offered, *(choice for choice, *_ in page.lists)]
     inputs = [source, name, parent, size, quantizer, heads]
     gr.on(
         [go.click, source.submit],
         open_run,
         inputs,
-        [state_line, *outputs],
+        [state_line, page.known],
         show_progress="hidden",
         api_name="open",
     )
-    page.demo.load(refresh, None, outputs, **QUIET)  # what others have opened since the page was built
+    page.known.change(lambda: list_runs(runs), None, offered, **QUIET)
 
 
 def is_run(source: str) -> bool:
     return (Path(source) / "config.json").is_file()
 
 
-def folder_of(runs: RunsOnOffer, source: str, name: str) -> Path:
-    """Where what is opened is put. Raises ValueError for a name that is none of a single folder."""
+def name_of(source: str, name: str) -> str:
+    """What is opened is called. Raises ValueError for a name that is none of a single folder."""
     if not source:
         raise InputError("Nothing is named to open; give owner/repository of the Hub, a file, or a folder.")
     path = Path(source)
-    name = name or (path.stem if path.suffix else path.name)
-    if not re.fullmatch(r"[\w+][\w+ .-]*", name):
-        raise InputError(f"The name {name!r} cannot be a folder's; use letters, digits, - and _.")
-    return runs.folder / name
+    return check_name(name or (path.stem if path.suffix else path.name))
 
 
 def places_of(runs: RunsOnOffer, name: str) -> list[str]:

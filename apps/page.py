@@ -18,6 +18,7 @@ from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
 ALONE = "no other"  # instead of a second Run
+EVERY = 3.0  # seconds after which a page asks whether there are more Runs
 # Of what draws a picture's views: the page takes what the newest request says, and drops the others.
 OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
@@ -78,7 +79,9 @@ class Page:
 
     read_only: nothing that a visitor types is looked for on this machine's disk, or downloaded.
     tab: the tab being built; its `select` is the event of it being opened. lists: every choice of a Run, with
-    the names that it offers, which grow when one is opened, and what else stands before them."""
+    the names that it offers, which grow when one is opened or trained, and what else stands before them.
+    known: how many Runs there are, as far as the page knows; its `change` is the event of there being
+    more."""
 
     runs: RunsOnOffer
     background: Background
@@ -93,8 +96,12 @@ class Page:
     _remembered: list[gr.components.Component] = field(init=False, default_factory=list)
     _first: list[tuple[Callable, dict[str, Any]]] = field(init=False, default_factory=list)
     _tabs: list[gr.Tab] = field(init=False, default_factory=list)
+    known: gr.Number = field(init=False)
     _looking: list[Looking] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = gr.Number(len(self.runs.names), elem_classes="ticket", container=False, render=False)
 
     def choose_run(self, names: list[str], value: str, label: str, elem_id: str) -> gr.Dropdown:
         """Lay out a list of Runs. names: of `runs`, such as `runs.tokenizers`."""
@@ -179,15 +186,23 @@ class Page:
         return self._pickers[-1]
 
     def connect(self, tabs: gr.Tabs) -> None:
-        """Once all tabs are there: let the address be read, and what is looked at be drawn."""
+        """Once all tabs are there: let the address be read, what is looked at be drawn, and lists follow the
+        Runs."""
+        self.known.render()
+        lists = [choice for choice, *_ in self.lists]
+        self.known.change(self.offer_anew, None, lists, **QUIET)
+        if not self.read_only:  # else none is added
+            asking = gr.Timer(EVERY)
+            for event in (self.demo.load, asking.tick):
+                event(lambda: len(self.runs.names), None, self.known, queue=False, **QUIET)
         chosen = picker.connect(self.runs, self.pictures, self._pickers, self.choice)
         loaded = self._connect_address(tabs).then
         for looking in self._looking:
             # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
             looking.ticket.render()
             looking.connect(loaded, chosen)
-        for draw, event in self._first:
-            loaded(draw, **event)
+        for draw, settings in self._first:
+            loaded(draw, **settings)
 
     def _connect_address(self, tabs: gr.Tabs) -> Any:
         """Returns the event of the address having been read."""

@@ -1,5 +1,6 @@
 """Which Runs the explorer offers, by what they can do, and their models on one device."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from gear_studio.models.text_encoders import TextEncoder
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 from gear_studio.studies import CAPTIONS, SHIPPED
+from gear_studio.training import queue
 
 Model = TypeVar("Model", bound=nn.Module)
 LIMIT = 8 * 2**30  # bytes of models
@@ -40,7 +42,7 @@ class RunsOnOffer:
         shipped = dict(runs.list_runs())
         shipped |= {study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
         more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
-        if folder is not None and not more:
+        if folder is not None and not more and not queue.list_trainings(folder):
             raise InputError(
                 f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
                 "(config.json, tokenizer/ or generator/), a generator's beside its tokenizer's"
@@ -182,6 +184,13 @@ def _lack_of(run: Run) -> str | None:
     if not (run.folder.parent / parent / "tokenizer").is_dir():
         return f"the run of its tokenizer, {parent}, does not lie beside it"
     return None
+
+
+def check_name(name: str) -> str:
+    """A name of a single folder. Raises ValueError for any other."""
+    if not re.fullmatch(r"[\w+][\w+ .-]*", name):
+        raise InputError(f"The name {name!r} cannot be a folder's; use letters, digits, - and _.")
+    return name
 
 
 def study_name(name: str) -> str:

@@ -846,6 +846,49 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
             other.get_by_role("option", name="second generator", exact=True).wait_for()
 
 
+def test_a_training_is_followed_by_whoever_opens_the_page_and_its_run_is_in_the_lists(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("trained")
+    shutil.copytree(ZOO / "gear", temporary / "runs" / "gear")
+    with serving(temporary, temporary / "runs") as address:
+        with visiting(browser, address) as page:
+            progress = page.locator("#train-status progress")
+            page.get_by_role("tab", name="Train").click()
+            page.locator("#train-budget").get_by_label("smoke").check()
+            page.locator("#train-name textarea").fill("../mine")
+            expect(page.locator("#train-effort")).to_contain_text("The name '../mine' cannot be a folder's")
+            page.locator("#train-start").click()
+            expect(page.locator(".toast-wrap")).to_contain_text("The name '../mine' cannot be a folder's")
+            page.locator("#train-name textarea").fill("mine")
+            page.locator("#train-steps textarea").fill("12")
+            asked = f"gear-studio train shapes --out {temporary}/runs/mine --budget smoke --steps 12"
+            expect(page.locator("#train-command textarea")).to_have_value(asked)
+            page.locator("#train-start").click()
+            progress.wait_for()
+            page.locator("#train-reconstructions img").wait_for()
+            page.locator("#train-chart canvas").wait_for()
+            drawn = "document.querySelector('#train-chart canvas')?.toDataURL()"
+            page.wait_for_function(
+                f"curve => ![undefined, curve].includes({drawn})", arg=page.evaluate(drawn)
+            )
+        with visiting(browser, address) as page, visiting(browser, address) as other:
+            for each in (page, other):
+                each.get_by_role("tab", name="Train").click()
+                expect(each.locator("#train-list")).to_contain_text("mine: ")
+            expect(page.locator("#train-status [data-state=finished] progress")).to_have_attribute(
+                "value", "12"
+            )
+            page.get_by_role("tab", name="Codebook").click()
+            page.locator("#tokenizer-run input").click()
+            page.get_by_role("option", name="mine", exact=True).wait_for()
+            page.get_by_role("tab", name="Train").click()
+            expect(other.locator("#train-list")).to_contain_text("mine: finished, 12 steps")
+            other.locator("#train-remove").click()
+            for each in (other, page):
+                expect(each.locator("#train-status")).to_contain_text("None yet")
+
+
 def test_curves_are_compared_at_a_level_that_one_moves(page: Page):
     page.get_by_role("tab", name="Convergence").click()
     read, canvas = page.locator("#convergence-read"), page.locator("#convergence-chart canvas")
@@ -950,7 +993,9 @@ def test_a_host_leaves_out_what_reads_its_files(explorer):
     for read_only in (False, True):
         demo = explorer.build(runs, explorer.Background(runs), read_only)
         names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
-        assert "sample" in names and ("open" in names) == (not read_only)
+        assert "sample" in names
+        for tab in ("open", "train"):
+            assert (tab in names) == (not read_only)
         (teacher,) = (each for each in demo.blocks.values() if getattr(each, "elem_id", "") == "teacher")
         assert teacher.allow_custom_value == (not read_only)
 

@@ -587,6 +587,27 @@ def test_what_takes_long_to_its_first_checkpoint_has_one_before(again, whole, te
     assert_same_run(again / "warmup", whole / "warmup")
 
 
+def test_asked_to_pause_it_writes_a_checkpoint_and_goes_on_exactly(again, whole, teacher_folder, monkeypatch):
+    really_step, before = stages.Stage.step, signal.getsignal(signal.SIGUSR1)
+
+    def step(self, number, *batch):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return really_step(self, number, *batch)
+
+    shutil.rmtree(again / "warmup")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Stage, "step", step)
+        with pytest.raises(RuntimeError, match="warmup is paused after step 6 of 12; the same command"):
+            train("warmup", again, teacher_folder)
+    assert signal.getsignal(signal.SIGUSR1) == before
+    newest = Checkpoints(again / "warmup" / "checkpoints").newest()
+    assert newest and newest.name == "step-00000006.pt"  # between two that are due
+    assert not Run.from_pretrained(again / "warmup").finished
+    train("warmup", again, teacher_folder)
+    assert_same_run(again / "warmup", whole / "warmup")
+
+
 @pytest.mark.parametrize("told", [4, None])
 def test_which_checkpoint_is_gone_on_from_the_main_process_says(told, tmp_path, monkeypatch):
     """Others may see a network disk as it was before, or hear of a new file first."""

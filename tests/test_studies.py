@@ -3,11 +3,8 @@
 import contextlib
 import csv
 import json
-import multiprocessing
-import os
 import shlex
 import signal
-import sys
 import threading
 import time
 import tomllib
@@ -346,32 +343,11 @@ def test_a_job_that_another_process_is_at_is_waited_for(tmp_path, capsys):
 # A study, end to end
 
 
-class Forked:
-    """In the place of `subprocess.Popen`: the same command in a fork, which has imported everything."""
-
-    def __init__(self, words: list[str], env: dict, stdout, stderr, pass_fds):
-        def job() -> None:
-            for number in (1, 2):
-                os.dup2(stdout.fileno(), number)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-            sys.argv = ["gear-studio", *words[3:]]
-            cli.main()
-
-        self.process = multiprocessing.get_context("fork").Process(target=job)
-        self.process.start()
-        self.terminate = self.process.terminate
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-
 def hurry() -> None:
     """From here on this process knows the study `plumbing`, runs jobs in forks and measures little."""
     tiny.torch.set_num_threads(1)
     fidelity.AGREEMENT_SAMPLES = 24
-    jobs.subprocess = types.SimpleNamespace(Popen=Forked, STDOUT=None)
+    jobs.subprocess = types.SimpleNamespace(Popen=tiny.Forked, STDOUT=None)
     STUDIES["plumbing"] = PLUMBING
 
 

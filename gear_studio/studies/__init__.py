@@ -76,6 +76,7 @@ from gear_studio.studies.shipped import (
     record_of_shipped,
     ship_study,
     shipped_runs,
+    stage_core_seconds,
 )
 from gear_studio.studies.tables import (
     compare_arms,
@@ -134,6 +135,7 @@ __all__ = [
     "shipped_runs",
     "speed_up_table",
     "speed_ups",
+    "stage_core_seconds",
     "study_jobs",
     "study_of",
     "summarize",

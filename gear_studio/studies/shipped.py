@@ -1,5 +1,6 @@
 """What ships of the studies, and the Runs behind a study."""
 
+import functools
 import re
 import shutil
 from collections.abc import Sequence
@@ -67,6 +68,27 @@ def core_seconds(study: Study, budget: str) -> float | None:
     not ship counts as the median of its stage. Evaluations come on top.
 
     None where no training of some stage ships in this budget."""
+    by_run, by_stage = _core_seconds_of_runs(budget)
+    total = 0.0
+    for link in {link for arm in study.arms for link in chain_of(arm)}:
+        names = (link.name, *(f"{link.name}-s{seed}" for seed in SEEDS))
+        seconds_of_each = [by_run[name] for name in names if name in by_run] or by_stage.get(link.stage)
+        if not seconds_of_each:
+            return None
+        total += float(np.median(seconds_of_each))
+    return total
+
+
+@functools.cache
+def stage_core_seconds(stage: str, budget: str) -> float | None:
+    """What a training of a stage takes on one CPU core: the median of those that ship; None where none of
+    this budget does."""
+    seconds = _core_seconds_of_runs(budget)[1].get(stage)
+    return float(np.median(seconds)) if seconds else None
+
+
+def _core_seconds_of_runs(budget: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Of every training that ships in a budget, by the Run's name and by stage."""
     by_run: dict[str, float] = {}
     by_stage: dict[str, list[float]] = {}
     for folder in (place for where in (ZOO, SHIPPED / "runs") for place in run_folders(where, "record.json")):
@@ -77,14 +99,7 @@ def core_seconds(study: Study, budget: str) -> float | None:
         if _option(command, "budget", Training.budget) == budget:
             by_run[folder.name] = seconds = record["seconds"] * int(threads[1])
             by_stage.setdefault(_option(command, "stage", Training.stage), []).append(seconds)
-    total = 0.0
-    for link in {link for arm in study.arms for link in chain_of(arm)}:
-        names = (link.name, *(f"{link.name}-s{seed}" for seed in SEEDS))
-        seconds_of_each = [by_run[name] for name in names if name in by_run] or by_stage.get(link.stage)
-        if not seconds_of_each:
-            return None
-        total += float(np.median(seconds_of_each))
-    return total
+    return by_run, by_stage
 
 
 def _option(command: str, name: str, default: str) -> str:

@@ -8,13 +8,14 @@ start waits for it instead of training into the same folder. Two sets of jobs th
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from gear_studio.errors import FailedError, InputError
 
@@ -22,6 +23,9 @@ try:
     import fcntl
 except ImportError:  # on Windows, whose locks no child takes over
     fcntl = None  # type: ignore[assignment]
+
+# Asks a training to write a checkpoint and end; not on Windows, which has none to ask with.
+PAUSE: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 
 @dataclass
@@ -64,15 +68,21 @@ def describe_left(seconds: float) -> str:
     )
 
 
-def lock_file(path: Path) -> TextIO | None:
-    """Open a file and lock it, until it is closed here and in every process that it was passed to.
-
-    None when another process holds the lock. Raises RuntimeError on Windows, which has no such locks."""
+def check_system() -> None:
+    """Raise RuntimeError on Windows, which has no locks that a child takes over."""
     if fcntl is None:
         raise FailedError(
             "several trainings side by side need locks that this system does not have (it is Windows); use "
-            "Linux, macOS or WSL, or give the commands of `gear-studio study NAME --commands` one by one"
+            "Linux, macOS or WSL, or give the commands one by one (of a study `gear-studio study NAME "
+            "--commands`)"
         )
+
+
+def lock_file(path: Path) -> TextIO | None:
+    """Open a file and lock it, until it is closed here and in every process that it was passed to.
+
+    None when another process holds the lock. Raises as `check_system`."""
+    check_system()
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,6 +90,32 @@ def lock_file(path: Path) -> TextIO | None:
         file.close()
         return None
     return file
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a file. To ask hinders no other who asks."""
+    if fcntl is None or not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def start(command: list[str], log: Path, lock: TextIO, threads: int, **more: Any) -> subprocess.Popen:
+    """Start a command in a process that holds `lock`, with so many CPU threads. log: what it prints is added
+    to this file. more: for `subprocess.Popen`."""
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gear_studio", *command],
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.fileno()],
+            **more,
+        )
 
 
 def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
@@ -93,7 +129,6 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
     waiting, done, seen_elsewhere = list(jobs), set[str](), set[str]()
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
     began, took = dict[str, float](), list[float]()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     logs.mkdir(parents=True, exist_ok=True)
     try:
         while waiting or running:
@@ -114,15 +149,7 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
                         done.add(job.name)
                         continue
                     say(f"{job.name}: gear-studio {' '.join(job.command)}")
-                    with log.open("a") as file:
-                        process = subprocess.Popen(
-                            [sys.executable, "-m", "gear_studio", *job.command],
-                            env=environment,
-                            stdout=file,
-                            stderr=subprocess.STDOUT,
-                            pass_fds=[lock.fileno()],
-                        )
-                running[job.name] = process, log
+                    running[job.name] = start(job.command, log, lock, threads), log
                 began[job.name] = time.monotonic()
             time.sleep(0.1)
             for name, (process, log) in list(running.items()):

@@ -3,16 +3,20 @@
 `train` runs it on a stage of GEAR: it checks what was asked for, builds it, claims the run's folder, restores
 what lies there, and goes on to the last step. `supervised` runs it on the small world's teacher and judges.
 
-Three promises, and how they are kept:
+Four promises, and how they are kept:
 
 - *A killed run continues exactly.* Every step takes its randomness from (seed, step, process) and its images
   from (seed, step), so a checkpoint needs no random state; it is written whole or not at all, and metrics
   logged after it are dropped on resuming.
 - *CUDA is never waited for.* Metrics are summed on the device and read back once every `log_every` steps.
+- *A training that is asked to pause loses nothing.* SIGUSR1 has it write a checkpoint at the end of its
+  window of metrics, and end.
 - *A diverged run says so.* The first step at which any loss was not finite is kept on the device and reported
   at the next log, before a checkpoint can be overwritten.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +36,7 @@ from gear_studio.files import naming, to_json
 from gear_studio.runs import Run
 from gear_studio.training import build, run_folder
 from gear_studio.training.checkpoints import Checkpoints, drop_metrics_after
+from gear_studio.training.jobs import PAUSE
 from gear_studio.training.recipes import Rhythm
 from gear_studio.training.request import Training
 from gear_studio.training.trackers import finish_trackers, start_trackers
@@ -43,6 +48,10 @@ FIRST_CHECKPOINT = 30.0  # seconds after which a training does not wait longer f
 
 class DivergedError(FailedError):
     """A loss became NaN or infinite."""
+
+
+class PausedError(FailedError):
+    """The training was asked to pause, and has written a checkpoint."""
 
 
 class Trainee(Protocol):
@@ -164,7 +173,12 @@ class Loop:
     def run(self) -> None:
         """All steps that are left, and the record of the end.
 
-        Raises DivergedError when a loss is not finite."""
+        Raises DivergedError when a loss is not finite, PausedError when a pause was asked for."""
+        with hearing_pause() as asked:
+            self._run(asked)
+
+    def _run(self, asked: threading.Event) -> None:
+        """asked: set once a pause is asked for."""
         rhythm = self.rhythm
         # What is rounded to decimal places is divided in double precision first.
         exact = self.trainee.digits is not None
@@ -194,10 +208,16 @@ class Loop:
             row |= self.trainee.measure(step)
             if self.main:
                 self._log(step, row, bar)
+            pause = step < rhythm.steps and agree(self.accelerator, asked.is_set)
             if checkpoint:
                 self._save_checkpoint(step)
-            elif self._first_is_due():
+            elif pause or self._first_is_due():
                 self._save_state(step)
+            if pause:
+                raise PausedError(
+                    f"{self.out} is paused after step {step} of {rhythm.steps}; the same command goes on "
+                    "from there"
+                )
             window = time.monotonic()
         bar.close()
         more = {**self.trainee.record, **self.trainee.save()}
@@ -245,6 +265,21 @@ class Loop:
         )
 
 
+@contextmanager
+def hearing_pause() -> Iterator[threading.Event]:
+    """Yield an event that is set once this process is asked to pause. Outside of the block being asked ends
+    the process: before there was a step, or when all is written, nothing is lost by that."""
+    asked = threading.Event()
+    if PAUSE is None or threading.current_thread() is not threading.main_thread():
+        yield asked  # signals reach the main thread alone
+        return
+    before = signal.signal(PAUSE, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(PAUSE, before)
+
+
 def agree(accelerator: Accelerator, ask: Callable[[], T]) -> T:
     """What `ask` returns on the main process, in every process; so is what it raises."""
     answer: list[Any] = [None, None]
@@ -286,7 +321,7 @@ def train(training: Training, progress: bool = True) -> Run:
     out = cast(Path, training.out)
     with hold_folder(out, accelerator):
         parts = build.gather_parts(training)
-        config, finished = agree(accelerator, lambda: _compare(parts))
+        config, finished = agree(accelerator, lambda: compare(parts))
         if not finished:
             trainee = build.StageTrainee(parts, accelerator, progress)
             agree(accelerator, lambda: run_folder.claim_folder(out, config))
@@ -298,7 +333,7 @@ def train(training: Training, progress: bool = True) -> Run:
     return Run(out)
 
 
-def _compare(parts: build.Parts) -> tuple[dict, bool]:
+def compare(parts: build.Parts) -> tuple[dict, bool]:
     """The config of a run, and whether its folder holds it finished. Raises as `run_folder.check_folder`."""
     config = parts.config() | run_folder.describe_pictures(parts.out, parts.train_source)
     return config, run_folder.check_folder(parts.out, config, parts.training.extend)
