@@ -213,7 +213,7 @@ def build(page: Page) -> None:
 
     def missing(looks: list[Look]) -> str:
         """What is still being computed; empty when all is there."""
-        coming = [each.progress for each in looks if not each.measured]
+        coming = [f"{each.name}: {each.progress}" for each in looks if not each.measured]
         return "; ".join(coming or ([] if looks[0].is_mapped else [looks[0].map_said]))
 
     def news(looks: list[Look]) -> tuple:
