@@ -10,7 +10,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share
-    components.py     small pieces of the page
+    components.py     small pieces of the page; `charts.py` what charts share
     gradio_faults.py  what Gradio itself gets wrong
 """
 
