@@ -53,18 +53,30 @@ class Looking:
     others: list
     ticket: gr.Number
 
+    def _once_laid_out(self, opened: str) -> str:
+        """JavaScript that gives out the first ticket where `opened` holds, once the tab's views are in the
+        page: what reaches a view while it is being put there may get lost."""
+        views = json.dumps([view.elem_id for view in self.cleared if view.elem_id])
+        return f"""async (ticket) => {{
+            if (ticket || !({opened})) return ticket;
+            const pause = () => new Promise((resume) => setTimeout(resume, 30));
+            while (!{views}.every((view) => document.getElementById(view))) await pause();
+            await pause();
+            return 1;
+        }}"""
+
     def connect(self, load: Callable, chosen: list[Any]) -> None:
         """Draw on emptied views at another Run and after each event of `chosen`. load: the event of the page
         being there."""
         drawing = self.ticket.change(self.draw, self.inputs, self.outputs, **OVERTAKEN)
-        self.tab.select(None, self.ticket, self.ticket, js="(ticket) => ticket || 1", **QUIET)
+        self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
         self.tab.select(self.reopen, self.inputs, self.outputs, **OVERTAKEN)
         # A visitor may have opened the tab before the page could hear of it.
         opened = (
             "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
         )
         is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
-        load(None, self.ticket, self.ticket, js=f"(ticket) => ticket || Number({is_open})", **QUIET)
+        load(None, self.ticket, self.ticket, js=self._once_laid_out(is_open), **QUIET)
         nothing = json.dumps(list(emptied(self.cleared).values()))
         clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
         for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
@@ -167,10 +179,14 @@ class Page:
         yield nothing  # what was still on its way when the page emptied the views goes, too
         try:
             with polite():
+                shown: dict = {}
                 for updates in steps:
                     if not ticket.valid:
                         return
+                    shown |= updates
                     yield updates
+            if ticket.valid:
+                yield shown  # again: Gradio may lose what reaches a view while it is put into the page
         except gr.Error:
             yield {state_line: status("This cannot be shown; the message says why.", done=True)}
             raise
@@ -207,6 +223,9 @@ class Page:
     def _connect_address(self, tabs: gr.Tabs) -> Any:
         """Returns the event of the address having been read."""
         place = gr.Textbox(elem_id="place", visible="hidden", container=False)
+        # Not an output of `read`: a change of the tabs touches all that is in them, also where it is none.
+        opened = gr.Textbox(visible="hidden", container=False)
+        opened.change(lambda tab: gr.Tabs(selected=tab), opened, tabs, **QUIET)
         self.place.change(address.write_place, self.place, place, **QUIET)
         sources, numbers = ([getattr(each, name) for each in self._pickers] for name in ("source", "index"))
         for control in (place, *self._remembered):
@@ -220,7 +239,6 @@ class Page:
         def read(request: gr.Request) -> list:
             self.offer_anew()
             said = {} if request is None else dict(request.query_params)
-            opened = next((tab.id for tab in self._tabs if tab.id == said.get("tab")), None)
             choice = Choice()
             source, number = (said.get(key, "") for key in ("pictures", "picture"))
             if source in self.pictures.names[:-1]:  # a visitor's own are not there for another
@@ -228,7 +246,7 @@ class Page:
             if number.isdecimal() and len(number) < 10:
                 choice = replace(choice, index=int(number))
             return [
-                gr.Tabs(selected=opened) if opened else gr.skip(),
+                next((tab.id for tab in self._tabs if tab.id == said.get("tab")), gr.skip()),
                 choice,
                 address.read_place(said.get("place", "")),
                 *[choice.source] * len(sources),
@@ -236,7 +254,7 @@ class Page:
                 *[address.read(control, said) for control in self._remembered],
             ]
 
-        outputs = [tabs, self.choice, self.place, *sources, *numbers, *self._remembered]
+        outputs = [opened, self.choice, self.place, *sources, *numbers, *self._remembered]
         loaded = self.demo.load(read, None, outputs, **QUIET)
         loaded.then(None, None, None, js=address.READ, **QUIET)
         return loaded
