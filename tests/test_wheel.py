@@ -14,7 +14,7 @@ import pytest
 import gear_studio
 
 HERE = Path(__file__).parents[1]
-KINDS = {".py", ".css", ".json", ".jsonl", ".safetensors", ".png", ".csv", ".md"}
+KINDS = {".py", ".css", ".js", ".json", ".jsonl", ".safetensors", ".png", ".csv", ".md"}
 
 
 @pytest.fixture(scope="module")
