@@ -55,7 +55,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         record_timing=False,
         store_widget_state=False,
     )
-    client.execute(env=env)
+    client.execute(env=env, cleanup_kc=True)  # a manager given is kept, with its kernel, by default
     tidy(notebook)
     for cell in notebook.cells:
         for data in [output.get("data", {}) for output in cell.get("outputs", [])]:
