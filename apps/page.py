@@ -56,7 +56,7 @@ class Looking:
     def _once_laid_out(self, opened: str) -> str:
         """JavaScript that gives out the first ticket where `opened` holds, once the tab's views are in the
         page: what reaches a view while it is being put there may get lost."""
-        views = json.dumps([view.elem_id for view in self.cleared if view.elem_id])
+        views = json.dumps([view.elem_id for view in self.cleared if view.elem_id and view.visible])
         return f"""async (ticket) => {{
             if (ticket || !({opened})) return ticket;
             const pause = () => new Promise((resume) => setTimeout(resume, 30));
