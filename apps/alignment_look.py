@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from background import OWN_TEACHER, Background
 from components import Place, div, token_at
 from PIL.Image import Image
+from teacher_look import TeacherLook
 from torch import Tensor
 
 from gear_studio import plots
@@ -13,20 +14,11 @@ from gear_studio.analysis import features
 from gear_studio.looking.likeness import Likeness
 from gear_studio.looking.pictures import SourcePictures
 from gear_studio.looking.view import View
-from gear_studio.models.teachers import Teacher
-from gear_studio.runs import Run
 
 BEFORE, AFTER = "z", "c_q"
-STAND_IN = "efficientnet-lite0"  # for Runs that were imported, which name no teacher
 
 
-def teacher_for(run: Run, asked: str | None) -> str:
-    """The name of the teacher that is meant: an imported Run has none of its own."""
-    asked = (asked or OWN_TEACHER).strip()
-    return STAND_IN if asked == OWN_TEACHER and run.config["stage"] == "imported" else asked
-
-
-class Look:
+class Look(TeacherLook):
     """One picture through a Run and a teacher, and what the background knows of others.
 
     asked: the teacher. pictures: over which likeness is measured. block, stage: which features of generator
@@ -36,10 +28,8 @@ class Look:
         self, view: View, name: str, asked: str, pictures: SourcePictures, block: int, stage: str,
         place: Place, background: Background,
     ):  # fmt: skip
-        self.view, self.name, self.asked, self.stage = view, name, teacher_for(view.run, asked), stage
-        self.coming = background.teacher(name, self.asked)
-        self.patch = token_at(place, view.grid)
-        self.has_generator = view.run.has("generator")
+        super().__init__(view, name, asked, background)
+        self.patch, self.stage = token_at(place, view.grid), stage
         self.block = min(block, view.run.generator.config.blocks) if self.has_generator else block
         own = self.asked == OWN_TEACHER
         self.has_cosines = view.run.has("projector") and self.has_generator and own
@@ -48,18 +38,6 @@ class Look:
         )
         if self.teacher is not None and not self.has_cosines:
             self.likeness = background.likeness(name, pictures, self.asked, self.teacher)
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """None while it is being read, and where it cannot be had."""
-        return self.coming.result() if self.coming.done() and not self.coming.exception() else None
-
-    @property
-    def lack(self) -> str:
-        """Why there is no teacher."""
-        if not self.coming.done():
-            return f"teacher {self.asked} is being read"
-        return f"teacher {self.asked} cannot be had: {self.coming.exception()}"
 
     @property
     def news(self) -> tuple:

@@ -14,7 +14,6 @@ import torch
 from alignment_look import AFTER, BEFORE, Look
 from background import OWN_TEACHER
 from components import (
-    LAST_COUNTS,
     SIDE,
     Place,
     clicked_place,
@@ -22,13 +21,12 @@ from components import (
     div,
     heading,
     panel,
-    polite,
     released,
     square,
     status,
     token_at,
 )
-from page import ALONE, OVERTAKEN, Page, emptied
+from page import ALONE, Page
 from pictures import Choice
 from torch import Tensor
 
@@ -203,15 +201,6 @@ def build(page: Page) -> None:
 
         return through(asked.run), None if asked.beside == ALONE else through(asked.beside)
 
-    def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """The views, one after the other; a newer request stops it."""
-        asked = Asked(*values)
-        nothing = emptied(cleared) | {
-            state_line: status(f"reading {asked.run} …"),
-            waiting: gr.Timer(active=False),
-        }
-        yield from page.fill(TITLE, request, asked.looked_at, steps(asked), nothing, state_line)
-
     def steps(asked: Asked) -> Iterator[dict]:
         seen, other = look(asked)
         view, steps = seen.view, 3 if other else 2
@@ -230,40 +219,19 @@ def build(page: Page) -> None:
         wait([each.coming for each in (seen, other) if each], timeout=5)
         yield draw_all(*look(asked))
 
-    def answer(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """All views at once; most of what they show has been computed before."""
-        yield from redraw(request, Asked(*values))
+    def at_once(asked: Asked) -> Iterator[dict]:
+        """Most of what the views show has been computed before."""
+        seen, other = look(asked)
+        updates = controls.show(seen.view.picture, asked.chosen) | draw_picture(seen)
+        updates |= draw_features(seen, columns[1:]) | draw_all(seen, other)
+        if other:
+            updates |= draw_features(other, beside_columns)
+        yield updates | {page.place: asked.place}
 
-    def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
-        ticket = page.newest.take(TITLE, request, asked.looked_at)
-        with polite():
-            seen, other = look(asked)
-            updates = controls.show(seen.view.picture, asked.chosen) | draw_picture(seen)
-            updates |= draw_features(seen, columns[1:]) | draw_all(seen, other)
-            if other:
-                updates |= draw_features(other, beside_columns)
-        if ticket.valid:
-            yield updates | {page.place: asked.place}
-
-    def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """What another tab has changed meanwhile: the place looked at."""
-        asked = Asked(*values)
-        if page.looks_elsewhere(TITLE, request, asked.looked_at):
-            yield from redraw(request, asked)
-        else:
-            yield {known: gr.skip()}
-
-    def click(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
-        yield from redraw(request, dataclasses.replace(Asked(*values), place=clicked_place(event)))
-
-    def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
+    def catch_up(asked: Asked, before: tuple) -> dict:
         """What the background has finished by now."""
-        asked = Asked(*values)
-        if not page.newest.is_looking_at(asked.looked_at, TITLE, request):
-            return {known: before}
-        with polite():
-            seen, other = look(asked)
-            return {known: before} if news(seen, other) == before else draw_all(seen, other)
+        seen, other = look(asked)
+        return {} if news(seen, other) == before else draw_all(seen, other)
 
     def news(seen: Look, other: Look | None) -> tuple:
         return seen.news + (other.news if other else ())
@@ -331,10 +299,19 @@ def build(page: Page) -> None:
             cosine_scale: plots.legend(said, worst, 1, "cividis", digits=2),
         }
 
-    drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
-    others = [event(answer, inputs, **drawn) for event in (released(block), stage.input, teacher.change)]
-    others += [each.select(click, inputs, **drawn) for each in clickable]
-    others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
-    page.add_looking(
-        [run, beside], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
+    views = page.add_views(
+        [run, beside],
+        Asked,
+        inputs=inputs,
+        outputs=outputs,
+        cleared=cleared,
+        state_line=state_line,
+        first=lambda asked: {waiting: gr.Timer(active=False)},
+        steps=steps,
+        at_once=at_once,
     )
+    for event in (released(block), stage.input, teacher.change):
+        views.on(event)
+    for shown in clickable:
+        views.on_click(shown, clicked_place)
+    views.follow(waiting, known, catch_up)

@@ -19,13 +19,12 @@ from components import (
     div,
     heading,
     panel,
-    polite,
     released,
     square,
     status,
     token_at,
 )
-from page import ALONE, OVERTAKEN, Page, emptied
+from page import ALONE, Page
 from pictures import FOREIGN, Choice, is_foreign
 
 from gear_studio import plots
@@ -192,16 +191,6 @@ def build(page: Page) -> None:
 
         return through(asked.run), None if asked.beside == ALONE else through(asked.beside)
 
-    def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """The views of another Run or picture, one after the other."""
-        asked = dataclasses.replace(Asked(*values), edits={})
-        nothing = emptied(cleared) | {
-            state_line: status(f"reading {asked.run} …"),
-            edits: {},
-            waiting: gr.Timer(active=False),
-        }
-        yield from page.fill(TITLE, request, asked.looked_at, steps(asked), nothing, state_line)
-
     def steps(asked: Asked) -> Iterator[dict]:
         seen, other = look(asked)
         view, steps = seen.view, 5 if other else 4
@@ -225,59 +214,33 @@ def build(page: Page) -> None:
             each.wait(2)  # most often it is there: then nothing is drawn twice
         yield draw_surveyed(seen, other, asked)
 
-    def answer(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """All views at once, after a slider; most of what they show has been computed before."""
-        yield from redraw(request, Asked(*values))
+    def at_once(asked: Asked) -> Iterator[dict]:
+        """Most of what the views show has been computed before."""
+        seen, other = look(asked)
+        updates = {edits: asked.edits, page.place: asked.place}
+        updates |= controls.show(seen.view.picture, asked.chosen) | draw_picture(seen)
+        updates |= maps.draw_reconstruction(seen) | maps.draw_indices(seen)
+        updates |= maps.draw_entropy(seen, asked.tau) | draw_token(seen, asked)
+        yield updates | draw_edits(seen, asked) | draw_gallery(seen, asked)
+        yield draw_beside(other, asked)
+        for each in filter(None, (seen, other)):
+            each.wait(0)
+        yield draw_surveyed(seen, other, asked)
 
-    def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
-        ticket = page.newest.take(TITLE, request, asked.looked_at)
-        with polite():
-            seen, other = look(asked)
-            updates = {edits: asked.edits, page.place: asked.place}
-            updates |= controls.show(seen.view.picture, asked.chosen) | draw_picture(seen)
-            updates |= maps.draw_reconstruction(seen) | maps.draw_indices(seen)
-            updates |= maps.draw_entropy(seen, asked.tau) | draw_token(seen, asked)
-            updates |= draw_edits(seen, asked) | draw_gallery(seen, asked)
-            if ticket.valid:
-                yield updates
-            if ticket.valid:
-                yield draw_beside(other, asked)
-            if ticket.valid:
-                for each in filter(None, (seen, other)):
-                    each.wait(0)
-                yield draw_surveyed(seen, other, asked)
-
-    def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """What another tab has changed meanwhile: the place looked at."""
-        asked = Asked(*values)
-        if page.looks_elsewhere(TITLE, request, asked.looked_at):
-            yield from redraw(request, asked)
-        else:
-            yield {known: gr.skip()}
-
-    def click(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
-        yield from redraw(request, dataclasses.replace(Asked(*values), place=clicked_place(event)))
-
-    def swap(request: gr.Request, code: float | None, *values: Any) -> Iterator[dict]:
-        asked = Asked(*values)
-        with polite():
-            codes_in_all = runs.tokenizer(asked.run).config.codes
-            if code is None or not 0 <= code < codes_in_all:
-                raise InputError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
-            token = look(asked)[0].token
-        yield from redraw(request, dataclasses.replace(asked, edits={**asked.edits, token: int(code)}))
-
-    def undo(request: gr.Request, *values: Any) -> Iterator[dict]:
-        yield from redraw(request, dataclasses.replace(Asked(*values), edits={}))
-
-    def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
+    def catch_up(asked: Asked, before: tuple) -> dict:
         """What the background has finished by now."""
-        asked = Asked(*values)
-        if not page.newest.is_looking_at(asked.looked_at, TITLE, request):
-            return {known: before}
-        with polite():
-            seen, other = look(asked)
-            return {known: before} if news(seen, other) == before else draw_surveyed(seen, other, asked)
+        seen, other = look(asked)
+        return {} if news(seen, other) == before else draw_surveyed(seen, other, asked)
+
+    def swap(asked: Asked, code: float | None) -> Asked:
+        """With another code at the token looked at."""
+        codes_in_all = runs.tokenizer(asked.run).config.codes
+        if code is None or not 0 <= code < codes_in_all:
+            raise InputError(f"A code is wanted: choose a number from 0 to {codes_in_all - 1}.")
+        return dataclasses.replace(asked, edits={**asked.edits, look(asked)[0].token: int(code)})
+
+    def undo(asked: Asked) -> Asked:
+        return dataclasses.replace(asked, edits={})
 
     def news(seen: Look, other: Look | None) -> tuple:
         return seen.news + (other.news if other else ())
@@ -363,13 +326,21 @@ def build(page: Page) -> None:
             layout: chart,
         }
 
-    drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
-    others = [released(tau)(answer, inputs, **drawn)]
-    others += [each.select(click, inputs, **drawn) for each in clickable]
-    others.append(replace.click(swap, [code, *inputs], **drawn))
-    others.append(reset.click(undo, inputs, **drawn))
-    others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
-    choice.input(lambda code: code, choice, code, **LAST_COUNTS)
-    page.add_looking(
-        [run, beside], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
+    views = page.add_views(
+        [run, beside],
+        Asked,
+        inputs=inputs,
+        outputs=outputs,
+        cleared=cleared,
+        state_line=state_line,
+        first=lambda asked: {edits: {}, waiting: gr.Timer(active=False)},
+        steps=lambda asked: steps(undo(asked)),
+        at_once=at_once,
     )
+    views.on(released(tau))
+    for shown in clickable:
+        views.on_click(shown, clicked_place)
+    views.on(replace.click, swap, [code])
+    views.on(reset.click, undo)
+    views.follow(waiting, known, catch_up)
+    choice.input(lambda code: code, choice, code, **LAST_COUNTS)

@@ -9,7 +9,7 @@ import gradio as gr
 import snippets
 import torch
 from components import QUIET, SIDE, clicked_place, computing, div, heading, panel, polite, status, token_at
-from page import OVERTAKEN, Page, emptied
+from page import Page
 from pictures import FOREIGN, Choice, is_foreign
 from PIL.Image import Image
 from side_by_side import (
@@ -24,6 +24,7 @@ from side_by_side import (
     sampling_settings,
     seed_number,
 )
+from views import OVERTAKEN
 
 from gear_studio import plots, sampling
 from gear_studio.errors import InputError
@@ -100,6 +101,21 @@ class Canvas:
         return list(range(painted[0], len(self.now.tokens))) if onward and painted else painted
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a visitor asks to see, in the order of the views' inputs. label: the class asked for."""
+
+    run: str
+    chosen: Choice
+    onward: bool
+    label: str
+
+    @property
+    def looked_at(self) -> tuple:
+        """What and where, however it is drawn."""
+        return self.run, self.chosen
+
+
 def rectangle(corner: int, opposite: int, grid: int) -> frozenset[int]:
     """The tokens of a rectangle by those in two opposite corners."""
     top, bottom = sorted((corner // grid, opposite // grid))
@@ -163,33 +179,22 @@ def build(page: Page) -> None:
         runs.generator(name)
         return runs.view(name, page.pictures.picture(chosen, runs[name]))
 
-    def draw(request: gr.Request, name: str, chosen: Choice, onward: bool, wanted: str) -> Iterator[dict]:
-        """The picture from its own tokens. What was painted and drawn on the last one goes."""
-        page.newest.take(
-            ANSWERS, request, (name, chosen)
-        )  # those to the last picture are not wanted any more
-        classes = [OWN_CLASS, ANY, *runs[name].config["classes"]]
-        nothing = emptied(cleared) | {
-            canvas: Canvas(),
-            answers: (),
-            label: gr.Dropdown(choices=classes, value=wanted if wanted in classes else OWN_CLASS),
-            state_line: status(f"reading {name} …"),
-        }
-        yield from page.fill(TITLE, request, (name, chosen), steps(name, chosen, onward), nothing, state_line)
+    def first(asked: Asked) -> dict:
+        """What was painted and drawn on the last picture goes."""
+        classes = [OWN_CLASS, ANY, *runs[asked.run].config["classes"]]
+        kept = asked.label if asked.label in classes else OWN_CLASS
+        return {canvas: Canvas(), answers: (), label: gr.Dropdown(choices=classes, value=kept)}
 
-    def steps(name: str, chosen: Choice, onward: bool) -> Iterator[dict]:
-        view = look(name, chosen)
-        yield controls.show(view.picture, chosen)
-        yield controls.show_strip(page.pictures, chosen, runs[name])
+    def steps(asked: Asked) -> Iterator[dict]:
+        """The picture from its own tokens."""
+        view = look(asked.run, asked.chosen)
+        yield controls.show(view.picture, asked.chosen)
+        yield controls.show_strip(page.pictures, asked.chosen, runs[asked.run])
         yield {state_line: computing("encoding", 1, 2, view.seconds("z"))}
         whole = Canvas((Version(tuple(view.indices.tolist())),))
         yield {state_line: computing("decoding", 2, 2, view.seconds("decoded"))}
         said = FOREIGN if is_foreign(view.picture, view.run) else "done"
-        yield show(view, whole, onward) | {state_line: status(said, done=True)}
-
-    def reopen(*_: Any) -> dict:
-        """Nothing that other tabs change is seen here, but for what is drawn anew."""
-        return {state_line: gr.skip()}
+        yield show(view, whole, asked.onward) | {state_line: status(said, done=True)}
 
     def show(view: View, now: Canvas, onward: bool) -> dict:
         return {
@@ -252,7 +257,8 @@ def build(page: Page) -> None:
             how = seed_number(seed), temperature, int(top_k), top_p
             view, region = look(name, chosen), now.region(onward)
             for items in _draw(page, view, name, now.now.tokens, region, wanted, int(count), guidance, *how):
-                if not ticket.valid:
+                # Those to the last picture are not wanted any more.
+                if not (ticket.valid and page.newest.is_looking_at((name, chosen), TITLE, request)):
                     if page.newest.is_looking_at(STOPPED, ANSWERS, request):
                         said = "stopped: the tokens still to come are as they were"
                         yield {state_line: status(said, done=True)}
@@ -301,15 +307,17 @@ def build(page: Page) -> None:
         again.click(next_seed, seed, seed, **QUIET).then(resample, **drawing),
     ]
     stop.click(halt, None, None, **QUIET)
-    page.add_looking(
+    views = page.add_views(
         [run],
-        draw,
-        [run, page.choice, onward, label],
+        Asked,
+        inputs=[run, page.choice, onward, label],
         outputs=[*cleared, canvas, answers, label, controls.index, controls.strip],
-        reopen=reopen,
         cleared=cleared,
-        others=[*others, *resampling],
+        state_line=state_line,
+        first=first,
+        steps=steps,
     )
+    views.cancelled += [*others, *resampling]
 
 
 def draw_painted(view: View, canvas: Canvas, onward: bool) -> Image:

@@ -5,8 +5,10 @@
 Thin on purpose: tabs lay out components and call gear_studio, which does the computing. Needs no network.
 
     *_tab.py          one tab each; `page.py` says what a tab is and what tabs share
+    *_look.py         what a tab says of what it shows, without the page
     runs_on_offer.py  which Runs there are, their models
     pictures.py       the pictures to look at; `picker.py` chooses one
+    views.py          what a tab shows of a Run and a picture, and when it draws
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from alignment_look import teacher_for
 from background import Background, Grown, PatchMap
 from charts import as_plot, choose_looks, frame
 from components import Place, div, heading, token_at
 from gradio.components.plot import PlotData
 from PIL import Image
+from teacher_look import TeacherLook
 from torch import Tensor
 
 from gear_studio import plots
@@ -29,7 +29,6 @@ from gear_studio.analysis.similarity import Estimate
 from gear_studio.looking.by_block import HIGH, MORAN, SIMILARITIES, ByBlock
 from gear_studio.looking.pictures import SourcePictures
 from gear_studio.looking.view import View
-from gear_studio.models.teachers import Teacher
 from gear_studio.plots.style import INK
 
 TOLD = {  # measure -> what it asks
@@ -53,7 +52,7 @@ def symbol(place: str) -> str:
     return {"teacher": "f(x)", "tokenizer": detail, "generator": f"h{detail}"}[part]
 
 
-class Look:
+class Look(TeacherLook):
     """One picture through a Run and a teacher, and what the background has measured over others.
 
     asked: the teacher. pictures: over which is measured. layer: whose patches are laid out, of LAYERS, or
@@ -69,11 +68,9 @@ class Look:
         place: Place,
         background: Background,
     ):
-        self.view, self.name, self.asked = view, name, teacher_for(view.run, asked)
-        self.has_generator = view.run.has("generator")
+        super().__init__(view, name, asked, background)
         self.patch = token_at(place, view.grid)
         self.pictures = pictures
-        self.coming = background.teacher(name, self.asked)
         self.measuring: Future[ByBlock] | None = None  # begun when the teacher is there, or cannot be had
         self.grown: Grown[ByBlock] | None = None
         if self.coming.done():
@@ -85,18 +82,6 @@ class Look:
         self.mapping: Future[PatchMap] | None = None  # begun when the measures are there
         if self.found and self.found.patches and self.layer in self.found.patches.features:
             self.mapping = background.patch_map(name, pictures, self.asked, self.teacher, self.layer)
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """None while it is being read, and where it cannot be had."""
-        return self.coming.result() if self.coming.done() and not self.coming.exception() else None
-
-    @property
-    def lack(self) -> str:
-        """Why there is no teacher."""
-        if not self.coming.done():
-            return f"teacher {self.asked} is being read"
-        return f"teacher {self.asked} cannot be had: {self.coming.exception()}"
 
     @property
     def measured(self) -> bool:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from components import LAST_COUNTS, QUIET, Place, computing, div, heading, polite, status
+from components import QUIET, Place, computing, div, heading, polite, status
 from features_look import AT_TAP, LAYERS, Look, Measures, draw_chosen, draw_map
-from page import ALONE, OVERTAKEN, Page, emptied
+from page import ALONE, Page
 from pictures import Choice
+from views import OVERTAKEN, emptied
 
 TITLE = "Features"
 PANELS = 6  # measures at most
@@ -127,15 +128,6 @@ def build(page: Page) -> None:
 
         return [through(name) for name in (asked.run, asked.beside) if name != ALONE]
 
-    def draw(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """The views, one after the other; a newer request stops it."""
-        asked = Asked(*values)
-        nothing = emptied(cleared) | {
-            state_line: status(f"reading {asked.run} …"),
-            waiting: gr.Timer(active=False),
-        }
-        yield from page.fill(TITLE, request, asked.looked_at, steps(asked), nothing, state_line)
-
     def steps(asked: Asked) -> Iterator[dict]:
         looks = look(asked)
         seen, step = looks[0], itertools.count(1)
@@ -159,50 +151,25 @@ def build(page: Page) -> None:
         wait([each.coming for each in looks], timeout=5)
         yield draw_all(look(asked))
 
-    def redraw(request: gr.Request, asked: Asked) -> Iterator[dict]:
+    def at_once(asked: Asked) -> Iterator[dict]:
         """Another patch: all that it frames has been computed before."""
-        ticket = page.newest.take(TITLE, request, asked.looked_at)
-        with polite():
-            updates = draw_strips(look(asked)) | {page.place: asked.place}
-        if ticket.valid:
-            yield updates
+        yield draw_strips(look(asked)) | {page.place: asked.place}
 
-    def reopen(request: gr.Request, *values: Any) -> Iterator[dict]:
-        """What another tab has changed meanwhile: the place looked at."""
-        asked = Asked(*values)
-        if page.looks_elsewhere(TITLE, request, asked.looked_at):
-            yield from redraw(request, asked)
-        else:
-            yield {known: gr.skip()}
-
-    def click(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
-        across, down = (min(max(float(share), 0.0), 1.0) for share in event.index)
-        yield from redraw(request, dataclasses.replace(Asked(*values), place=(across, down)))
-
-    def poll(request: gr.Request, before: tuple, *values: Any) -> dict:
+    def catch_up(asked: Asked, before: tuple) -> dict:
         """What the background has finished by now."""
-        asked = Asked(*values)
-        if not page.newest.is_looking_at(asked.looked_at, TITLE, request):
-            return {known: before}
-        with polite():
-            looks = look(asked)
-            now, (measured, mapped, _) = news(looks), before or ((), (), "")
-            updates = {known: before} if now == before else draw_state(looks)
-            if now[0] != measured:
-                updates |= draw_measures(looks)
-            if now[1] != mapped:
-                updates |= draw_patches(looks[0])
+        looks = look(asked)
+        now, (measured, mapped, _) = news(looks), before or ((), (), "")
+        updates = {} if now == before else draw_state(looks)
+        if now[0] != measured:
+            updates |= draw_measures(looks)
+        if now[1] != mapped:
+            updates |= draw_patches(looks[0])
         return updates
 
-    def choose_layer(request: gr.Request, *values: Any) -> Iterator[dict]:
+    def draw_layer(asked: Asked) -> Iterator[dict]:
         """The map of other features; the page has emptied the last one."""
-        asked = Asked(*values)
-        ticket = page.newest.take(TITLE, request, asked.looked_at)
-        with polite():
-            looks = look(asked)
-            updates = draw_state(looks) | draw_patches(looks[0])
-        if ticket.valid:
-            yield updates
+        looks = look(asked)
+        yield draw_state(looks) | draw_patches(looks[0])
 
     def choose_patches(event: gr.SelectData, *values: Any) -> dict:
         with polite():
@@ -249,13 +216,27 @@ def build(page: Page) -> None:
         drawing, beside = (draw_map(laid), nothing) if laid else ("", "")
         return {map_said: div("note", seen.map_said), patch_map: drawing, chosen: beside}
 
-    drawn: dict[str, Any] = dict(outputs=outputs, **OVERTAKEN)
-    others = [each.select(click, inputs, **drawn) for each in (cells, beside_cells)]
+    views = page.add_views(
+        [run, beside, teacher],
+        Asked,
+        inputs=inputs,
+        outputs=outputs,
+        cleared=cleared,
+        state_line=state_line,
+        first=lambda asked: {waiting: gr.Timer(active=False)},
+        steps=steps,
+        at_once=at_once,
+    )
+    for shown in (cells, beside_cells):
+        views.on_click(shown, clicked_share)
     nothing = json.dumps(list(emptied(of_map).values()))
     layer.input(None, None, of_map, js=f"() => {nothing}", **QUIET)
-    others.append(layer.input(choose_layer, inputs, **drawn))
-    others.append(patch_map.select(choose_patches, inputs, **drawn))
-    others.append(waiting.tick(poll, [known, *inputs], outputs, **LAST_COUNTS))
-    page.add_looking(
-        [run, beside, teacher], draw, inputs, outputs=outputs, reopen=reopen, cleared=cleared, others=others
-    )
+    views.on(layer.input, draw=draw_layer)
+    views.cancelled.append(patch_map.select(choose_patches, inputs, outputs, **OVERTAKEN))
+    views.follow(waiting, known, catch_up)
+
+
+def clicked_share(event: gr.SelectData) -> Place:
+    """Where one of the squares was clicked: see CLICK."""
+    across, down = (min(max(float(share), 0.0), 1.0) for share in event.index)
+    return across, down

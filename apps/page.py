@@ -4,7 +4,7 @@ A tab is a module with a TITLE and `build(page)`. A new one is a file here and a
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,15 +12,14 @@ import address
 import gradio as gr
 import picker
 from background import OWN_TEACHER, TEACHERS, Background
-from components import MIDDLE, QUIET, polite, status
+from components import MIDDLE, QUIET
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
+from views import Views
 
 ALONE = "no other"  # instead of a second Run
 EVERY = 3.0  # seconds after which a page asks whether there are more Runs
-# Of what draws a picture's views: the page takes what the newest request says, and drops the others.
-OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
 
 class Tab(Protocol):
@@ -31,57 +30,6 @@ class Tab(Protocol):
     def build(self, page: "Page") -> None:
         """Lay the tab out, inside `page.tab`."""
         ...
-
-
-@dataclass
-class Looking:
-    """What one tab shows of a Run and a picture, both of which may be chosen anew at any time.
-
-    Drawn when the tab is first opened: before that it is not in the page. At the choice of another, the page
-    itself empties `cleared` and drops answers under way; then `draw` fills the views again. draw: a generator
-    of updates by component. reopen: the same, of what has changed in other tabs. runs: the choices of Runs.
-    others: further events that draw here, such as clicks. ticket: a number in the page that changes with
-    every choice; 0 until the tab is opened."""
-
-    tab: gr.Tab
-    runs: Sequence[gr.Dropdown]
-    draw: Callable
-    reopen: Callable
-    inputs: list
-    outputs: list
-    cleared: Sequence[gr.components.Component]
-    others: list
-    ticket: gr.Number
-
-    def _once_laid_out(self, opened: str) -> str:
-        """JavaScript that gives out the first ticket where `opened` holds, once the tab's views are in the
-        page: what reaches a view while it is being put there may get lost."""
-        views = json.dumps([view.elem_id for view in self.cleared if view.elem_id and view.visible])
-        return f"""async (ticket) => {{
-            if (ticket || !({opened})) return ticket;
-            const pause = () => new Promise((resume) => setTimeout(resume, 30));
-            while (!{views}.every((view) => document.getElementById(view))) await pause();
-            await pause();
-            return 1;
-        }}"""
-
-    def connect(self, load: Callable, chosen: list[Any]) -> None:
-        """Draw on emptied views at another Run and after each event of `chosen`. load: the event of the page
-        being there."""
-        drawing = self.ticket.change(self.draw, self.inputs, self.outputs, **OVERTAKEN)
-        self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
-        self.tab.select(self.reopen, self.inputs, self.outputs, **OVERTAKEN)
-        # A visitor may have opened the tab before the page could hear of it.
-        opened = (
-            "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
-        )
-        is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
-        load(None, self.ticket, self.ticket, js=self._once_laid_out(is_open), **QUIET)
-        nothing = json.dumps(list(emptied(self.cleared).values()))
-        clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
-        for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
-            choose(None, cancels=[drawing, *self.others])  # first: what comes later is not dropped
-            choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
 
 
 @dataclass
@@ -109,7 +57,7 @@ class Page:
     _first: list[tuple[Callable, dict[str, Any]]] = field(init=False, default_factory=list)
     _tabs: list[gr.Tab] = field(init=False, default_factory=list)
     known: gr.Number = field(init=False)
-    _looking: list[Looking] = field(init=False, default_factory=list)
+    _views: list[Views] = field(init=False, default_factory=list)
     _pickers: list[picker.Picker] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -159,42 +107,11 @@ class Page:
             tab.build(self)
         self._tabs.append(self.tab)
 
-    def add_looking(self, runs: Sequence[gr.Dropdown], draw: Callable, inputs: list, **more: Any) -> None:
-        """Draw when the tab is opened, and again whenever another Run or picture is chosen: see `Looking`."""
-        ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
-        self._looking.append(Looking(self.tab, runs, draw, inputs=inputs, ticket=ticket, **more))
-
-    def fill(
-        self,
-        place: str,
-        request: gr.Request,
-        what: Hashable,
-        steps: Iterable[dict],
-        nothing: dict,
-        state_line: gr.HTML,
-    ) -> Iterator[dict]:
-        """`nothing`, then `steps`, updates by component, until a newer request from the same place; an error
-        that may be said to the visitor is said. what: is looked at from now on."""
-        ticket = self.newest.take(place, request, what)
-        yield nothing  # what was still on its way when the page emptied the views goes, too
-        try:
-            with polite():
-                shown: dict = {}
-                for updates in steps:
-                    if not ticket.valid:
-                        return
-                    shown |= updates
-                    yield updates
-            if ticket.valid:
-                yield shown  # again: Gradio may lose what reaches a view while it is put into the page
-        except gr.Error:
-            yield {state_line: status("This cannot be shown; the message says why.", done=True)}
-            raise
-
-    def looks_elsewhere(self, place: str, request: gr.Request, what: Hashable) -> bool:
-        """Whether the visitor has seen something there, and not `what`."""
-        newest = self.newest
-        return newest.has_looked(place, request) and not newest.is_looking_at(what, place, request)
+    def add_views(self, runs: Sequence[gr.Dropdown], ask: Callable[..., Any], **more: Any) -> Views:
+        """What the tab shows of a Run and a picture; they follow the picture that is chosen. See `Views`."""
+        views = Views(self.tab, self.newest, runs, ask, **more)
+        self._views.append(views)
+        return views
 
     def add_picker(self, prefix: str, run: gr.Dropdown) -> picker.Picker:
         """Lay out the choice of the picture, the same in all tabs that have one. prefix: of its ids."""
@@ -213,10 +130,8 @@ class Page:
                 event(lambda: len(self.runs.names), None, self.known, queue=False, **QUIET)
         chosen = picker.connect(self.runs, self.pictures, self._pickers, self.choice)
         loaded = self._connect_address(tabs).then
-        for looking in self._looking:
-            # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
-            looking.ticket.render()
-            looking.connect(loaded, chosen)
+        for views in self._views:
+            views.connect(loaded, chosen)
         for draw, settings in self._first:
             loaded(draw, **settings)
 
@@ -258,8 +173,3 @@ class Page:
         loaded = self.demo.load(read, None, outputs, **QUIET)
         loaded.then(None, None, None, js=address.READ, **QUIET)
         return loaded
-
-
-def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:
-    """Each component with what it holds when it shows nothing."""
-    return {each: "" if isinstance(each, gr.HTML | gr.Markdown) else None for each in components}

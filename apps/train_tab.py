@@ -122,7 +122,9 @@ def build(page: Page) -> None:
             for kind, said in PICTURES.items():
                 titles.append(gr.HTML(heading(kind.capitalize(), said), padding=False, visible=False))
                 pictures.append(sheet(f"train-{kind}", f"{kind.capitalize()}: {said}", visible=False))
-    seen = gr.State([])  # what the page shows, so that it is sent what has changed alone
+    # What the page was sent, and whether twice: Gradio may lose what reaches a view while it is put into the
+    # page. So the page is sent what has changed alone.
+    seen = gr.State([])
     form: list[Any] = [
         stage,
         arm,
@@ -181,11 +183,13 @@ def build(page: Page) -> None:
     def follow(name: str | None, shown: str | None, before: list) -> list:
         """The views that differ from what the page shows."""
         now = look(name, shown)
-        changed = [
-            as_update(new) if number >= len(before) or new != before[number] else gr.skip()
-            for number, new in enumerate(now)
+        sent = before or [(None, False)] * len(now)
+        known = [view == old for view, (old, _) in zip(now, sent, strict=True)]
+        updates = [
+            gr.skip() if same and twice else as_update(view)
+            for view, same, (_, twice) in zip(now, known, sent, strict=True)
         ]
-        return [*changed, now]
+        return [*updates, list(zip(now, known, strict=True))]
 
     def show(name: str | None, shown: str | None) -> list:
         return follow(name, shown, [])

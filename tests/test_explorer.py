@@ -246,8 +246,9 @@ def test_maps_to_compare_are_of_one_size(page: Page):
     page.set_viewport_size({"width": 800, "height": 1000})
     for tab, image in (("Codebook", "#edited"), ("Alignment", "#generator-similarity")):
         open_tab(page, tab, image)
-        boxes = [shown.bounding_box() for shown in page.locator(".maps .panel img:visible").all()]
-        assert len(boxes) >= 5 and len({round(box["width"]) for box in boxes}) == 1
+        shown = page.locator(".maps .panel img:visible")
+        shown.nth(4).wait_for()
+        assert len({round(each.bounding_box()["width"]) for each in shown.all()}) == 1
 
 
 def test_a_number_beyond_the_slider_is_clamped(page: Page):

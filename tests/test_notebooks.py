@@ -212,7 +212,7 @@ STAND_INS = {  # what the documented cell asks for -> what there is here
     "256, 150, 100": "40, 24, 16",
 }
 
-PROTOCOL = "## Why the protocol matters"
+ROWS = "## Few rows, wide features"
 
 
 @pytest.mark.parametrize("name", ["04_alignment", "05_patch_features"])
@@ -229,8 +229,8 @@ def test_one_cell_decides_what_is_looked_at(name: str, tmp_path: Path, execute):
     imports, _, _ = first.source.partition("\nIMAGES")
     first.source = f"{imports}\n{given.replace('PICTURES', str(tmp_path))}"
     begins = [cell.source.partition("\n")[0] for cell in shown.cells]
-    if PROTOCOL in begins:  # long, and the same whatever is looked at
-        del shown.cells[begins.index(PROTOCOL) : begins.index("## Retrain live")]
+    if ROWS in begins:  # long, and the same whatever is looked at
+        del shown.cells[begins.index(ROWS) : begins.index("## Retrain live")]
     execute.execute(shown, tmp_path)
     drawn = figures(shown)
     assert drawn and not any(map(empty, drawn))

@@ -14,7 +14,7 @@ import tiny
 
 from gear_studio.files import write_json
 from gear_studio.runs import Run
-from gear_studio.training import jobs
+from gear_studio.training import jobs, loop
 from gear_studio.training.queue import Queue, in_a_row, in_folder, shortest
 from gear_studio.training.request import Training
 
@@ -27,6 +27,26 @@ ASKED = Training("shapes", "warmup", budget="smoke", steps=20, tokenizer="mini",
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that have imported everything."""
     monkeypatch.setattr(jobs, "subprocess", types.SimpleNamespace(Popen=tiny.Forked, STDOUT=None))
+
+
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the file that has a training wait at the end of each step for as long as it is there."""
+    log = loop.Loop._log
+
+    def log_and_wait(training: loop.Loop, *args) -> None:
+        log(training, *args)
+        while training.out.with_suffix(".hold").exists():
+            time.sleep(0.02)
+
+    monkeypatch.setattr(loop.Loop, "_log", log_and_wait)
+
+    def begin(name: str) -> Path:
+        file = tmp_path / f"{name}.hold"
+        file.touch()
+        return file
+
+    return begin
 
 
 def wait_for(queue: Queue, true: Callable[[], bool]) -> None:
@@ -42,12 +62,14 @@ def state(queue: Queue, name: str) -> str:
 
 
 @pytest.mark.slow
-def test_paused_and_resumed_it_ends_as_if_it_had_never_stopped(tmp_path: Path):
+def test_paused_and_resumed_it_ends_as_if_it_had_never_stopped(tmp_path: Path, hold: Callable[[str], Path]):
     queue = Queue(tmp_path, at_once=2)
+    held = hold("paused")
     paused, whole = (queue.add([in_folder(ASKED, tmp_path, name)])[0] for name in ("paused", "whole"))
     assert [each.state for each in queue.standings()] == ["waiting", "waiting"]
-    wait_for(queue, lambda: queue.standing(paused).step >= 2)
+    wait_for(queue, lambda: queue.standing(paused).step > 0)
     queue.pause(paused)
+    held.unlink()
     later = Queue(tmp_path, at_once=2)  # as of an app that was started again
     wait_for(later, lambda: state(later, paused) == "paused")
     stood = later.standing(paused)
@@ -63,19 +85,21 @@ def test_paused_and_resumed_it_ends_as_if_it_had_never_stopped(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_one_runs_the_others_wait_and_the_dead_can_be_resumed(tmp_path: Path):
+def test_one_runs_the_others_wait_and_the_dead_can_be_resumed(tmp_path: Path, hold: Callable[[str], Path]):
     queue = Queue(tmp_path, at_once=1)
     first, joint, last = queue.add(in_a_row(replace(ASKED, stage="generator"), tmp_path))
     assert (first, joint) == ("shapes-mini-warmup-smoke-s0", "shapes-mini-joint-gear-smoke-s0")
     assert [each.note for each in queue.standings()] == ["", first, joint]
-    (held,) = queue.add([in_folder(ASKED, tmp_path, "held")])
-    queue.pause(held)
+    (other,) = queue.add([in_folder(ASKED, tmp_path, "other")])
+    queue.pause(other)
+    held = [hold(name) for name in (first, joint)]
     wait_for(queue, lambda: queue.standing(first).step > 0)
     assert [each.state for each in queue.standings()] == ["running", "waiting", "waiting", "paused"]
     with pytest.raises(ValueError, match=f"{first} is running; stop it first"):
         queue.remove(first)
     os.kill(queue.read()[first].pid, signal.SIGKILL)
     wait_for(queue, lambda: state(queue, first) == "failed")
+    held[0].unlink()
     queue.advance()
     assert [each.state for each in queue.standings()] == ["failed", "waiting", "waiting", "paused"]
     queue.resume(first)
@@ -84,7 +108,7 @@ def test_one_runs_the_others_wait_and_the_dead_can_be_resumed(tmp_path: Path):
     queue.stop(joint)
     wait_for(queue, lambda: state(queue, joint) == "stopped")
     queue.remove(joint)
-    assert [each.name for each in queue.standings()] == [first, last, held]
+    assert [each.name for each in queue.standings()] == [first, last, other]
 
 
 def test_what_the_training_would_refuse_is_refused_in_its_words(tmp_path: Path):

@@ -1,0 +1,184 @@
+"""What one tab shows of a Run and a picture, both of which may be chosen anew at any time.
+
+    another Run or picture   the page empties the views; then `steps` fills them, one after the other
+    a click, a slider        `at_once` draws on views that show something
+    a timer                  `catch_up` adds what the background has finished
+
+A visitor's newest request counts; what draws for an older one stops.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gradio as gr
+from components import LAST_COUNTS, QUIET, Place, polite, status
+from newest import Newest
+
+# Of what draws a picture's views: the page takes what the newest request says, and drops the others.
+OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+
+
+class Asked(Protocol):
+    """What a visitor asks to see: a dataclass of the values of the tab's inputs, in their order."""
+
+    run: str
+
+    @property
+    def looked_at(self) -> Hashable:
+        """What and where, however it is drawn."""
+        ...
+
+
+@dataclass
+class Views:
+    """The views of one tab, drawn when it is first opened: before that they are not in the page.
+
+    runs: the choices of Runs. ask: makes an `Asked` of the inputs' values. cleared: what is emptied at
+    another choice. first: what else is so before `steps`, which gives updates by component and may raise
+    what is said to the visitor. at_once: the same for views that are filled; None where no other tab changes
+    what is seen here. ticket: a number in the page that changes with every choice; 0 until the tab is
+    opened."""
+
+    tab: gr.Tab
+    newest: Newest
+    runs: Sequence[gr.Dropdown]
+    ask: Callable[..., Any]
+    inputs: list
+    outputs: list
+    cleared: Sequence[gr.components.Component]
+    state_line: gr.HTML
+    steps: Callable[[Any], Iterable[dict]]
+    at_once: Callable[[Any], Iterable[dict]] | None = None
+    first: Callable[[Any], dict] = lambda asked: {}
+    cancelled: list = field(default_factory=list)  # events that another choice ends
+    ticket: gr.Number = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = str(self.tab.label)
+        self.ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
+
+    # What draws
+
+    def on(
+        self,
+        event: Callable[..., Any],
+        change: Callable[..., Any] = lambda asked: asked,
+        more: Sequence[gr.components.Component] = (),
+        draw: Callable[[Any], Iterable[dict]] | None = None,
+    ) -> None:
+        """Draw at once after an event. change: makes what is asked for of what was asked, and of the values
+        of `more`. draw: instead of `at_once`."""
+
+        def answer(request: gr.Request, *values: Any) -> Iterator[dict]:
+            with polite():
+                asked = change(self.ask(*values[len(more) :]), *values[: len(more)])
+            yield from self._draw_at_once(request, asked, draw)
+
+        self.cancelled.append(event(answer, [*more, *self.inputs], self.outputs, **OVERTAKEN))
+
+    def on_click(self, shown: gr.components.Component, where: Callable[[gr.SelectData], Place]) -> None:
+        """Draw at once where `shown` is clicked, from then on the place looked at."""
+
+        def answer(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
+            yield from self._draw_at_once(request, dataclasses.replace(self.ask(*values), place=where(event)))
+
+        self.cancelled.append(shown.select(answer, self.inputs, self.outputs, **OVERTAKEN))
+
+    def follow(self, timer: gr.Timer, known: gr.State, catch_up: Callable[[Any, Any], dict]) -> None:
+        """Have `catch_up` add to the views at every tick. known: what it was told the last time."""
+
+        def answer(request: gr.Request, before: Any, *values: Any) -> dict:
+            asked = self.ask(*values)
+            if not self.newest.is_looking_at(asked.looked_at, self.place, request):
+                return {known: before}
+            with polite():
+                return {known: before} | catch_up(asked, before)
+
+        self.cancelled.append(timer.tick(answer, [known, *self.inputs], self.outputs, **LAST_COUNTS))
+
+    def _fill(self, request: gr.Request, *values: Any) -> Iterator[dict]:
+        """What is seen of another choice, from nothing on."""
+        asked = self.ask(*values)
+        ticket = self.newest.take(self.place, request, asked.looked_at)
+        # What was still on its way when the page emptied the views goes, too.
+        yield {
+            **emptied(self.cleared),
+            self.state_line: status(f"reading {asked.run} …"),
+            **self.first(asked),
+        }
+        try:
+            with polite():
+                shown: dict = {}
+                for updates in self.steps(asked):
+                    if not ticket.valid:
+                        return
+                    shown |= updates
+                    yield updates
+            if ticket.valid:
+                yield shown  # again: Gradio may lose what reaches a view while it is put into the page
+        except gr.Error:
+            yield {self.state_line: status("This cannot be shown; the message says why.", done=True)}
+            raise
+
+    def _draw_at_once(
+        self, request: gr.Request, asked: Any, draw: Callable[[Any], Iterable[dict]] | None = None
+    ) -> Iterator[dict]:
+        draw = draw or self.at_once
+        assert draw is not None, "a tab that draws at once says how"
+        ticket = self.newest.take(self.place, request, asked.looked_at)
+        with polite():
+            for updates in draw(asked):
+                if not ticket.valid:
+                    return
+                yield updates
+
+    def _reopen(self, request: gr.Request, *values: Any) -> Iterator[dict]:
+        """What another tab has changed meanwhile."""
+        asked = self.ask(*values)
+        seen = self.newest.is_looking_at(asked.looked_at, self.place, request)
+        if self.at_once is None or seen or not self.newest.has_looked(self.place, request):
+            yield {self.state_line: gr.skip()}
+        else:
+            yield from self._draw_at_once(request, asked)
+
+    # When
+
+    def connect(self, load: Callable, chosen: list[Any]) -> None:
+        """Draw on emptied views at another Run and after each event of `chosen`. load: the event of the page
+        being there."""
+        # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
+        self.ticket.render()
+        drawing = self.ticket.change(self._fill, self.inputs, self.outputs, **OVERTAKEN)
+        self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
+        self.tab.select(self._reopen, self.inputs, self.outputs, **OVERTAKEN)
+        # A visitor may have opened the tab before the page could hear of it.
+        opened = (
+            "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
+        )
+        is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
+        load(None, self.ticket, self.ticket, js=self._once_laid_out(is_open), **QUIET)
+        nothing = json.dumps(list(emptied(self.cleared).values()))
+        clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
+        for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
+            choose(None, cancels=[drawing, *self.cancelled])  # first: what comes later is not dropped
+            choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
+
+    def _once_laid_out(self, opened: str) -> str:
+        """JavaScript that gives out the first ticket where `opened` holds, once the tab's views are in the
+        page: what reaches a view while it is being put there may get lost."""
+        views = json.dumps([view.elem_id for view in self.cleared if view.elem_id and view.visible])
+        return f"""async (ticket) => {{
+            if (ticket || !({opened})) return ticket;
+            const pause = () => new Promise((resume) => setTimeout(resume, 30));
+            while (!{views}.every((view) => document.getElementById(view))) await pause();
+            await pause();
+            return 1;
+        }}"""
+
+
+def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:
+    """Each component with what it holds when it shows nothing."""
+    return {each: "" if isinstance(each, gr.HTML | gr.Markdown) else None for each in components}
