@@ -79,7 +79,7 @@ class Views:
 
         self.cancelled.append(event(answer, [*more, *self.inputs], self.outputs, **OVERTAKEN))
 
-    def on_click(self, shown: gr.components.Component, where: Callable[[gr.SelectData], Place]) -> None:
+    def on_click(self, shown: gr.HTML | gr.Image, where: Callable[[gr.SelectData], Place]) -> None:
         """Draw at once where `shown` is clicked, from then on the place looked at."""
 
         def answer(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
