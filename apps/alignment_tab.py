@@ -34,6 +34,10 @@ from gear_studio import plots
 from gear_studio.analysis import features
 
 TITLE = "Alignment"
+GUIDE = (
+    "The same picture as the teacher, the tokenizer and the generator see it. Click a patch: each map "
+    "shows which other patches that model finds like it."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,4 +318,5 @@ def build(page: Page) -> None:
         views.on(event)
     for shown in clickable:
         views.on_click(shown, clicked_place)
+    views.on_arrows(lambda asked: runs.tokenizer(asked.run).grid)
     views.follow(waiting, known, catch_up)

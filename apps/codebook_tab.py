@@ -32,6 +32,10 @@ from gear_studio.errors import InputError
 from gear_studio.looking.view import View
 
 TITLE = "Codebook"
+GUIDE = (
+    "What a tokenizer makes of a picture. Click a token to see which codes it could have had and how sure "
+    "the choice was; replace it and see what changes."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,5 +346,6 @@ def build(page: Page) -> None:
         views.on_click(shown, clicked_place)
     views.on(replace.click, swap, [code])
     views.on(reset.click, undo)
+    views.on_arrows(lambda asked: runs.tokenizer(asked.run).grid)
     views.follow(waiting, known, catch_up)
     choice.input(lambda code: code, choice, code, **LAST_COUNTS)

@@ -11,6 +11,10 @@ from convergence_look import MOST_RUNS, Asked, Look
 from page import Page
 
 TITLE = "Convergence"
+GUIDE = (
+    "What the runs measured while they trained. Move the dashed level: the table says when each arm "
+    "reaches it, and how many times sooner."
+)
 # Lists and the level's range follow the runs. The page may still send what it showed before, which Gradio
 # would refuse; `Asked` and `Look` judge instead.
 UNCHECKED: dict[str, Any] = {**LAST_COUNTS, "preprocess": False}

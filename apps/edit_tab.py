@@ -31,13 +31,11 @@ from gear_studio.errors import InputError
 from gear_studio.looking.view import View
 
 TITLE = "Edit"
+GUIDE = "Click tokens in the left picture to paint them, press Resample, and click the answer to go on with."
 ANSWERS, STOPPED = "Edit: answers", "stopped"  # the place in `Newest` of a resampling; what ends it there
 OWN_CLASS = "the picture's own"
 ONE, RECTANGLE = "one token", "a rectangle: two corners"
 UNDONE = 50  # steps back that are kept
-HOW_TO = (
-    "Click tokens in the left picture to paint them, press **Resample**, and click the answer to go on with."
-)
 WHAT_IT_CAN = (
     "The generator draws tokens in reading order, and each sees only those before it. So a painted token "
     "takes up what stands in the rows above and at its left. It cannot know what stands at its right or "
@@ -135,7 +133,6 @@ def build(page: Page) -> None:
         controls = page.add_picker("edit", run)
     controls.caption.render()
     controls.strip.render()
-    gr.Markdown(HOW_TO)
     state_line = gr.HTML(elem_id="edit-status", padding=False)
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -152,7 +149,7 @@ def build(page: Page) -> None:
                 clear = gr.Button("Clear the paint", elem_id="edit-clear", min_width=100)
             go = gr.Button("Resample", variant="primary", elem_id="edit-go")
             with gr.Row():
-                again = gr.Button("Next seed", elem_id="edit-next-seed", min_width=100)
+                again = gr.Button("Next seed", elem_id="edit-next-seed", elem_classes="again", min_width=100)
                 stop = gr.Button("Stop", elem_id="edit-stop", min_width=100)
         with gr.Column(scale=4, min_width=300):
             gr.HTML(heading("Answers", "click the one to go on with"), padding=False)

@@ -61,7 +61,13 @@ NOT_HOSTED = (train_tab, open_tab)
 CONCURRENCY = 2  # requests of one kind answered at a time; more would only share the same cores
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-CSS = Path(__file__).with_name("explorer.css")
+QUESTIONS = {  # -> the address of the view that answers it
+    "Which codes does a picture use, and how sure was the choice?": "?tab=codebook",
+    "Where do generator and teacher agree?": "?tab=alignment",
+    "Does GEAR learn sooner, and by how much?": "?tab=convergence",
+    "What happens when I change some tokens?": "?tab=edit",
+}
+CSS, SCRIPT = (Path(__file__).with_suffix(kind) for kind in (".css", ".js"))
 
 
 @dataclass
@@ -80,6 +86,8 @@ class Options:
     """Address to serve on; 0.0.0.0 lets other machines in."""
     share: bool = False
     """Also open a public link through Gradio's servers."""
+    auth: Path | None = None
+    """File of those who may enter, a line NAME:PASSWORD each."""
     read_only: bool = False
     """For hosting: leave out what reads and writes files of this machine, or downloads: the tabs Train and
     Open, and teachers beside those in the list."""
@@ -88,9 +96,11 @@ class Options:
 def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
     write_pictures_once()
     with gr.Blocks(title="GEAR Studio", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+        asked = " ".join(f'<a href="{address}">{question}</a>' for question, address in QUESTIONS.items())
         gr.HTML(
             "<header><h1>GEAR Studio</h1><p>An image generator guides the tokenizer that feeds it. "
-            "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p></header>"
+            "Sample from the models, ask in words, take codebooks apart, see what is looked at.</p>"
+            f"<nav>Start with a question: {asked}</nav></header>"
         )
         page = Page(runs, background, demo, background.pictures, read_only)
         with gr.Tabs() as tabs:
@@ -98,6 +108,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
                 if not (read_only and tab in NOT_HOSTED):
                     page.add(tab)
         page.connect(tabs)
+        demo.load(None, None, None, js=SCRIPT.read_text())
     return demo
 
 
@@ -114,11 +125,30 @@ def read_weights(given: Sequence[str]) -> dict[str, Path]:
     return weights
 
 
+def read_visitors(file: Path) -> list[tuple[str, str]]:
+    """Names and passwords of a file of lines NAME:PASSWORD. Raises ValueError for another line, and where
+    there is none; no password is in the message."""
+    try:
+        lines = [line for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--auth {file} cannot be read: {error}") from error
+    visitors = []
+    for number, line in enumerate(lines, start=1):
+        name, _, password = line.partition(":")
+        if not (name.strip() and password):
+            raise InputError(f"--auth {file}: line {number} is not NAME:PASSWORD")
+        visitors.append((name.strip(), password))
+    if not visitors:
+        raise InputError(f"--auth {file}: the file is empty; give a line NAME:PASSWORD for each visitor")
+    return visitors
+
+
 def main(options: Options) -> None:
     try:
         check(options)
         runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
         weights = read_weights(options.teacher_weights)
+        visitors = read_visitors(options.auth) if options.auth else None
     except ValueError as error:
         sys.exit(f"explorer: {error}")
     # Each request gets its share of the cores: threads that wait for each other's core are slower than one.
@@ -126,6 +156,9 @@ def main(options: Options) -> None:
     background = Background(runs, pictures, weights)
     demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    # Gradio's own greys are paler than WCAG's level AA asks of text.
+    theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
+    theme.set(input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
     demo.queue(default_concurrency_limit=CONCURRENCY)
     keep_streams_open(demo)
     say_what_is_refused(demo)
@@ -134,6 +167,7 @@ def main(options: Options) -> None:
             server_name=options.host,
             server_port=options.port,
             share=options.share,
+            auth=visitors,
             theme=theme,
             css_paths=CSS,
             max_file_size="64mb",  # the reader's limit is lower and says so; this one stops a flood

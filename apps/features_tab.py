@@ -18,6 +18,10 @@ from pictures import Choice
 from views import OVERTAKEN, emptied
 
 TITLE = "Features"
+GUIDE = (
+    "What the tokenizer and every block of the generator hold of a picture, and how like the teacher they "
+    "are over many pictures."
+)
 PANELS = 6  # measures at most
 # In the page: which place of a cell was clicked, in shares of its width and height.
 CLICK = """element.addEventListener('click', (event) => {
@@ -233,6 +237,7 @@ def build(page: Page) -> None:
     layer.input(None, None, of_map, js=f"() => {nothing}", **QUIET)
     views.on(layer.input, draw=draw_layer)
     views.cancelled.append(patch_map.select(choose_patches, inputs, outputs, **OVERTAKEN))
+    views.on_arrows(lambda asked: runs.tokenizer(asked.run).grid)
     views.follow(waiting, known, catch_up)
 
 

@@ -17,6 +17,10 @@ from gear_studio.models.quantizers import QUANTIZERS
 from gear_studio.runs import Run
 
 TITLE = "Open"
+GUIDE = (
+    "Read a tokenizer or a generator from the Hugging Face Hub or from this machine; then it is in the "
+    "lists of all tabs."
+)
 BY_FILE = "as the file says"
 ALONE = "none: the file holds a tokenizer"
 

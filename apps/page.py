@@ -1,6 +1,7 @@
 """The page as its tabs see it: what they share, and when they draw.
 
-A tab is a module with a TITLE and `build(page)`. A new one is a file here and a line in `explorer.TABS`.
+A tab is a module with a TITLE, a GUIDE and `build(page)`. A new one is a file here and a line in
+`explorer.TABS`.
 """
 
 import json
@@ -12,7 +13,7 @@ import address
 import gradio as gr
 import picker
 from background import OWN_TEACHER, TEACHERS, Background
-from components import MIDDLE, QUIET
+from components import MIDDLE, QUIET, div
 from newest import Newest
 from pictures import Choice, PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -23,9 +24,11 @@ EVERY = 3.0  # seconds after which a page asks whether there are more Runs
 
 
 class Tab(Protocol):
-    """What a tab's module defines. TITLE: shown in the page, and in lower case its id."""
+    """What a tab's module defines. TITLE: shown in the page, and in lower case its id. GUIDE: what it shows
+    and what to do first, in a line."""
 
     TITLE: str
+    GUIDE: str
 
     def build(self, page: "Page") -> None:
         """Lay the tab out, inside `page.tab`."""
@@ -104,6 +107,7 @@ class Page:
 
     def add(self, tab: Tab) -> None:
         with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as self.tab:
+            gr.HTML(div("guide", tab.GUIDE), padding=False)
             tab.build(self)
         self._tabs.append(self.tab)
 

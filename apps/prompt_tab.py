@@ -32,6 +32,10 @@ from gear_studio.looking.pictures import WORLD_PICTURES
 from gear_studio.models.text_encoders import TextEncoder
 
 TITLE = "Prompt"
+GUIDE = (
+    "Two generators are asked in words. Write what they shall draw and press Draw; then click a word to "
+    "see where it was looked at."
+)
 LONGEST = 2000  # characters of a prompt
 OPEN = "any"  # in the list of an attribute: the caption leaves it out
 FIRST_PROMPT = {"color": "red", "texture": "striped", "shape": "star", "position": "top left"}
@@ -94,7 +98,7 @@ def build(page: Page) -> None:
             )  # fmt: skip
             page.remember(text, control, *sliders, seed)
             go = gr.Button("Draw", variant="primary", elem_id="prompt-go")
-            again = gr.Button("Next seed", elem_id="prompt-next-seed")
+            again = gr.Button("Next seed", elem_id="prompt-next-seed", elem_classes="again")
         with gr.Column(scale=4):
             choices, captions, sheets, titles, controls, maps, scales = [], [], [], [], [], [], []
             with gr.Row():

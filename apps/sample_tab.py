@@ -27,6 +27,10 @@ from side_by_side import (
 from gear_studio import plots, sampling
 
 TITLE = "Sample"
+GUIDE = (
+    "Two generators draw the same class from the same random numbers: at first one trained on the "
+    "tokenizer as it was, and one on GEAR's. Choose a class and press Sample."
+)
 
 
 def build(page: Page) -> None:
@@ -47,7 +51,7 @@ def build(page: Page) -> None:
             sliders, seed = sampling_controls(codes)
             page.remember(label, *sliders, seed)
             go = gr.Button("Sample", variant="primary", elem_id="sample")
-            again = gr.Button("Next seed", elem_id="next-seed")
+            again = gr.Button("Next seed", elem_id="next-seed", elem_classes="again")
         with gr.Column(scale=4):
             with gr.Row():
                 choices, captions, sheets = [], [], []

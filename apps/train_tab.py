@@ -33,6 +33,7 @@ from gear_studio.training.queue import ENDED, Standing
 from gear_studio.training.recipes import BUDGET_NOTES, NAMES, STAGES
 
 TITLE = "Train"
+GUIDE = "Train a tokenizer or a generator of your own here: choose what, press Start, and watch it learn."
 EVERY = 2.0  # seconds from one look at the trainings to the next
 NOTHING = "None yet: press Start, and watch it learn here."
 # The lists follow what lies on disk. The page may still send what it showed before, which Gradio would

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gradio as gr
-from components import LAST_COUNTS, QUIET, Place, polite, status
+from components import LAST_COUNTS, QUIET, Place, polite, status, token_at
 from newest import Newest
 
 # Of what draws a picture's views: the page takes what the newest request says, and drops the others.
 OVERTAKEN: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # columns and rows
 
 
 class Asked(Protocol):
@@ -86,6 +87,19 @@ class Views:
             yield from self._draw_at_once(request, dataclasses.replace(self.ask(*values), place=where(event)))
 
         self.cancelled.append(shown.select(answer, self.inputs, self.outputs, **OVERTAKEN))
+
+    def on_arrows(self, grid_of: Callable[[Any], int]) -> None:
+        """Draw at once at the next token in the direction of an arrow key; see explorer.js. grid_of: tokens a
+        side of what is asked for."""
+        keys = gr.Textbox(elem_id=f"{self.place.lower()}-keys", visible="hidden", container=False)
+
+        def move(asked: Any, pressed: str) -> Any:
+            grid, (across, down) = grid_of(asked), STEPS.get(pressed.partition(" ")[0], (0, 0))
+            row, column = divmod(token_at(asked.place, grid), grid)
+            row, column = (min(max(at, 0), grid - 1) for at in (row + down, column + across))
+            return dataclasses.replace(asked, place=((column + 0.5) / grid, (row + 0.5) / grid))
+
+        self.on(keys.change, move, [keys])
 
     def follow(self, timer: gr.Timer, known: gr.State, catch_up: Callable[[Any, Any], dict]) -> None:
         """Have `catch_up` add to the views at every tick. known: what it was told the last time."""

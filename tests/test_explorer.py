@@ -222,7 +222,8 @@ def test_samples_appear_row_by_row(page: Page):
 def test_the_same_seed_gives_the_same_pictures(page: Page):
     sampled(page)
     first = pixels(page, "#right-sheet")
-    page.locator("#next-seed").click()
+    page.locator("h1").click()
+    page.keyboard.press("Space")  # as the button Next seed
     other = drawn_anew(page, first)
     assert page.locator("#seed input").input_value() == "1"
     page.locator("#seed input").fill("0")
@@ -265,6 +266,9 @@ def test_a_token_is_clicked_and_swapped(page: Page):
     expect(page.locator("#codebook-token")).to_contain_text("Token 27 (row 4, column 4)")  # at first
     click_cell(page, "#indices", row=3, column=5)
     expect(page.locator("#codebook-token")).to_contain_text("Token 29 (row 4, column 6)")
+    for key, token in (("ArrowRight", 30), ("ArrowUp", 22), ("ArrowLeft", 21), ("ArrowDown", 29)):
+        page.keyboard.press(key)
+        expect(page.locator("#codebook-token")).to_contain_text(f"Token {token} ")
     expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
     rebuilt = pixels(page, "#reconstruction")
     np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
@@ -455,6 +459,14 @@ def test_two_runs_stand_side_by_side_with_the_same_token(page: Page):
     expect(page.locator("#codebook-token")).to_contain_text("Token 10 (row 2, column 3)")
     choose(page, "#tokenizer-beside", "no other")
     page.locator("#beside").wait_for(state="hidden")
+
+
+def test_every_question_opens_the_tab_that_answers_it(page: Page, explorer):
+    for question, address in explorer.QUESTIONS.items():
+        page.get_by_role("link", name=question).click()
+        tab = page.locator("[role=tab][aria-selected=true]")
+        expect(tab).to_have_text(re.compile(address.removeprefix("?tab="), re.IGNORECASE))
+        expect(page.locator(".guide:visible")).to_have_count(1)
 
 
 @pytest.mark.parametrize("grid", [4, 8, 12, 16])
@@ -1051,6 +1063,34 @@ def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypat
     folder = os.environ.get("GEAR_EXPLORER_RUNS")
     explorer.main(explorer.Options(runs=folder and Path(folder)))
     assert visited
+
+
+def test_only_those_in_the_file_may_enter(explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def visit(demo: gr.Blocks):
+        with httpx.Client(base_url=demo.local_url, timeout=PATIENCE / 1000) as visitor:
+            seen.append(visitor.get("config").status_code)
+            for password in ("wrong", "se:cret"):
+                visitor.post("login", data={"username": "ada", "password": password})
+                seen.append(visitor.get("config").status_code)
+        demo.close()
+
+    file, seen = tmp_path / "visitors", []
+    file.write_text("grace:hopper\n\nada:se:cret\n")
+    monkeypatch.setattr(gr.Blocks, "block_thread", visit)
+    monkeypatch.setattr(explorer.Background, "warm_up", lambda *_: None)
+    explorer.main(explorer.Options(auth=file))
+    assert seen == [401, 401, 200]
+    for text, said in (
+        ("", "is empty"),
+        ("ada:x\nsecret", "line 2 is not NAME:PASSWORD"),
+        (None, "No such file"),
+    ):
+        file.unlink()
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(SystemExit, match=said) as ended:
+            explorer.main(explorer.Options(auth=file))
+        assert "secret" not in str(ended.value)
 
 
 def test_a_taken_port_is_named(explorer):
