@@ -159,7 +159,7 @@ class Background:
             tokenizer, run = self.runs.tokenizer(name), self.runs[name]
             generator = self.runs.generator(name) if run.has("generator") else None
             size = tokenizer.config.image_size
-            total = len(pictures.numbers(MEASURED if size <= SMALL else LARGE_MEASURED))
+            total = len(pictures.numbers(pictures_measured(size)))
             begun = time.monotonic()
             for read, found in grow_by_block(tokenizer, generator, teacher, pictures, total):
                 self._grown[key] = Grown(found, read, total, time.monotonic() - begun)
@@ -245,6 +245,11 @@ class Background:
             if self._work[key].done():
                 del self._work[key]
                 self._grown.pop(key, None)
+
+
+def pictures_measured(image_size: int) -> int:
+    """Of how many pictures of so many pixels a side the measures by block are at most."""
+    return MEASURED if image_size <= SMALL else LARGE_MEASURED
 
 
 def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> tuple:

@@ -94,6 +94,10 @@ class Look:
     def labels(self) -> list[str]:
         return [arm.label for arm in self.arms]
 
+    def runs_by_arm(self, runs: Measured) -> dict[str, list[Run]]:
+        """The Runs that are drawn, by the label of their arm."""
+        return {arm.label: [runs[line.name] for line in arm.lines] for arm in self.arms}
+
     @property
     def pair(self) -> tuple[str | None, str | None]:
         """Labels of the arm and of the control."""

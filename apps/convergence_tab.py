@@ -3,12 +3,15 @@
 from typing import Any
 
 import gradio as gr
+import snippets
 from charts import ARMS
 from components import LAST_COUNTS, QUIET, heading, polite, released
 from convergence_arms import Measured
 from convergence_chart import draw_chart
 from convergence_look import MOST_RUNS, Asked, Look
 from page import Page
+
+from gear_studio.errors import InputError
 
 TITLE = "Convergence"
 GUIDE = (
@@ -95,13 +98,11 @@ def build(page: Page) -> None:
         level: float | None = None,
     ) -> list:
         with polite():
-            look = Look(
-                Measured(runs),
-                Asked.of(
-                    runs=runs_shown, all_seeds=all_seeds, metric=metric, against=against, smoothing=smoothing,
-                    over=over, logarithmic=logarithmic, arm=arm, control=control, level=level,
-                ),
+            asked = Asked.of(
+                runs=runs_shown, all_seeds=all_seeds, metric=metric, against=against, smoothing=smoothing,
+                over=over, logarithmic=logarithmic, arm=arm, control=control, level=level,
             )  # fmt: skip
+            look = Look(Measured(runs), asked)
         return [
             look.answer,
             draw_chart(look),
@@ -112,6 +113,15 @@ def build(page: Page) -> None:
             gr.Dropdown(look.labels, value=look.pair[0]),
             gr.Dropdown(look.labels, value=look.pair[1]),
         ]
+
+    def snippet(names: list[str], all_seeds: bool, metric: str | None, level: float) -> str:
+        measured = Measured(runs)
+        look = Look(measured, Asked.of(runs=names, all_seeds=all_seeds, metric=metric, level=level))
+        if look.metric is None:
+            raise InputError("Nothing is drawn that could be drawn again: choose runs that hold metrics.")
+        return snippets.of_convergence(look.runs_by_arm(measured), look.metric, look.level, look.sign > 0)
+
+    snippets.lay_out(snippet, [names, all_seeds, metric, level], "convergence")
 
     def draw_others(*values: Any) -> list:
         """What the page's address asks for, where it asks for others than are drawn already."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import snippets
+from background import OWN_TEACHER, pictures_measured
 from components import QUIET, Place, computing, div, heading, polite, status
 from features_look import AT_TAP, LAYERS, Look, Measures, draw_chosen, draw_map
 from page import ALONE, Page
@@ -118,6 +120,15 @@ def build(page: Page) -> None:
     cleared += [*of_map, controls.caption]
     inputs = [run, beside, page.choice, teacher, layer, page.place]
     outputs = [*cleared, page.place, controls.index, controls.strip, waiting, known]
+
+    def snippet(*values: Any) -> str:
+        asked = Asked(*values)
+        names = [name for name in (asked.run, asked.beside) if name != ALONE]
+        named = None if asked.teacher == OWN_TEACHER else asked.teacher
+        size = runs.tokenizer(asked.run).config.image_size
+        return snippets.of_features(runs, names, asked.chosen, named, pictures_measured(size))
+
+    snippets.lay_out(snippet, inputs, "features")
 
     def look(asked: Asked) -> list[Look]:
         """What is looked at, and what beside it. Raises what may be said to the visitor."""

@@ -4,6 +4,7 @@ Every text of a visitor's or a file's stands in it as a literal of Python.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import gradio as gr
 from codebook_look import Edits
@@ -13,6 +14,7 @@ from runs_on_offer import RunsOnOffer
 
 from gear_studio.looking.pictures import NAMES
 from gear_studio.places import ZOO
+from gear_studio.runs import Run
 
 LOOKING = """\
 import torch
@@ -43,10 +45,10 @@ def lay_out(snippet: Callable[..., str], inputs: Sequence, prefix: str) -> None:
     ask.click(show, list(inputs), code, **QUIET)
 
 
-def name_of(runs: RunsOnOffer, name: str) -> str:
-    """What `Run.from_pretrained` takes for the Run `name` of the page. Of a Run that did not ship: its folder
-    and the one that holds it; visitors need not know where on this machine that is."""
-    folder = runs[name].folder.resolve()
+def name_of(run: Run) -> str:
+    """What `Run.from_pretrained` takes for a Run of the page. Of one that did not ship: its folder and the
+    one that holds it; visitors need not know where on this machine that is."""
+    folder = run.folder.resolve()
     return folder.relative_to(ZOO if folder.is_relative_to(ZOO) else folder.parents[1]).as_posix()
 
 
@@ -68,7 +70,7 @@ import torch
 from gear_studio import Run, sampling
 from gear_studio.data.picture_output import write_grid
 
-for name in {[name_of(runs, name) for name in names]!r}:
+for name in {[name_of(runs[name]) for name in names]!r}:
     run = Run.from_pretrained(name)
     with torch.no_grad():
 {body}
@@ -109,6 +111,58 @@ for what, values in features.items():  # (N, d), one row a patch
 """
 
 
+def of_features(
+    runs: RunsOnOffer, names: Sequence[str], chosen: Choice, teacher: str | None, count: int
+) -> str:
+    """Every block's features of a picture as colours, and what is measured over `count` pictures. teacher: as
+    in `of_alignment`."""
+    given = "run.teacher" if teacher is None else f"Teacher.from_pretrained({teacher!r}, view.grid)"
+    used, pictures = _pictures(replace(chosen, source=chosen.surveyed))
+    used = ", ".join(dict.fromkeys(["Picture", _pictures(chosen)[0], used]))
+    return f"""\
+from gear_studio import Run, Teacher
+from gear_studio.analysis.features import pca_rgb
+from gear_studio.looking.by_block import grow_by_block
+from gear_studio.looking.pictures import {used}
+from gear_studio.looking.view import Kept, View
+
+for name in {[name_of(runs[name]) for name in names]!r}:
+    run = Run.from_pretrained(name)
+    view = View(Kept(), run, {_picture(chosen)})
+    generator, teacher = run.generator if run.has("generator") else None, {given}
+    colors = {{"f(x)": pca_rgb(view.teacher_features("asked", teacher)), "z": pca_rgb(view.z)}}
+    colors |= {{"c_q": pca_rgb(view.c_q)}}  # (N, 3) in [0, 1], one row a patch
+    if generator:
+        colors |= {{f"h{{block}}": each for block, each in enumerate(view.block_colors(), start=1)}}
+    for _, found in grow_by_block(run.tokenizer, generator, teacher, {pictures}, {count}):
+        pass  # the measures grow; the last are over all pictures
+    print(name, found.protocol)
+    for measure, values in found.values.items():
+        for place, value in values.items():
+            print(measure, place, value)
+"""
+
+
+def of_convergence(arms: Mapping[str, Sequence[Run]], metric: str, level: float, falls: bool) -> str:
+    """A metric of some Runs as it was measured, and when each reaches a level. falls: whether lower is
+    later."""
+    named = {label: [name_of(run) for run in seeds] for label, seeds in arms.items()}
+    sign = "" if falls else "-"
+    return f"""\
+from gear_studio import Run, plots
+from gear_studio.analysis.convergence import steps_to
+
+named = {{
+{"".join(f"    {label!r}: {names!r},{chr(10)}" for label, names in named.items())}}}
+arms = {{label: [Run.from_pretrained(name) for name in names] for label, names in named.items()}}
+plots.convergence(arms, {metric!r}, {metric!r}).savefig("convergence.png")
+for label, seeds in arms.items():
+    for run in seeds:
+        steps, values = run.series({metric!r})
+        print(label, run.config["seed"], steps_to(steps, {sign}values, {sign}{level!r}))  # inf: never
+"""
+
+
 def of_edit(
     runs: RunsOnOffer,
     name: str,
@@ -136,16 +190,23 @@ with torch.no_grad():
 
 def _look(runs: RunsOnOffer, name: str, chosen: Choice) -> str:
     """A View of the picture chosen, through a Run."""
+    used = f"Picture, {_pictures(chosen)[0]}"
+    return LOOKING.format(pictures=used, run=name_of(runs[name]), picture=_picture(chosen))
+
+
+def _picture(chosen: Choice) -> str:
+    """The picture chosen, of Run `run`."""
     number = f", {chosen.index}" if chosen.source != YOURS else ""
+    return f"Picture({_pictures(chosen)[1]}{number})"
+
+
+def _pictures(chosen: Choice) -> tuple[str, str]:
+    """What makes the collection chosen, or one's own picture, and the expression that does."""
     if chosen.source == OWN:
-        used, pictures = "Picture, pictures_of", "pictures_of(run)"
-    elif chosen.source in NAMES:
-        used, pictures = "Picture, pictures_of_source", f"pictures_of_source({chosen.source!r})"
-    elif chosen.source == YOURS:
+        return "pictures_of", "pictures_of(run)"
+    if chosen.source in NAMES:
+        return "pictures_of_source", f"pictures_of_source({chosen.source!r})"
+    if chosen.source == YOURS:
         file = chosen.uploads[chosen.index].name if chosen.index < len(chosen.uploads) else "yours.png"
-        used, pictures = "Picture, Upload", f"Upload({file!r}, run.tokenizer.config.image_size)"
-    else:
-        folder = chosen.source.removeprefix("folder ")
-        used, pictures = "Picture, pictures_of_folder", f"pictures_of_folder({folder!r})"
-    run = name_of(runs, name)
-    return LOOKING.format(pictures=used, run=run, picture=f"Picture({pictures}{number})")
+        return "Upload", f"Upload({file!r}, run.tokenizer.config.image_size)"
+    return "pictures_of_folder", f"pictures_of_folder({chosen.source.removeprefix('folder ')!r})"

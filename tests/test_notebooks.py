@@ -77,6 +77,7 @@ def turn_every_control() -> None:
                 values = [*control.options[:2], "a purple zebra", ""]
             elif hasattr(control, "options"):
                 values = [value for _, value in control._options_full]
+                values = values[:: max(1, (len(values) - 1) // 2)]
             else:
                 values = [control.min, (control.min + control.max) // 2, control.max]
             for value in values:
@@ -208,7 +209,7 @@ STAND_INS = {  # what the documented cell asks for -> what there is here
     '"../runs/folder-generator-{name}-s0"': '"generator-{name}"',
     'from_pretrained("dinov2-b", tokenizer.grid)': 'random(0, "dinov2-s", tokenizer.grid)',
     '"cuda"': '"cpu"',
-    "256, 1024, 4096": "40, 512, 1024",
+    "256, 1024, 4096": "40, 128, 256",
     "256, 150, 100": "40, 24, 16",
 }
 

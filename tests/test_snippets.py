@@ -14,6 +14,8 @@ from gear_studio.looking.view import Kept, View
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
 import snippets  # noqa: E402
+from convergence_arms import Measured  # noqa: E402
+from convergence_look import Asked, Look  # noqa: E402
 from pictures import Choice  # noqa: E402
 from runs_on_offer import RunsOnOffer  # noqa: E402
 
@@ -90,6 +92,27 @@ def test_an_edit(runs: RunsOnOffer, run_code, asked: str | None):
     assert (made["answers"][:, region] != torch.tensor(tokens)[region]).any()
 
 
+def test_features(runs: RunsOnOffer, run_code, capsys):
+    chosen = Choice("photos", 2, surveyed="this run's own")
+    made = run_code(snippets.of_features(runs, ["warmup", "generator-gear"], chosen, None, 16))
+    assert list(made["colors"]) == ["f(x)", "z", "c_q", *(f"h{block}" for block in range(1, 7))]
+    assert made["colors"]["h6"].shape == (64, 3) and made["found"].count == 16
+    said = capsys.readouterr().out
+    assert "generator-gear 16 pictures of shapes" in said and "CKNNA generator.6 " in said
+
+
+def test_convergence(runs: RunsOnOffer, run_code, capsys):
+    measured = Measured(runs)
+    look = Look(measured, Asked(runs=["generator-gear", "generator-baseline"], metric="val_alignment"))
+    made = run_code(
+        snippets.of_convergence(look.runs_by_arm(measured), look.metric, look.level, look.sign > 0)
+    )
+    assert list(made["arms"]) == look.labels and Path("convergence.png").exists()
+    lines = capsys.readouterr().out.splitlines()
+    for arm, line in zip(look.arms, lines, strict=True):
+        assert float(line.split()[-1]) == pytest.approx(look.reached(arm))
+
+
 def test_a_run_is_named_as_from_pretrained_finds_it(runs: RunsOnOffer):
     for name in ("gear", runs.tokenizers[-1]):
-        assert Run.from_pretrained(snippets.name_of(runs, name)).folder == runs[name].folder
+        assert Run.from_pretrained(snippets.name_of(runs[name])).folder == runs[name].folder
