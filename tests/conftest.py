@@ -2,11 +2,17 @@
 machine, and sums are the same everywhere."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import tiny
 import torch
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -20,10 +26,44 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    import browsing  # here: most tests need none
+
+    with browsing.chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The explorer on the shipped runs."""
+    import browsing
+
+    folder = os.environ.get("GEAR_EXPLORER_RUNS")
+    with browsing.serving(tmp_path_factory.mktemp("explorer"), folder) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: "Browser", address: str) -> "Iterator[Page]":
+    import browsing
+
+    with browsing.visiting(browser, address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def explorer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "apps"))
+    import explorer
+
+    return explorer
+
+
 # What starts a browser, a notebook or processes, compiles, or trains for more than seconds: whole files
 # here, single tests by the mark.
-SLOW = {"benchmarks", "cli", "explorer", "inspection", "loop", "notebooks"}
-SLOW |= {"processes", "prompt_tab", "readme", "site", "studies", "supervised", "wheel"}
+SLOW = {"benchmarks", "cli", "explorer", "explorer_app", "explorer_runs", "inspection", "loop", "notebooks"}
+SLOW |= {"notebook_controls", "processes", "prompt_tab", "readme", "site", "studies", "supervised", "wheel"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
