@@ -1,6 +1,6 @@
 () => {
     // Arrows move the token looked at while a picture has the focus; the space bar draws again; a question
-    // opens the tab that its address names.
+    // opens the tab that its address names. What Gradio leaves without a name or a role gets one.
     const steps = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
     const squares = ".panel, .patches";
     const seen = (selector) => [...document.querySelectorAll(selector)].find((each) => each.offsetParent);
@@ -11,6 +11,8 @@
     };
     new MutationObserver(() => {
         for (const each of document.querySelectorAll(squares)) if (each.tabIndex < 0) each.tabIndex = 0;
+        for (const each of document.querySelectorAll(".empty[aria-label]:not([role])")) each.role = "img";
+        for (const each of document.querySelectorAll("summary:not([aria-label])")) each.ariaLabel = "Save the chart";
     }).observe(document.body, { childList: true, subtree: true });
     document.addEventListener("focusin", (event) => { last = event.target.closest(squares); });
     document.addEventListener("pointerdown", (event) => { last = event.target.closest(squares); });

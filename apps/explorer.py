@@ -156,8 +156,11 @@ def main(options: Options) -> None:
     background = Background(runs, pictures, weights)
     demo = build(runs, background, options.read_only)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
-    # Gradio's own greys are paler than WCAG's level AA asks of text.
+    # Gradio's own greys and blues are paler than WCAG's level AA asks for.
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
+    theme.set(
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700"
+    )
     theme.set(input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
     demo.queue(default_concurrency_limit=CONCURRENCY)
     keep_streams_open(demo)

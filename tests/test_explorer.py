@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browsing import GREY, PATIENCE, changed, choose, click_cell, open_tab, pixels, sampled, visiting
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -96,6 +97,24 @@ def test_maps_to_compare_are_of_one_size(page: Page):
         shown = page.locator(".maps .panel img:visible")
         shown.nth(4).wait_for()
         assert len({round(each.bounding_box()["width"]) for each in shown.all()}) == 1
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_every_tab_can_be_used_by_everyone_on_any_screen(page: Page, explorer, width: int):
+    """No serious finding of axe by WCAG's level AA, and nothing beside the screen."""
+    page.set_viewport_size({"width": width, "height": 900})
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    found, wide = {}, {}
+    for tab in explorer.TABS:
+        page.locator("[role=tab]:visible", has_text=tab.TITLE).click()
+        page.locator(".guide:visible", has_text=tab.GUIDE).wait_for()
+        page.wait_for_timeout(1500)  # its views come
+        violations = Axe().run(page, options=rules).response["violations"]
+        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+        found[tab.TITLE] = [(each["id"], node["html"]) for each in serious for node in each["nodes"]]
+        wide[tab.TITLE] = page.evaluate("document.documentElement.scrollWidth")
+    assert not any(found.values()), found
+    assert set(wide.values()) == {width}, wide
 
 
 def test_a_number_beyond_the_slider_is_clamped(page: Page):
