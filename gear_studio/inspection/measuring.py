@@ -365,7 +365,7 @@ def _see(
 
     tokens = len(parts.get(0, lambda: look(0))["indices"])
     teacher = Teacher.from_pretrained(asked.teacher, math.isqrt(tokens), asked.teacher_weights).to(device)
-    settings = {"teacher": f"{teacher.config!r} {teacher.fingerprint()}"}
+    settings = {"teacher": teacher.identity()}
     teacher_parts = Parts(asked.out, "teacher", common | settings)
 
     def look_as_teacher(number: int) -> Part:
