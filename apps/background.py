@@ -177,14 +177,20 @@ class Background:
         """UMAP of the codes of Run `name` that a whole survey of the pictures has found in use, as
         `codes.code_layout` gives it, done or under way; tried again where its process has died."""
         key = "layout", name, pictures.key
-        with self._ordering:
+
+        def find() -> Future | None:
             future = self._work.get(key)
-            if future and not (future.done() and isinstance(future.exception(), BrokenProcessPool)):
+            died = future and future.done() and isinstance(future.exception(), BrokenProcessPool)
+            return None if died else future
+
+        with self._ordering:
+            if future := find():
                 return future
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
-        with self._ordering:
-            self._work[key] = self._submit(codes.code_layout, codebook, survey.counts.numpy())
-            return self._work[key]
+        with self._ordering:  # meanwhile another visitor may have begun it
+            if not (future := find()):
+                future = self._work[key] = self._submit(codes.code_layout, codebook, survey.counts.numpy())
+            return future
 
     def patch_map(
         self, name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None, place: str

@@ -1,13 +1,16 @@
 """Devices without float64, as Apple's are: everything that needs it is computed on the CPU."""
 
+import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
-from gear_studio import sampling
+from gear_studio import cli, devices, sampling
 from gear_studio.analysis import similarity, spatial
 from gear_studio.analysis.statistics import Moments, Predictions
+from gear_studio.data import picture_output
 from gear_studio.devices import float64_device, to_float64
 from gear_studio.training.loop import Meter
 
@@ -77,3 +80,32 @@ def test_metrics_that_are_rounded_are_those_of_the_cpu():
             meter.add(step, {"loss": value})
         read.append(meter.read())
     assert read[0] == read[1]
+
+
+def test_sampling_and_reconstructing_compute_on_the_device_there_is(tmp_path, monkeypatch):
+    asked, written = [], []
+    monkeypatch.setattr(devices, "choose_device", lambda name: asked.append(name) or torch.device("meta"))
+    monkeypatch.setattr(picture_output, "write_grid", lambda pictures, *_: written.append(pictures))
+    monkeypatch.setattr(picture_output, "write_above", lambda pairs, *_: written.extend(*pairs))
+    monkeypatch.setattr(
+        sampling,
+        "sample",
+        lambda generator, condition, **_: torch.zeros(
+            len(condition), 64, dtype=torch.long, device=generator.token_table.device
+        ),
+    )
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for words in (["sample", "generator-gear"], ["reconstruct", "gear", str(tmp_path / "a.png")]):
+        for option in ([], ["--device", "cuda:1"]):
+            monkeypatch.setattr("sys.argv", ["gear-studio", *words, "--out", "x.png", *option])
+            cli.main()
+    assert asked == [None, "cuda:1"] * 2
+    assert len(written) == 6 and {pictures.device.type for pictures in written} == {"meta"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_device_there_is(there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert devices.choose_device().type == ("cuda" if there else "cpu")
+    with pytest.raises(ValueError, match="device 'moon' is not to be had here .*; choose cpu, or leave it"):
+        devices.choose_device("moon")

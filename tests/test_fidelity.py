@@ -924,6 +924,15 @@ def test_reference_statistics_are_looked_up_until_something_changes(
     assert [looks(), looks()] == [19, 0]
 
 
+def test_statistics_in_the_features_of_one_block_are_not_taken_for_another_s(run_folder, tmp_path):
+    run, asked = Run.from_pretrained(run_folder), {"metrics": ("fd",), "seeds": 1, "cfg_scale": 1.0}
+    inner = Run.from_pretrained(run_folder)
+    inner.config["recipe"]["teacher_block"] = 1
+    last = evaluate(run, options(tmp_path / "cache", **asked))["fd"]
+    found = evaluate(inner, options(tmp_path / "cache", **asked))["fd"]
+    assert found == evaluate(inner, options(tmp_path / "another", **asked))["fd"] != last
+
+
 def test_the_cache_of_a_source_without_files_knows_its_pictures_and_their_number():
     digits = data.load("digits", "val", 32)
     one = reference.reference_of(digits, range(20))

@@ -304,10 +304,13 @@ def test_the_distance_of_samples_is_measured_while_training_and_changes_nothing(
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
 
 
+OPTION = "--set inception_weights=FILE"
+
+
 class SmallInception(torch.nn.Module):
     def __init__(self, weights: str | None, option: str):
         super().__init__()
-        assert (weights, option) == ("inception.pth", "--set inception_weights=FILE")
+        assert (weights, option) == ("inception.pth", OPTION)
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"fid": torch.nn.functional.adaptive_avg_pool2d(pictures.float(), 2).flatten(1)}
@@ -335,6 +338,31 @@ def test_fid_is_measured_while_training_beside_fd(again, whole, teacher_folder, 
     assert distances[-1] == pytest.approx(frechet_distance(*(kept.result() for kept in moments)), rel=1e-3)
     unmeasured = weights(whole / "generator")
     assert all(torch.equal(value, unmeasured[k]) for k, value in weights(again / "measured").items())
+
+
+def test_a_run_goes_on_with_what_measures_it_wherever_that_lies_and_with_nothing_else(
+    again, teacher_folder, tmp_path, monkeypatch
+):
+    from gear_studio.models import inception
+
+    def measured() -> Run:
+        places = {"inception_weights": str(weights_file), "fd_teacher": str(judge)}
+        return train("generator", again, teacher_folder, out="m", steps=4, fd_samples=40, **often, **places)
+
+    monkeypatch.setattr(inception, "Inception", lambda weights, _: SmallInception("inception.pth", OPTION))
+    monkeypatch.setitem(inception.DIMS, "fid", 12)
+    weights_file, judge = tmp_path / "inception.pth", tmp_path / "judge"
+    weights_file.write_bytes(b"weights")
+    shutil.copytree(teacher_folder, judge)
+    often = {"log_every": 2, "checkpoint_every": 2, "fd_every": 2, "fid_every": 2}
+    measured()
+    weights_file, judge = weights_file.rename(tmp_path / "moved.pth"), judge.rename(tmp_path / "moved")
+    unfinish(again / "m")
+    recipe = measured().config["recipe"]
+    assert (recipe["inception_weights"], recipe["fd_teacher"]) == (str(weights_file), str(judge))
+    weights_file.write_bytes(b"others")
+    with pytest.raises(ValueError, match="already holds another run .inception_weights_sha256"):
+        measured()
 
 
 @pytest.mark.parametrize(("how", "asked"), [("reference", {0: 1, 1: 3}), ("equal", {0: 2, 1: 2})])

@@ -58,13 +58,13 @@ def nearest_mask(kernel: np.ndarray, k: int) -> np.ndarray:
     return mask
 
 
-def dense_cknna(x: np.ndarray, y: np.ndarray, k: int = 10) -> float:
+def dense_cknna(x: np.ndarray, y: np.ndarray, k: int = 10, added: float = 0.0) -> float:
     x, y = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (x, y))
     kx, ky = x @ x.T, y @ y.T
     mx, my = nearest_mask(kx, k), nearest_mask(ky, k)
     both = mx * my
     hsic = dense_hsic(both * kx, both * ky)
-    return hsic / np.sqrt(dense_hsic(mx * kx, mx * kx) * dense_hsic(my * ky, my * ky))
+    return hsic / (np.sqrt(dense_hsic(mx * kx, mx * kx) * dense_hsic(my * ky, my * ky)) + added)
 
 
 @pytest.fixture(params=[2**24, 700], ids=["whole", "chunked"])
@@ -85,6 +85,13 @@ def test_cka_is_the_dense_formula(at_once, sizes):
 def test_cknna_is_the_dense_formula(at_once, k):
     x, y = related(60)
     assert cknna(x, y, k) == pytest.approx(dense_cknna(x, y, k), rel=1e-9)
+
+
+@pytest.mark.parametrize(("wide", "least", "most"), [(2048, 0.01, 0.02), (16, 0.0, 0.001)])
+def test_the_published_code_s_1e_6_lowers_cknna_as_documented(wide, least, most):
+    x, y = np.random.default_rng(0).normal(size=(2, 500, wide))
+    lowered = 1 - dense_cknna(x, y, added=1e-6) / cknna(x, y)
+    assert least < lowered < most
 
 
 def test_mutual_knn_is_the_share_of_common_neighbours(at_once):

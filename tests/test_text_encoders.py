@@ -376,6 +376,16 @@ def test_coco_s_parquet_holds_prompts_and_their_pictures(real, tmp_path, monkeyp
     assert reference.open_reference(tmp_path / "coco", 32).fingerprint != opened.fingerprint
 
 
+@needs_pyarrow
+def test_parquet_without_rows_is_refused_by_name(tmp_path):
+    import pyarrow.parquet
+
+    rows = pyarrow.Table.from_pylist([{"image": {"bytes": b""}, "caption": "a"}]).slice(0, 0)
+    pyarrow.parquet.write_table(rows, tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="reference .*none.parquet has no pictures; .* no rows"):
+        reference.open_reference(tmp_path / "none.parquet", 16)
+
+
 def test_parquet_says_which_package_reads_it(tmp_path, monkeypatch):
     coco(tmp_path / "coco", real=False)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

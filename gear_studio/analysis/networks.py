@@ -64,8 +64,8 @@ class FeatureNetworks:
             raise InputError(f"metric {metric} is not taken in the features of a network")
         if name not in self._fingerprints:
             network = self.networks[name]
-            config = repr(getattr(network, "config", type(network).__name__))
-            self._fingerprints[name] = f"{config} {fingerprint(network)}"
+            own = f"{type(network).__name__} {fingerprint(network)}"
+            self._fingerprints[name] = network.identity() if isinstance(network, Teacher) else own
         return self._fingerprints[name]
 
     def start_summary(self, metric: str, count: int, stride: int) -> Moments | Predictions | Points:

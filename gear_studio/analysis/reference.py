@@ -114,6 +114,8 @@ def _open_folder(folder: Path, image_size: int) -> Reference:
 
 def _open_parquet(path: Path, image_size: int) -> Reference:
     pictures = ParquetPictures(path)
+    if not len(pictures):
+        raise InputError(f"reference {path} has no pictures; its .parquet files have no rows")
 
     def read(part: range) -> Tensor:
         opened = (open_rgb(io.BytesIO(pictures.picture(i)), image_size, f"{path}, row {i}") for i in part)

@@ -33,6 +33,7 @@ from gear_studio.analysis.reconstruction import psnr, ssim
 from gear_studio.analysis.similarity import Estimate, cka, cknna, interval, null_baseline
 from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
+from gear_studio.devices import choose_device
 from gear_studio.errors import InputError
 from gear_studio.files import atomic, write_json
 from gear_studio.inspection.picture_cache import Part, Parts
@@ -296,11 +297,7 @@ def measure(tokenizers: Mapping[str, Inspectable], asked: Inspection, progress: 
     if not tokenizers:
         raise InputError("no tokenizer was named; give a run, a shipped run's name or a released file")
     started = time.perf_counter()
-    try:
-        device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for a device
-        raise InputError(f"--device {asked.device} is not to be had here ({error}); try cpu") from error
+    device = choose_device(asked.device)
     pictures = choose_pictures(asked.pictures, asked.count, asked.seed)
     subjects = [_prepare(name, tokenizer, device) for name, tokenizer in tokenizers.items()]
     judges = _load_judges(asked, asked.teacher == CLASSIFIER and pictures.photographs, device)
@@ -365,7 +362,7 @@ def _see(
 
     tokens = len(parts.get(0, lambda: look(0))["indices"])
     teacher = Teacher.from_pretrained(asked.teacher, math.isqrt(tokens), asked.teacher_weights).to(device)
-    settings = {"teacher": f"{teacher.config!r} {teacher.fingerprint()}"}
+    settings = {"teacher": teacher.identity()}
     teacher_parts = Parts(asked.out, "teacher", common | settings)
 
     def look_as_teacher(number: int) -> Part:

@@ -397,6 +397,11 @@ class Teacher(nn.Module):
         """SHA-256 of the blocks' weights: the same for every grid, and however the tensors are named."""
         return fingerprint(self.encoder.blocks)
 
+    def identity(self) -> str:
+        """All that `forward` depends on beside the pictures, for what is kept of its answers."""
+        taken = f"block {self.block} normed {self.normed} antialias {self.antialias}"
+        return f"{self.config} {fingerprint(self)} {taken}"
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode: a teacher is frozen, also inside a module that is being trained."""
         return super().train(False)

@@ -26,7 +26,7 @@ from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.generator import Generator
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.projector import Projector, ProjectorConfig
-from gear_studio.models.teachers import Teacher, load_teachers, teacher_names, teachers_of
+from gear_studio.models.teachers import TEACHERS, Teacher, load_teachers, teacher_names
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
 from gear_studio.runs import Run
 from gear_studio.training.frozen_networks import features_in, keep_pictures
@@ -157,10 +157,13 @@ class Parts:
 
     def config(self) -> dict[str, Any]:
         """What config.json says; of pictures on files `folder.describe_pictures` adds which."""
-        training, perceptual = self.training, self.recipe.perceptual
+        training = self.training
         contents = {"teacher_sha256": [teacher.fingerprint() for teacher in self.teachers]}
-        if perceptual not in ("teacher", "lpips", *teachers_of("shipped")) and Path(perceptual).is_file():
-            contents["perceptual_sha256"] = [digest_file(Path(perceptual))]
+        for name in ("perceptual", "inception_weights", "fd_teacher"):
+            place = getattr(self.recipe, name)
+            file = Path(place, "model.safetensors") if Path(place).is_dir() else Path(place)
+            if place not in ("", "teacher", "lpips", *TEACHERS) and file.is_file():
+                contents[f"{name}_sha256"] = [digest_file(file)]
         if self.encoder and (sha256 := self.encoder.fingerprint()):
             contents["text_encoder_sha256"] = [sha256]
         if self.recipe.start not in ("fresh", "joint"):

@@ -31,8 +31,7 @@ def keep_pictures(source: Source, captions: bool, stage: Stage, progress: bool =
     if {"aligned", "latent"} & stage.modules.keys() and recipe.alignment_weight > 0:
         for number, teacher in enumerate(stage.teachers):
             teacher.to(memory_format=torch.channels_last)  # twice as fast, where it is convolutional
-            network = f"{teacher.config} {fingerprint(teacher)} {accelerator.mixed_precision}"
-            network += f" grid {teacher.grid} block {teacher.block} normed {teacher.normed}"
+            network = f"{teacher.identity()} {accelerator.mixed_precision}"
             compute = _features_of(teacher, accelerator)
             kept.keep("features", network, compute, at_once, progress, name=f"features_{number}")
     return kept

@@ -83,7 +83,7 @@ def _command_of(folder: Path) -> str:
 
 def claim_folder(folder: Path, config: dict) -> None:
     """Make a folder that `check_folder` let pass this run's: a new one gets its config, one that was asked
-    for fewer steps is asked for these from now on, and one whose teacher, LPIPS or text encoder lies
+    for fewer steps is asked for these from now on, and one whose teacher, text encoder or other network lies
     elsewhere by now is told where."""
     path = folder / "config.json"
     if not path.exists():
@@ -102,6 +102,8 @@ CONTENTS = {
     "teacher": "teacher_sha256",
     "teacher_weights": "teacher_sha256",
     "perceptual": "perceptual_sha256",
+    "inception_weights": "inception_weights_sha256",
+    "fd_teacher": "fd_teacher_sha256",
     "text_encoder": "text_encoder_sha256",
     "start": "start_sha256",
 }

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gear_studio import data, locks
 from gear_studio.analysis.probes import probe_patches
+from gear_studio.devices import choose_device
 from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -223,8 +224,7 @@ def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, che
         )
     if not record.get("finished"):
         accelerator = new_accelerator()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        trainee = SupervisedTrainee(lesson, torch.device(device))
+        trainee = SupervisedTrainee(lesson, choose_device(device))
         loop = Loop(trainee, rhythm, settings["seed"], folder, accelerator, progress=True)
         loop.restore()
         loop.run()
