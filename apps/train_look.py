@@ -175,7 +175,7 @@ def metrics_of(rows: list[dict]) -> list[str]:
 def read_rows(folder: Path) -> list[dict]:
     """The metrics of a Run as they are by now; none where they cannot be read."""
     try:
-        return read_metrics(folder / "metrics.jsonl")
+        return read_metrics(folder)
     except (ValueError, OSError):  # the training itself says so
         return []
 

@@ -291,7 +291,7 @@ class Queue:
             steps = int(read_config(folder)["recipe"]["steps"])
             if state == "finished":
                 return steps, steps, None
-            rows = read_metrics(folder / "metrics.jsonl")
+            rows = read_metrics(folder)
         except (OSError, ValueError, KeyError):  # not begun; or damaged, which the training says itself
             return 0, 0, None
         if not rows:
