@@ -88,12 +88,14 @@ class Look(TeacherLook):
     @property
     def facts(self) -> str:
         """How like the teacher the features are: the mean cosine, or a table of likeness; as HTML."""
-        if self.cosines is not None:
+        if self.cosines is not None and self.teacher is not None:
             tap, at = self.view.run.generator.config.tap, self.patch
+            others = self.view.alignment_of_others(self.teacher, self.asked)
             return (
                 f'<div class="big" data-cosine="{self.cosines.mean():.4f}">mean cos(g(h), f(x)) at the tap, '
                 f"block {tap}: <b>{self.cosines.mean():.3f}</b>; at the framed patch {at}: "
                 f"<b>{self.cosines[at]:.3f}</b></div>"
+                + div("note", f"For comparison, with f(x) of all other patches of the picture: {others:.3f}")
             )
         if self.likeness is None:
             return div("note", self.lack)

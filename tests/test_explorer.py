@@ -241,7 +241,12 @@ def test_alignment_follows_patch_and_block(page: Page):
     maps = [f"#{name}-similarity" for name in MODELS]
     before = [pixels(page, selector) for selector in maps]
     click_cell(page, "#teacher-pca", row=6, column=1)
-    expect(page.locator("#alignment-facts")).to_contain_text("at the framed patch 49")
+    facts = page.locator("#alignment-facts")
+    expect(facts).to_contain_text("at the framed patch 49")
+    (others,) = re.findall(
+        r"with f\(x\) of all other patches of the picture: (-?\d\.\d+)", facts.inner_text()
+    )
+    assert float(others) < float(facts.locator("[data-cosine]").get_attribute("data-cosine"))
     yellow = (253, 231, 37)  # viridis at cosine 1: the patch with itself
     for selector, old in zip(maps, before, strict=True):
         now = changed(page, selector, old)

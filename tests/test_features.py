@@ -80,15 +80,16 @@ def test_no_label_is_the_null_condition():
     assert not torch.allclose(without, labelled)
 
 
-def test_alignment_map_is_the_cosine_of_the_projected_tap():
+def test_the_alignment_matrix_holds_the_cosines_of_the_projected_tap():
     torch.manual_seed(1)
     generator, indices, labels = tiny.generator(), some_indices(), torch.tensor([1, 2])
     projector = Projector(ProjectorConfig(dim=32, teacher_dim=6, hidden=8))
     teacher = torch.randn(2, TOKENS, 6)
     (tap,) = features.generator_features(generator, indices, [tiny.GENERATOR.tap], labels)
     a, b = projector(tap).detach().double().numpy(), teacher.double().numpy()
-    expected = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-    found = features.alignment_map(generator, projector, indices, teacher, labels)
+    lengths = np.linalg.norm(a, axis=-1)[:, :, None] * np.linalg.norm(b, axis=-1)[:, None]
+    expected = np.einsum("bid,bjd->bij", a, b) / lengths
+    found = features.alignment_matrix(generator, projector, indices, teacher, labels)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 

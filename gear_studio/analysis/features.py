@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gear_studio.analysis.similarity import sample_rows
 from gear_studio.errors import InputError, UnknownNameError
 from gear_studio.models.generator import Generator
-from gear_studio.models.projector import Projector, patch_cosine
+from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
@@ -268,18 +268,20 @@ def generator_features(
 
 
 @torch.no_grad()
-def alignment_map(
+def alignment_matrix(
     generator: Generator,
     projector: Projector,
     indices: Tensor,
     teacher: Tensor,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """cos(g(h_i), f(x)_i) at the tap, (B, N) in [-1, 1]. The alignment loss is minus its mean.
+    """cos(g(h_i), f(x)_j) at the tap, (B, N, N) in [-1, 1]. The alignment loss is minus the mean of the
+    diagonals.
 
     indices: (B, N). teacher: its patch features (B, N, d_f). condition: as in `generator_features`."""
     (hidden,) = generator_features(generator, indices, [generator.config.tap], condition)
-    return patch_cosine(projector(hidden), teacher)
+    rows, columns = (F.normalize(each.float(), dim=-1) for each in (projector(hidden), teacher))
+    return rows @ columns.mT
 
 
 def pca_rgb(features: Tensor) -> Tensor:

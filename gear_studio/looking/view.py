@@ -218,10 +218,21 @@ class View:
 
     def alignment(self, teacher: Teacher, name: str) -> Tensor:
         """cos(g(h), f(x)) at the tap, (N,), with the teacher that the Run was aligned with."""
+        return self._cosines(teacher, name).diagonal()
+
+    def alignment_of_others(self, teacher: Teacher, name: str) -> float:
+        """The same between different patches, the mean over all pairs: what is alike in any two patches of
+        this picture, and so no sign of alignment."""
+        cosines = self._cosines(teacher, name)
+        count = len(cosines)
+        return float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+
+    def _cosines(self, teacher: Teacher, name: str) -> Tensor:
+        """cos(g(h_i), f(x)_j), (N, N)."""
 
         def compute() -> Tensor:
             target = self.run.alignment_target(self.teacher_features(name, teacher)[None])
-            return features.alignment_map(
+            return features.alignment_matrix(
                 self.run.generator, self.run.projector, self.assignment.indices, target, self.condition()
             )[0]
 
