@@ -91,8 +91,8 @@ def sample(page: Page, count: int, prefix: str = "", sheet: str = "#left-sheet",
 
 
 def photograph(page: Page, folder: Path) -> None:
-    """explorer-sample.png, explorer-prompt.png (a word looked at), explorer-codebook.png (a token replaced),
-    explorer-alignment.png, explorer-edit.png (a region drawn anew) and explorer-convergence.png."""
+    """explorer-TAB.png of every tab but Open: a word looked at, a token replaced, a region drawn anew, a
+    training under way, patches of a map chosen."""
 
     def take(tab: str) -> None:
         page.mouse.move(0, 0)
@@ -131,6 +131,24 @@ def photograph(page: Page, folder: Path) -> None:
     page.get_by_role("tab", name="Convergence").click()
     page.locator("#convergence-chart canvas").wait_for()
     take("convergence")
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-budget").get_by_label("smoke").check()
+    page.locator("#train-steps textarea").fill("400")
+    page.locator("#train-start").click()
+    page.locator("#train-samples img, #train-reconstructions img").first.wait_for(timeout=600_000)
+    page.locator("#train-chart canvas").wait_for()
+    take("train")
+    page.locator("#train-stop").click()
+    page.get_by_role("tab", name="Features").click()
+    page.locator("#features-map circle").first.wait_for(timeout=600_000)
+    box = page.locator("#features-map svg").bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down()
+    for across, down in ((0.3, 0), (0.3, 0.3), (0, 0.3)):
+        page.mouse.move(box["x"] + 2 + across * box["width"], box["y"] + 2 + down * box["height"])
+    page.mouse.up()
+    page.locator("#features-chosen").wait_for()
+    take("features")
 
 
 def write_vq16(folder: Path) -> Path:
