@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from charts import as_plot, frame
 from components import div
@@ -23,6 +23,7 @@ from gear_studio.training.recipes import ARMS, BUDGETS
 from gear_studio.training.request import Training
 
 ALL = "all three in a row"
+ASKED_BY: dict[str, Literal["caption"] | None] = {"its class": None, "words": "caption"}
 BY_NAME = "as the command line finds it"
 FIRST_SHOWN = ("ntp", "l1")  # metrics that a chart begins with, where they are measured
 TIMINGS = {"step", "seconds"}
@@ -42,6 +43,7 @@ def read_form(
     budget: str,
     quantizer: str,
     source: str,
+    condition: str,
     folder: str | None,
     seed: int | None,
     steps: str | int | None,
@@ -74,6 +76,7 @@ def read_form(
         budget=budget,
         steps=int(steps) if steps else None,
         tokenizer=None if own else World(recipe=recipe, budget=budget).tokenizer_name(quantizer),
+        condition=None if stage == "warmup" else ASKED_BY[condition],
         set=words,
     )
     name = check_name(name) if name else ""

@@ -12,6 +12,7 @@ from page import Page
 from PIL import Image
 from train_look import (
     ALL,
+    ASKED_BY,
     BY_NAME,
     arms_of,
     describe_command,
@@ -73,6 +74,10 @@ def build(page: Page) -> None:
                 quantizer = gr.Dropdown(
                     list(QUANTIZERS), value="vq", label="Quantizer", elem_id="train-quantizer", min_width=130
                 )
+            condition = gr.Radio(
+                list(ASKED_BY), value="its class", label="A picture is asked for by",
+                elem_id="train-condition", info="of the generator; captions, where the pictures have them",
+            )  # fmt: skip
             folder = gr.Textbox(
                 label="Where they lie", max_length=1000, visible=False, elem_id="train-folder",
                 placeholder="/home/me/pictures", info="on the machine that serves this page",
@@ -132,6 +137,7 @@ def build(page: Page) -> None:
         budget,
         quantizer,
         source,
+        condition,
         folder,
         seed,
         steps,
@@ -202,6 +208,7 @@ def build(page: Page) -> None:
         budget: str,
         quantizer: str,
         source: str,
+        condition: str,
         folder: str,
         seed: int,
         steps: str,
@@ -212,8 +219,8 @@ def build(page: Page) -> None:
     ) -> list:
         with polite():
             asked = read_form(
-                queue, stage, arm, budget, quantizer, source, folder, seed, steps, name, recipe, parent,
-                settings,
+                queue, stage, arm, budget, quantizer, source, condition, folder, seed, steps, name, recipe,
+                parent, settings,
             )  # fmt: skip
             first, *_ = queue.add(asked)
         labels, *others = show(first, None)

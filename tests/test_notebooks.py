@@ -9,7 +9,6 @@ import io
 import json
 import re
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from gear_studio.files import write_json
 from gear_studio.inspection.pictures import choose_pictures
 from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
-from gear_studio.notebook import Interactive
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -54,6 +52,9 @@ def turn_every_control() -> None:
 
     Prints how many controls there were, and the seconds of work since the kernel's start."""
     import gc
+    import time
+
+    from gear_studio.notebook import Interactive
 
     turned = []
     for shown in [thing for thing in gc.get_objects() if type(thing) is Interactive]:

@@ -20,6 +20,7 @@ FORM = {
     "budget": "quick",
     "quantizer": "vq",
     "source": "shapes",
+    "condition": "its class",
     "folder": "",
     "seed": 0,
     "steps": "",
@@ -46,6 +47,10 @@ def test_a_form_is_the_command_line_that_it_shows():
         "gear-studio train shapes --budget quick --set tau=0.2 'teacher=my folder'",
         "gear-studio train shapes --stage generator --arm baseline --budget quick --set tau=0.2 "
         "'teacher=my folder'",
+    ]
+    assert commands(queue, condition="words") == commands(queue)  # a tokenizer is asked for nothing
+    assert commands(queue, stage="generator", arm="gear", condition="words") == [
+        "gear-studio train shapes --stage generator --budget quick --condition caption"
     ]
     named = commands(Queue(Path("a/b")), stage="joint", arm="gear", name="mine", parent="other")
     assert named == [
