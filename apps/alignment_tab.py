@@ -9,6 +9,7 @@ from concurrent.futures import wait
 from typing import Any
 
 import gradio as gr
+import numbers_file
 import snippets
 import torch
 from alignment_look import AFTER, BEFORE, Look
@@ -168,6 +169,16 @@ def build(page: Page) -> None:
         named = None if asked.teacher == OWN_TEACHER else asked.teacher
         return snippets.of_alignment(runs, asked.run, asked.chosen, named, int(asked.block), patch)
 
+    def numbers(*values: Any) -> dict[str, Tensor]:
+        seen, _ = look(Asked(*values))
+        found: dict[str, Tensor] = {"image": seen.view.image[0]}
+        for column in range(len(columns)):
+            shown, similarity = seen.features(column), seen.similarity(column)
+            if shown is not None and similarity is not None:
+                name = seen.words(column)[1]
+                found |= {name: shown, f"similarity of {name} to patch {seen.patch}": similarity}
+        return found if seen.cosines is None else found | {"cos(g(h), f(x))": seen.cosines}
+
     clickable: list[Any] = [original, cosine]
     texts: list[gr.components.Component] = [state_line, facts, beside_facts, cosine_title, cosine_scale, note]
     for column in (*columns, *beside_columns):
@@ -176,6 +187,7 @@ def build(page: Page) -> None:
     cleared = [*clickable, *texts, controls.caption]
     inputs = [run, beside, page.choice, teacher, block, stage, page.place]
     snippets.lay_out(snippet, inputs, "alignment")
+    numbers_file.lay_out(numbers, inputs, "alignment")
     outputs = [
         *cleared,
         page.place,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import numbers_file
 import snippets
 from codebook_look import Edits, Look
 from components import (
@@ -26,6 +27,7 @@ from components import (
 )
 from page import ALONE, Page
 from pictures import FOREIGN, Choice, is_foreign
+from torch import Tensor
 
 from gear_studio import plots
 from gear_studio.errors import InputError
@@ -165,12 +167,28 @@ def build(page: Page) -> None:
         token = token_at(asked.place, runs.tokenizer(asked.run).grid)
         return snippets.of_codebook(runs, asked.run, asked.chosen, token, asked.edits, asked.tau)
 
+    def numbers(*values: Any) -> dict[str, Tensor]:
+        asked = Asked(*values)
+        view = look(asked)[0].view
+        shape = view.grid, view.grid
+        return {
+            "image": view.image[0],
+            "reconstruction": view.reconstruction,
+            "edited": view.decode(asked.edits),
+            "indices": view.indices.view(shape),
+            "edited_indices": view.edited(asked.edits).view(shape),
+            "entropy": view.entropy(asked.tau).view(shape),
+            "z": view.z,
+            "c_q": view.c_q,
+        }
+
     clickable: list[Any] = [original, *maps.pictures, *beside_maps.pictures, edited, difference]
     cleared = [*clickable, gallery, *maps.texts, *beside_maps.texts, beside_title, beside_table, token_text]
     cleared += [table, edits_text, difference_text, difference_scale, gallery_text, usage_title, usage_text]
     cleared += [layout_text, state_line, controls.caption, usage, layout]
     inputs = [run, beside, page.choice, tau, page.place, edits]
     snippets.lay_out(snippet, inputs, "codebook")
+    numbers_file.lay_out(numbers, inputs, "codebook")
     outputs = [
         *cleared,
         edits,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+import numbers_file
 import snippets
 from charts import ARMS
 from components import LAST_COUNTS, QUIET, heading, polite, released
@@ -114,6 +115,21 @@ def build(page: Page) -> None:
             gr.Dropdown(look.labels, value=look.pair[1]),
         ]
 
+    def numbers(names: list[str], all_seeds: bool, metric: str | None, level: float) -> list[dict[str, Any]]:
+        look = Look(Measured(runs), Asked.of(runs=names, all_seeds=all_seeds, metric=metric, level=level))
+        return [
+            {
+                "arm": arm.label,
+                "run": line.name,
+                "seed": line.seed,
+                "step": int(step),
+                str(look.metric): value,
+            }
+            for arm in look.arms
+            for line in arm.lines
+            for step, value in zip(line.steps, line.raw, strict=True)
+        ]
+
     def snippet(names: list[str], all_seeds: bool, metric: str | None, level: float) -> str:
         measured = Measured(runs)
         look = Look(measured, Asked.of(runs=names, all_seeds=all_seeds, metric=metric, level=level))
@@ -121,7 +137,9 @@ def build(page: Page) -> None:
             raise InputError("Nothing is drawn that could be drawn again: choose runs that hold metrics.")
         return snippets.of_convergence(look.runs_by_arm(measured), look.metric, look.level, look.sign > 0)
 
-    snippets.lay_out(snippet, [names, all_seeds, metric, level], "convergence")
+    shown = [names, all_seeds, metric, level]
+    snippets.lay_out(snippet, shown, "convergence")
+    numbers_file.lay_out(numbers, shown, "convergence")
 
     def draw_others(*values: Any) -> list:
         """What the page's address asks for, where it asks for others than are drawn already."""

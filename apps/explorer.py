@@ -12,7 +12,8 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share
-    address.py        what is looked at, in the page's address; `snippets.py` the same in Python
+    address.py        what is looked at, in the page's address; `snippets.py` the same in Python, and
+                      `numbers_file.py` in numbers
     components.py     small pieces of the page; `charts.py` what charts share
     gradio_faults.py  what Gradio itself gets wrong
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numbers_file
 import snippets
 from background import OWN_TEACHER, pictures_measured
 from components import QUIET, Place, computing, div, heading, polite, status
@@ -129,6 +130,17 @@ def build(page: Page) -> None:
         return snippets.of_features(runs, names, asked.chosen, named, pictures_measured(size))
 
     snippets.lay_out(snippet, inputs, "features")
+
+    def numbers(*values: Any) -> list[dict[str, Any]]:
+        measures = Measures(look(Asked(*values)))
+        return [
+            {"measure": name, **row}
+            for name in measures.names
+            for line in measures.lines
+            for row in line.rows(name)
+        ]
+
+    numbers_file.lay_out(numbers, inputs, "features")
 
     def look(asked: Asked) -> list[Look]:
         """What is looked at, and what beside it. Raises what may be said to the visitor."""

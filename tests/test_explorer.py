@@ -157,6 +157,14 @@ def test_a_token_is_clicked_and_swapped(page: Page):
     expect(page.locator(".toast-wrap")).to_contain_text("choose a number from 0 to 1023")
     expect(page.locator("#codebook-token")).to_contain_text("replaced by 5")
 
+    page.locator("#codebook-numbers-go").click()
+    with urllib.request.urlopen(
+        page.locator("#codebook-numbers a[href]").first.get_attribute("href")
+    ) as answer:
+        numbers = np.load(io.BytesIO(answer.read()))
+    assert numbers["indices"].shape == (8, 8) and numbers["edited_indices"].flat[29] == 5
+    assert numbers["z"].shape[0] == 64 and (numbers["edited"] != numbers["reconstruction"]).any()
+
     page.locator("#reset").click()
     expect(page.locator("#edits")).to_contain_text("0 of 64 tokens replaced")
     np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)

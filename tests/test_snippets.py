@@ -1,9 +1,11 @@
 """What *Show me the code* gives: every snippet runs as it stands and makes what the page shows."""
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from gear_studio.looking.pictures import Picture, Upload, pictures_of, pictures_
 from gear_studio.looking.view import Kept, View
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
+import numbers_file  # noqa: E402
 import snippets  # noqa: E402
 from convergence_arms import Measured  # noqa: E402
 from convergence_look import Asked, Look  # noqa: E402
@@ -116,3 +119,19 @@ def test_convergence(runs: RunsOnOffer, run_code, capsys):
 def test_a_run_is_named_as_from_pretrained_finds_it(runs: RunsOnOffer):
     for name in ("gear", runs.tokenizers[-1]):
         assert Run.from_pretrained(snippets.name_of(runs[name])).folder == runs[name].folder
+
+
+def test_numbers_are_saved_as_arrays_or_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    arrays = {"z": torch.randn(4, 2), "cos(g(h), f(x))": torch.arange(4)}
+    with np.load(numbers_file.write(arrays, "alignment")) as read:
+        assert set(read) == set(arrays)
+        assert all((read[name] == values.numpy()).all() for name, values in arrays.items())
+    rows = [{"run": 'a,"b"', "value": 0.5}, {"run": "c", "value": 2, "tap": 3}]
+    file = numbers_file.write(rows, "features")
+    assert file.name == "features.csv" and file.is_relative_to(tmp_path)
+    with file.open() as text:
+        first, second = csv.DictReader(text)
+    assert first == {"run": 'a,"b"', "value": "0.5", "tap": ""} and second["tap"] == "3"
+    with pytest.raises(ValueError, match="no numbers here yet"):
+        numbers_file.write([], "features")
