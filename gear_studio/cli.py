@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Look at tokenizers on the same pictures: a page of reconstructions, maps and measures.",
     "sample": "Write a grid of samples, or the pictures of a file of prompts.",
     "reconstruct": "Write pictures and what a tokenizer makes of them.",
+    "push": "Publish a run on the Hugging Face Hub, with a model card written from its record.",
     "study": "Train a named set of runs over arms and seeds, and end in a table and a figure.",
     "reproduce": "Retrain and measure every shipped run.",
     "report": "Print the tables of the shipped runs, as in docs/results.md.",

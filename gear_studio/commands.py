@@ -165,7 +165,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from gear_studio.analysis.summary import describe_evaluation
     from gear_studio.data.stream import describe_skipped
     from gear_studio.files import write_json
-    from gear_studio.places import results_folder
+    from gear_studio.places import repository_of, results_folder
     from gear_studio.runs import Run
     from gear_studio.training.loop import hold_folder
 
@@ -191,8 +191,8 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
             proportions = "in the proportions of these pictures"
             how = {"equal": "equally often", "random": "at random"}.get(classes, proportions)
             print(f"classes are asked for {how}")
-        shipped = " (what ships is left as it is)" if path.parent != run.folder else ""
-        print(f"measured: {path}{shipped}")
+        kept = "what was downloaded" if repository_of(run.folder) else "what ships"
+        print(f"measured: {path}{f' ({kept} is left as it is)' if path.parent != run.folder else ''}")
         if unread := result.get("skipped"):
             print(describe_skipped(unread))
         if run.has("generator"):
@@ -342,6 +342,39 @@ def reconstruct(
 
 
 @checked
+def push(
+    run: Positional[Path],
+    name: Positional[str],
+    private: bool = False,
+    license: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Publish a run on the Hugging Face Hub: its weights, its tokenizer and its records, with a model card
+    that is written from them. It needs a token that may write: `hf auth login`.
+
+    Args:
+        run: A finished run: a folder or the name of a shipped one.
+        name: OWNER/NAME of the repository; it is made where it is not there yet.
+        private: Make a repository that only its owner sees.
+        license: For the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0. Default: not said.
+        out: Publish nothing: write what would be uploaded into this new folder, to be looked at.
+    """
+    from gear_studio.runs import Run
+
+    loaded = Run.from_pretrained(run)
+    if out:
+        loaded.save_for_hub(out, name, license)
+        print(f"wrote {out}")
+        print(f"next: read {out / 'README.md'}; hf upload {name} {shlex.quote(str(out))}", file=sys.stderr)
+        return
+    print(f"pushed: {loaded.push_to_hub(name, private, license)}")
+    if loaded.has("generator"):
+        say_next("gear-studio", "sample", name, "--out", "samples.png")
+    else:
+        say_next("gear-studio", "reconstruct", name, "PICTURE.png", "--out", "reconstruction.png")
+
+
+@checked
 def reproduce(
     budget: BudgetName = "shipped",
     out: Path | None = None,
@@ -484,6 +517,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {  # beside the explorer
     "inspect": inspect,
     "sample": sample,
     "reconstruct": reconstruct,
+    "push": push,
     "study": study,
     "reproduce": reproduce,
     "report": report,

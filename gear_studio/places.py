@@ -1,6 +1,7 @@
 """Where shipped things lie, and how a name becomes a folder."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,19 @@ def cache_folder(name: str) -> Path:
 
 def results_folder(folder: Path) -> Path:
     """Where results about the Run in a folder are written: into it, or into runs/shipped/NAME of one that
-    ships, for nothing writes inside the installed package."""
+    ships and runs/hub/OWNER--NAME of one from the Hub, for nothing writes into what was installed or
+    downloaded."""
+    if repository := repository_of(folder):
+        return Path("runs") / "hub" / repository.replace("/", "--")
     return Path("runs") / "shipped" / folder.name if ZOO in folder.resolve().parents else folder
+
+
+def repository_of(folder: Path) -> str | None:
+    """OWNER/NAME of the Hub's repository that was downloaded into a folder; None of another folder."""
+    if folder.parent.name != "snapshots":
+        return None
+    named = re.fullmatch(r"models--(.+?)--(.+)", folder.parent.parent.name)
+    return f"{named[1]}/{named[2]}" if named else None
 
 
 def check_own_folder(folder: Path) -> None:

@@ -18,7 +18,9 @@ Run names the Run of the tokenizer it was trained on (`parent`); the two lie sid
 """
 
 import copy
+import math
 import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,17 +30,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from gear_studio import sampling
+from gear_studio import cards, hub, sampling
 from gear_studio.errors import InputError, MissingError, UnknownNameError
-from gear_studio.files import one_line
+from gear_studio.files import one_line, read_json, write_json
 from gear_studio.models import text_encoders
 from gear_studio.models.conditions import CaptionCondition
 from gear_studio.models.generator import Generator
-from gear_studio.models.pretrained import Pretrained
+from gear_studio.models.pretrained import Pretrained, read_shapes
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
-from gear_studio.places import ZOO, find_folder
+from gear_studio.places import ZOO, repository_of
 from gear_studio.run_files import (
     NoRun,
     holds,
@@ -94,13 +96,17 @@ class Run:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.name = self.folder.name
+        self.name = (repository_of(self.folder) or self.folder.name).rpartition("/")[2]
         self.config = read_config(self.folder)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """A Run from its folder, or a shipped one by name."""
-        return cls(find_folder(name_or_folder, lambda folder: folder.is_dir() or is_shared(folder)))
+        """A Run from its folder, a shipped one by name, or one of the Hugging Face Hub by OWNER/NAME, which
+        is downloaded once.
+
+        Raises FileNotFoundError or ValueError where there is no Run."""
+        files = ["*.json", "*.jsonl", "*.png", *(f"{part}/model.safetensors" for part in PARTS)]
+        return cls(hub.find_folder(name_or_folder, files, lambda place: place.is_dir() or is_shared(place)))
 
     def __repr__(self) -> str:
         """One line: stage, arm, source and seed, the parts that lie in its folder, and its steps."""
@@ -326,8 +332,14 @@ class Run:
             raise MissingError(f"run {self.name} ({self.config['stage']}) holds no {part}")
         return self.folder
 
-    def save_pretrained(self, folder: str | Path, parts: tuple[str, ...] = tuple(PARTS)) -> None:
-        """Ship this Run: float16 weights of `parts`, metrics, records and pictures, without checkpoints."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        parts: tuple[str, ...] = tuple(PARTS),
+        dtype: torch.dtype | None = torch.float16,
+    ) -> None:
+        """Ship this Run: the weights of `parts` as `dtype` (None: as they are), metrics, records and
+        pictures, without checkpoints."""
         folder = Path(folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -339,4 +351,44 @@ class Run:
                 shutil.copyfile(path, folder / path.name)
         for part in parts:
             if self.has(part):
-                getattr(self, part).save_pretrained(folder / part, dtype=torch.float16)
+                getattr(self, part).save_pretrained(folder / part, dtype=dtype)
+
+    def save_for_hub(self, folder: str | Path, name: str, license: str | None = None) -> None:
+        """Write what `push_to_hub` uploads into a new folder: this Run with its tokenizer, wherever that
+        lies, and a model card for OWNER/NAME. Places of this machine are taken out of what is written.
+
+        Raises ValueError for a name that cannot be one, for a folder that holds something, and for a Run that
+        is not finished or has no weights."""
+        hub.check_name(name)
+        folder = Path(folder)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise InputError(f"{folder} is there already; name a new folder")
+        if not self.finished:
+            raise InputError(f"run {self.name} is not finished; train it to its end before it is published")
+        if not any(map(self.has, PARTS)):
+            raise InputError(f"run {self.name} holds no weights; publish one that does")
+        tokenizer = self.tokenizer
+        self.save_pretrained(folder, dtype=None)
+        if not self.has("tokenizer"):
+            tokenizer.save_pretrained(folder / "tokenizer")
+        for path in folder.glob("*.json"):
+            write_json(path, hub.without_places(read_json(path, "a run")))
+        shapes = {
+            part: read_shapes(folder / part / "model.safetensors")
+            for part in PARTS
+            if (folder / part).is_dir()
+        }
+        weights = {part: sum(map(math.prod, held.values())) for part, held in shapes.items()}
+        card = cards.of_run(
+            name, read_config(folder), read_record(folder), read_evaluation(folder), weights, license
+        )
+        (folder / hub.CARD).write_text(card, encoding="utf-8")
+
+    def push_to_hub(self, name: str, private: bool = False, license: str | None = None) -> str:
+        """Publish this Run on the Hugging Face Hub as OWNER/NAME, with a model card. private: where the
+        repository is made now. license: as the Hub writes it, such as apache-2.0. Returns the address.
+
+        Raises as `save_for_hub`, and RuntimeError where the Hub cannot be used, saying why."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_for_hub(folder, name, license)
+            return hub.upload(Path(folder), name, private)

@@ -7,6 +7,7 @@ model.
 
 import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gear_studio import cards, hub
 from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, one_line, read_json, write_json
-from gear_studio.places import find_folder
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -112,13 +113,30 @@ class Pretrained(nn.Module):
         with atomic(folder / "model.safetensors") as temporary:
             save_file(state, temporary)
 
+    def push_to_hub(self, name: str, private: bool = False, license: str | None = None) -> str:
+        """Publish the model on the Hugging Face Hub as OWNER/NAME, with a card. private: where the repository
+        is made now. license: as the Hub writes it, such as apache-2.0. Returns the address.
+
+        Raises ValueError for another name, RuntimeError where it cannot be done, saying why."""
+        hub.check_name(name)
+        weights = sum(value.numel() for value in self.state_dict().values())
+        settings = dataclasses.asdict(self.config)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            card = cards.of_model(name, type(self).__name__, settings, weights, license)
+            (Path(folder) / hub.CARD).write_text(card, encoding="utf-8")
+            return hub.upload(Path(folder), name, private)
+
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """Read a folder, or the part of this kind out of a Run's folder or a shipped Run's name. Returned in
-        eval mode."""
-        folder = find_folder(name_or_folder)
-        part = folder / cls.__name__.lower()
-        folder = part if part.is_dir() else folder
+        """Read a folder, or the part of this kind out of a Run: out of its folder, or of a shipped one by its
+        name. Either may be a repository of the Hugging Face Hub, OWNER/NAME. Returned in eval mode.
+
+        Raises FileNotFoundError where there is no such place, ValueError where it holds something else."""
+        part = cls.__name__.lower()
+        files = "config.json", "model.safetensors"
+        folder = hub.find_folder(name_or_folder, [*files, *(f"{part}/{file}" for file in files)])
+        folder = folder / part if (folder / part).is_dir() else folder
         config = read_json(folder / "config.json", f"a {cls.__name__}")
         try:
             settings = cls.Config(**config)
