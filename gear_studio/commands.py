@@ -25,6 +25,7 @@ from gear_studio.sampling import SamplingSettings
 from gear_studio.studies import STUDIES, World
 from gear_studio.training.recipes import BUDGET_NOTES, BUDGETS, recipe_lines, recipe_of, with_image_size
 from gear_studio.training.request import BudgetName, RecipeName, StageName, Training
+from gear_studio.training.slurm import Cluster
 
 
 def say_next(*words: object) -> None:
@@ -410,6 +411,7 @@ def study(
     world: tyro.conf.OmitArgPrefixes[World] = World(),  # noqa: B008 -- it is frozen
     seeds: tuple[Seed, ...] = (),
     at_once: Count | None = None,
+    cluster: tyro.conf.OmitArgPrefixes[Cluster] = Cluster(),  # noqa: B008 -- it is frozen
     out: Path | None = None,
     from_zoo: bool = False,
     set: tuple[str, ...] = (),
@@ -428,7 +430,8 @@ def study(
         world: What all its trainings have in common.
         seeds: Of the trainings. Default: 0 1 2.
         at_once: Trainings side by side. Default: one for each CPU core up to 3, or 3 on a GPU; with a recipe
-            of the paper's one.
+            of the paper's one; on a cluster all.
+        cluster: Where they run.
         out: Folder; the runs of all studies are shared in OUT/runs. Default: runs/studies-BUDGET, or
             runs/studies-SOURCE-RECIPE.
         from_zoo: Train nothing: the table of the shipped runs.
@@ -437,8 +440,9 @@ def study(
         commands: Train nothing: print the commands, in an order in which they can be given.
     """
     from gear_studio import studies
-    from gear_studio.training import jobs
+    from gear_studio.training import jobs, slurm
 
+    cluster.check()
     changed = {"source": world.source != "shapes", "recipe": world.recipe != "small", "set": bool(set)}
     for option, given in (changed | {"ship": ship, "commands": commands}).items():
         if from_zoo and given:
@@ -459,8 +463,11 @@ def study(
             print("\n".join(shlex.join(["gear-studio", *job.command]) for job in todo))
             return
         print(f"study {name}, {len(todo)} jobs into {out}. {studies.describe_sizes(world)}", flush=True)
-        at_once = at_once or (None if world.recipe == "small" else 1)
-        jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
+        if cluster.launcher == "slurm":
+            slurm.run(todo, cluster, out / "logs", at_once)
+        else:
+            at_once = at_once or (None if world.recipe == "small" else 1)
+            jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
         runs = studies.find_runs(fitted, seeds, out, set)
         record = studies.make_record(fitted, world, seeds, set)
     print(studies.write_study(fitted, runs, out / name, record))

@@ -118,6 +118,16 @@ def start(command: list[str], log: Path, lock: TextIO, threads: int, **more: Any
         )
 
 
+def log_of(job: Job, logs: Path) -> Path:
+    return logs / (job.name.replace(" ", "-") + ".log")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log; "" of one that is empty or not there."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return lines[-1] if lines else ""
+
+
 def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
     """Run jobs as their needs are met, at most `at_once` together with `threads` CPU threads each; stop at
     the first failure.
@@ -135,7 +145,7 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
             for job in [job for job in waiting if done.issuperset(job.needs)]:
                 if len(running) >= at_once:
                     break
-                log = logs / (job.name.replace(" ", "-") + ".log")
+                log = log_of(job, logs)
                 lock = lock_file(log.with_suffix(".lock"))
                 if lock is None:
                     if job.name not in seen_elsewhere:
@@ -157,10 +167,9 @@ def run(jobs: list[Job], at_once: int, threads: int, logs: Path) -> None:
                     continue
                 del running[name]
                 if process.returncode:
-                    *_, last = log.read_text().splitlines() or [""]
                     raise FailedError(
-                        f"{name} failed (exit {process.returncode}); see {log}, which ends with {last!r}. "
-                        "Run again to go on from there"
+                        f"{name} failed (exit {process.returncode}); see {log}, which ends with "
+                        f"{last_line(log)!r}. Run again to go on from there"
                     )
                 done.add(name)
                 took.append(time.monotonic() - began[name])
