@@ -1,7 +1,10 @@
 """However a step is computed, it is the same: by one process or two, whole or in pieces, sharded or not."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -194,3 +197,49 @@ def test_the_entropy_term_s_gradient_is_that_of_the_average_over_both_processes(
 def test_pieces_that_do_not_divide_a_process_s_images_are_refused(tmp_path, teacher_folder):
     with pytest.raises(ValueError, match="micro_batch 3 does not divide the 8 images"):
         train("vq/warmup", tmp_path, teacher_folder, "", Execution(micro_batch=3))
+
+
+# Accelerate's configs
+
+CONFIG = """
+compute_environment: LOCAL_MACHINE
+debug: false
+distributed_type: MULTI_GPU
+downcast_bf16: 'no'
+enable_cpu_affinity: false
+gpu_ids: all
+machine_rank: 0
+main_process_port: 0
+main_training_function: main
+mixed_precision: fp16
+num_machines: 1
+num_processes: 2
+rdzv_backend: static
+same_network: true
+use_cpu: false
+"""
+
+
+def test_a_config_of_accelerate_says_how_many_processes_there_are(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    words = ["accelerate.commands.launch", "--config_file", "config.yaml", "-m", "gear_studio"]
+    words += ["train", "digits", "--budget", "smoke", "--batch-size", "2", "--out", "run"]
+    here = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=os.environ | here, check=True)
+    run = Run(tmp_path / "run")
+    assert run.finished and run.record["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "asks for FSDP.*--shard"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "asks for DEEPSPEED.*distributed_type MULTI_GPU"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo backend INDUCTOR.*--compile"),
+    ],
+)
+def test_what_a_training_does_by_itself_no_config_may_ask_for(name, value, message, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        loop.train(Training("digits", budget="smoke", out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

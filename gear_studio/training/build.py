@@ -4,6 +4,7 @@ the tokens that are encoded ahead, with the run of their tokenizer."""
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def find_start(training: Training) -> Path | None:
 
 
 def new_accelerator(training: Training | None = None) -> Accelerator:
-    """This process's device and its place among the others, with the trackers of a training; bf16 on GPUs."""
+    """This process's device and its place among the others, with the trackers of a training; bf16 on GPUs.
+    Raises as `check_launch`."""
+    check_launch()
     out, track = (str(training.out), list(training.track)) if training else (None, [])
     return Accelerator(
         log_with=track or None,
@@ -108,6 +111,29 @@ def new_accelerator(training: Training | None = None) -> Accelerator:
             InitProcessGroupKwargs(timeout=data.PATIENCE),
         ],
     )
+
+
+def check_launch() -> None:
+    """Refuse what a config of `accelerate launch` may ask for and a training does in its own way. Raises
+    ValueError."""
+    asked = [
+        name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG") if _launched_with(name)
+    ]
+    if asked:
+        raise InputError(
+            f"Accelerate's config asks for {asked[0]}, and a training spreads its generator by itself: say "
+            "distributed_type MULTI_GPU in the config, and --shard to `train`"
+        )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise InputError(
+            f"Accelerate's config asks for the dynamo backend {backend}; take it out, and say --compile to "
+            "`train`"
+        )
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
 
 
 def check_share(training: Training, accelerator: Accelerator) -> None:
