@@ -39,8 +39,9 @@ def find_folder(
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # the client is built on libraries with many ways to fail
+        elsewhere = f"download it elsewhere (`hf download {name} --local-dir FOLDER`) and name that folder"
         raise MissingError(
-            f"there is no folder {name}, and it could not be had from the Hub: {_explain(error)}"
+            f"there is no folder {name}, and it could not be had from the Hub: {_explain(error, elsewhere)}"
         ) from error
     if not any(folder.rglob("config.json")):
         raise MissingError(
@@ -74,12 +75,13 @@ def upload(folder: Path, name: str, private: bool = False) -> str:
             commit_message="Upload with GEAR Studio",
         )
     except Exception as error:
-        raise FailedError(f"{name} could not be pushed to the Hub: {_explain(error)}") from error
+        elsewhere = f"write the folder with --out FOLDER, and `hf upload {name} FOLDER` where there is one"
+        raise FailedError(f"{name} could not be pushed to the Hub: {_explain(error, elsewhere)}") from error
     return str(made)
 
 
-def _explain(error: Exception) -> str:
-    """Why the Hub could not be used, and the way out."""
+def _explain(error: Exception, elsewhere: str) -> str:
+    """Why the Hub could not be used, and the way out. elsewhere: that without a connection."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -98,10 +100,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"it takes no such name ({one_line(error)}); give OWNER/NAME"
     if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError) or _without_answer(error):
-        return (
-            f"there is no way to it ({one_line(error)}). With a connection, give the same command again; "
-            "or carry a folder of its files here, and name that"
-        )
+        return f"there is no way to it ({one_line(error)}). Without a connection, {elsewhere}"
     return f"{one_line(error)}. Give the same command again, or look at https://status.huggingface.co"
 
 

@@ -16,6 +16,7 @@ from fake_hub import FakeHub
 from gear_studio import Run, Tokenizer, cli, hub
 from gear_studio.errors import describe
 from gear_studio.files import read_json, write_json
+from gear_studio.inspection.measuring import load_tokenizers
 from gear_studio.models.generator import Generator
 from gear_studio.places import ZOO
 
@@ -88,6 +89,7 @@ def test_a_part_of_a_pushed_run_comes_alone(server):
     assert equal(Tokenizer.from_pretrained("me/words"), Run.from_pretrained("gear").tokenizer)
     came = {line.rpartition("/resolve/")[2].partition("/")[2] for line in server.asked if "/resolve/" in line}
     assert came == {"config.json", "tokenizer/config.json", "tokenizer/model.safetensors"}
+    assert equal(load_tokenizers(["me/words"])["words"].tokenizer, Tokenizer.from_pretrained("me/words"))
 
 
 @pytest.mark.parametrize("model", [Tokenizer(tiny.TOKENIZER).eval(), tiny.generator()])
@@ -224,7 +226,10 @@ def test_a_repository_that_is_not_there_is_one_line(server):
 
 def test_offline_it_says_so(offline):
     line = said("push", "gear", "me/gear")
-    assert "me/gear could not be pushed to the Hub: there is no way to it" in line and "command again" in line
+    assert (
+        "me/gear could not be pushed to the Hub: there is no way to it" in line
+        and "hf upload me/gear FOLDER" in line
+    )
     for load in (Tokenizer.from_pretrained, Run.from_pretrained):
         with pytest.raises(FileNotFoundError) as refused:
             load("me/gear")

@@ -260,7 +260,6 @@ cli.run(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
 def test_a_study_ends_in_its_table(locally, monkeypatch, tmp_path, capsys):
     alone = replace(PLUMBING, arms=PLUMBING.arms[:1])  # a warm-up, a generator on it, its evaluation
     monkeypatch.setitem(STUDIES, "plumbing", alone)

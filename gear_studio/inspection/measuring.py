@@ -15,6 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from gear_studio.analysis.similarity import Estimate, cka, cknna, interval, null
 from gear_studio.analysis.statistics import Moments, frechet_distance
 from gear_studio.data.images import to_float, to_uint8
 from gear_studio.devices import choose_device
-from gear_studio.errors import InputError
+from gear_studio.errors import InputError, MissingError
 from gear_studio.files import atomic, write_json
 from gear_studio.inspection.picture_cache import Part, Parts
 from gear_studio.inspection.pictures import Chosen, choose_pictures
@@ -103,6 +104,9 @@ def _load_tokenizer(name: str, image_size: int) -> Tokenizer:
     is_file = Path(name).is_file() or Path(name).suffix in SUFFIXES
     if Path(name).is_dir() or (ZOO / name).is_dir() or not (is_file or "/" in name):
         return Run(find_folder(name)).tokenizer
+    if not is_file and name.count("/") == 1:  # of the Hub: a run, or a released file
+        with suppress(MissingError):
+            return Tokenizer.from_pretrained(name)
     tokenizer = official.load_tokenizer(name, image_size)
     stride = tokenizer.config.patch * 2 ** (len(tokenizer.config.multipliers) - 1)
     if image_size % stride:

@@ -218,7 +218,7 @@ def _submit(job: Job, cluster: Cluster, executor: submitit.Executor, log: Path, 
         number = read_json(ticket, "a submitted job")["job"]
         before = executor.job_class(executor.folder, number)
         if not before.done(force_check=True):
-            say(f"{job.name}: job {number} is on the cluster already")
+            say(f"{job.name}: job {number} is on the cluster already (if it is not, delete {ticket})")
             return _Submitted(before, log, ticket, lock)
     work = Work(cluster.program(job.command), str(log.absolute()), cluster.cpus, cluster.gpus < 2)
     try:
