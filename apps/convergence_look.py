@@ -284,7 +284,9 @@ class Look:
             "the same as the studies' tables count it",
         )
         head = "<th></th>" + "".join(f"<th>{html.escape(each)}</th>" for each in heads)
-        return f'<div class="wide"><table class="codes arms"><tr>{head}</tr>{"".join(rows)}</table></div>'
+        table = f'<table class="codes arms"><tr>{head}</tr>{"".join(rows)}</table>'
+        said = 'class="wide" tabindex="0" role="region" aria-label="When each arm gets there"'
+        return f"<div {said}>{table}</div>"
 
     @property
     def notes(self) -> str:

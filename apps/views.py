@@ -60,6 +60,7 @@ class Views:
     def __post_init__(self) -> None:
         self.place = str(self.tab.label)
         self.ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
+        self._filling = self.ticket.change(self._fill, self.inputs, self.outputs, **OVERTAKEN)
 
     # What draws
 
@@ -78,7 +79,7 @@ class Views:
                 asked = change(self.ask(*values[len(more) :]), *values[: len(more)])
             yield from self._draw_at_once(request, asked, draw)
 
-        self.cancelled.append(event(answer, [*more, *self.inputs], self.outputs, **OVERTAKEN))
+        self._listen(event, answer, [*more, *self.inputs])
 
     def on_click(self, shown: gr.HTML | gr.Image, where: Callable[[gr.SelectData], Place]) -> None:
         """Draw at once where `shown` is clicked, from then on the place looked at."""
@@ -86,7 +87,12 @@ class Views:
         def answer(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[dict]:
             yield from self._draw_at_once(request, dataclasses.replace(self.ask(*values), place=where(event)))
 
-        self.cancelled.append(shown.select(answer, self.inputs, self.outputs, **OVERTAKEN))
+        self._listen(shown.select, answer, self.inputs)
+
+    def _listen(self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list) -> None:
+        # A ticket that has run out stops what is still to be drawn, but not what is on its way to the page.
+        event(None, cancels=[self._filling])
+        self.cancelled.append(event(answer, inputs, self.outputs, **OVERTAKEN))
 
     def on_arrows(self, grid_of: Callable[[Any], int]) -> None:
         """Draw at once at the next token in the direction of an arrow key; see explorer.js. grid_of: tokens a
@@ -165,7 +171,6 @@ class Views:
         being there."""
         # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
         self.ticket.render()
-        drawing = self.ticket.change(self._fill, self.inputs, self.outputs, **OVERTAKEN)
         self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
         self.tab.select(self._reopen, self.inputs, self.outputs, **OVERTAKEN)
         # A visitor may have opened the tab before the page could hear of it.
@@ -177,7 +182,7 @@ class Views:
         nothing = json.dumps(list(emptied(self.cleared).values()))
         clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
         for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
-            choose(None, cancels=[drawing, *self.cancelled])  # first: what comes later is not dropped
+            choose(None, cancels=[self._filling, *self.cancelled])  # first: what comes later is not dropped
             choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
 
     def _once_laid_out(self, opened: str) -> str:

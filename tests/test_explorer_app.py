@@ -201,3 +201,18 @@ def test_a_taken_port_is_named(explorer):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"port {port}"):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
+
+
+def test_a_click_first_ends_what_is_still_being_filled(explorer):
+    """Else what is on its way to the page would come after the answer to the click, and stay."""
+    demo = explorer.build(runs := explorer.RunsOnOffer(None), explorer.Background(runs))
+    ids = {getattr(block, "elem_id", None): number for number, block in demo.blocks.items()}
+    for square in ("indices", "teacher-pca", "features-cells"):
+        first, then = (
+            each
+            for each in demo.config["dependencies"]
+            if [ids[square], "select"] in map(list, each["targets"])
+            and (each["cancels"] or each["backend_fn"])
+        )
+        (filling,) = first["cancels"]
+        assert not then["cancels"] and then["outputs"] == demo.config["dependencies"][filling]["outputs"]
