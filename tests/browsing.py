@@ -122,6 +122,7 @@ def changed(page: Page, selector: str, before: np.ndarray) -> np.ndarray:
 
 def open_tab(page: Page, name: str, image: str) -> None:
     page.get_by_role("tab", name=name).click()
+    page.locator(image).scroll_into_view_if_needed()  # pictures far below are loaded late
     page.locator(f"{image} img").wait_for()
     if name in ("Codebook", "Alignment"):  # these fill view by view
         expect(page.locator(f"#{name.lower()}-status")).to_have_text(
