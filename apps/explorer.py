@@ -39,7 +39,12 @@ import torch
 import train_tab
 import tyro
 from background import Background
-from gradio_faults import keep_streams_open, say_what_is_refused, write_pictures_once
+from gradio_faults import (
+    cancel_what_has_no_number,
+    keep_streams_open,
+    say_what_is_refused,
+    write_pictures_once,
+)
 from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
@@ -164,6 +169,7 @@ def main(options: Options) -> None:
     )
     theme.set(input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
     demo.queue(default_concurrency_limit=CONCURRENCY)
+    cancel_what_has_no_number()
     keep_streams_open(demo)
     say_what_is_refused(demo)
     try:

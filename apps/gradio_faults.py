@@ -4,12 +4,13 @@ import hashlib
 import html
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
 from components import polite
-from gradio import processing_utils
+from gradio import processing_utils, routes
 from PIL.Image import Image
+from pydantic import BeforeValidator
 
 from gear_studio.errors import InputError
 from gear_studio.files import atomic
@@ -38,6 +39,17 @@ def keep_streams_open(demo: gr.Blocks) -> None:
     By itself Gradio closes it whenever nothing is under way, and the page opens another for its next request.
     A request made just then takes the closing stream for open, and its answer waits for a later request."""
     demo._queue.pending_event_ids_session = _NeverEmpty()
+
+
+def cancel_what_has_no_number() -> None:
+    """Let a page take back a request whose number it has not heard yet. To be called before the launch.
+
+    By itself Gradio refuses that, and the browser logs an error."""
+
+    class Cancelled(routes.CancelBody):
+        event_id: Annotated[str, BeforeValidator(lambda number: number or "")] = ""
+
+    routes.CancelBody = Cancelled  # type: ignore[misc]
 
 
 def say_what_is_refused(demo: gr.Blocks) -> None:

@@ -93,13 +93,13 @@ def visiting(browser: Browser, address: str) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1400, "height": 1000})
     opened.set_default_timeout(PATIENCE)
     complaints, hosts = [], set()
-    opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    opened.on("console", lambda m: complaints.append(f"{m.text} {m.location}") if m.type == "error" else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on("request", lambda request: hosts.add(re.match(r"\w+:(//[^/]*)?", request.url)[0]))
     opened.goto(address)
     yield opened
     opened.close()
-    assert complaints == []
+    assert complaints == [], complaints
     assert {host for host in hosts if host.startswith(("http", "ws"))} == {address.partition("/?")[0]}
 
 

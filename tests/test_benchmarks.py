@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401 (its small discriminator)
+import tiny
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -46,6 +46,7 @@ def test_similarity_is_timed_and_its_values_are_those_of_the_formulas(monkeypatc
         assert float(said[name].rpartition("differ ")[2]) < 1e-5
 
 
+@tiny.minutes
 def test_the_small_world_is_timed_with_kept_pictures_and_without(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # put back afterwards
     monkeypatch.setattr(sys, "argv", ["small_world.py", "--steps", "1", "--rounds", "1", "--pictures", "32"])

@@ -445,6 +445,12 @@ def test_a_view_is_sent_by_its_address(browser: Browser, address: str):
         expect(page.locator("#codebook-token")).to_contain_text("Token 17 (row 3, column 2)")
 
 
+def test_a_request_without_a_number_can_be_taken_back(address: str):
+    """The page hears a request's number later than a quick visitor changes their mind."""
+    taken_back = {"session_hash": "one-page", "fn_index": 0, "event_id": None}
+    assert httpx.post(f"{address}/gradio_api/cancel", json=taken_back).json() == {"success": True}
+
+
 def test_the_stream_of_answers_stays_open(address: str):
     """Were it closed after an answer, a request made just then would not be answered."""
     one = ["generator-gear", "generator-gear", "striped star", 1, 1.5, 1, 0, 1, 0]

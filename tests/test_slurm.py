@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 from test_studies import PLUMBING, SMALL
 
 from gear_studio import cli, commands
@@ -260,6 +261,7 @@ cli.run(sys.argv[1:])
 """
 
 
+@tiny.minutes
 def test_a_study_ends_in_its_table(locally, monkeypatch, tmp_path, capsys):
     alone = replace(PLUMBING, arms=PLUMBING.arms[:1])  # a warm-up, a generator on it, its evaluation
     monkeypatch.setitem(STUDIES, "plumbing", alone)

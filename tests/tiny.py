@@ -34,6 +34,11 @@ from gear_studio.training.recipes import Recipe
 from gear_studio.training.request import Training
 from gear_studio.training.stages import Stage
 
+# Of what takes minutes and is tested in its parts elsewhere.
+minutes = pytest.mark.skipif(
+    "GEAR_ALL_TESTS" not in os.environ, reason="minutes; GEAR_ALL_TESTS=1 has it run"
+)
+
 TOKENIZER = TokenizerConfig(
     image_size=32, channels=32, multipliers=(1, 1), patch=4, latent=32, codes=64, code_dim=8
 )
