@@ -146,6 +146,7 @@ def test_a_token_is_clicked_and_swapped(page: Page):
         page.keyboard.press(key)
         expect(page.locator("#codebook-token")).to_contain_text(f"Token {token} ")
     expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
+    page.wait_for_timeout(1000)  # pictures may come later than their text
     rebuilt = pixels(page, "#reconstruction")
     np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
     expect(page.locator("#difference-text")).to_contain_text("no change yet")
@@ -154,7 +155,7 @@ def test_a_token_is_clicked_and_swapped(page: Page):
 
     page.locator("#replace").click()  # by the second best, which is offered first
     expect(page.locator("#edits")).to_contain_text("1 of 64 tokens replaced")
-    edited = changed(page, "#edited", rebuilt)  # a picture may come later than its text
+    edited = changed(page, "#edited", rebuilt)
     expect(page.locator("#difference-text")).to_contain_text("what changed")
     assert pixels(page, "#difference").std() > 0 and pixels(page, "#gallery").std() > 0
 
