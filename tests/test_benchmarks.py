@@ -64,6 +64,7 @@ def test_the_small_world_is_timed_with_kept_pictures_and_without(monkeypatch, ca
 
 
 @pytest.mark.slow
+@tiny.minutes
 def test_what_a_gpu_has_to_show_runs_small_keeps_what_it_has_and_goes_on(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--smoke", "--out", str(tmp_path)]
     nothing = subprocess.run([*command, "--print"], check=True, capture_output=True, text=True).stdout

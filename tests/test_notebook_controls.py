@@ -15,6 +15,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import test_studies
+import tiny
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -62,6 +63,7 @@ def until(true: Callable[[], bool], seconds: float = 1200) -> None:
         time.sleep(0.05)
 
 
+@tiny.minutes
 def test_a_study_is_retrained_stopped_and_goes_on_to_its_end(tmp_path: Path, monkeypatch):
     python = tmp_path / "python"  # as `python -m gear_studio`, without a new Python for every training
     hurried = (

@@ -501,6 +501,7 @@ def test_a_run_from_before_there_were_captions_is_continued(tmp_path):
 
 
 @pytest.mark.slow
+@tiny.minutes
 def test_train_sample_and_evaluate_by_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
