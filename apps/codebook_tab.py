@@ -354,6 +354,7 @@ def build(page: Page) -> None:
         inputs=inputs,
         outputs=outputs,
         cleared=cleared,
+        of_run=[controls.strip],
         state_line=state_line,
         first=lambda asked: {edits: {}, waiting: gr.Timer(active=False)},
         steps=lambda asked: steps(undo(asked)),

@@ -310,6 +310,7 @@ def build(page: Page) -> None:
         inputs=[run, page.choice, onward, label],
         outputs=[*cleared, canvas, answers, label, controls.index, controls.strip],
         cleared=cleared,
+        of_run=[controls.strip],
         state_line=state_line,
         first=first,
         steps=steps,

@@ -249,6 +249,7 @@ def build(page: Page) -> None:
         inputs=inputs,
         outputs=outputs,
         cleared=cleared,
+        of_run=[controls.strip],
         state_line=state_line,
         first=lambda asked: {waiting: gr.Timer(active=False)},
         steps=steps,

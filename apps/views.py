@@ -38,7 +38,7 @@ class Views:
     """The views of one tab, drawn when it is first opened: before that they are not in the page.
 
     runs: the choices of Runs. ask: makes an `Asked` of the inputs' values. cleared: what is emptied at
-    another choice. first: what else is so before `steps`, which gives updates by component and may raise
+    another choice; of_run: what at another Run alone. first: what else is so before `steps`, which gives updates by component and may raise
     what is said to the visitor. at_once: the same for views that are filled; None where no other tab changes
     what is seen here. ticket: a number in the page that changes with every choice; 0 until the tab is
     opened."""
@@ -50,6 +50,7 @@ class Views:
     inputs: list
     outputs: list
     cleared: Sequence[gr.components.Component]
+    of_run: Sequence[gr.components.Component]
     state_line: gr.HTML
     steps: Callable[[Any], Iterable[dict]]
     at_once: Callable[[Any], Iterable[dict]] | None = None
@@ -179,11 +180,13 @@ class Views:
         )
         is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
         load(None, self.ticket, self.ticket, js=self._once_laid_out(is_open), **QUIET)
-        nothing = json.dumps(list(emptied(self.cleared).values()))
-        clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
-        for choose in (*(run.change for run in self.runs), *(event.success for event in chosen)):
+        anew = [*self.cleared, *self.of_run]
+        choices = [(run.change, anew) for run in self.runs] + [(each.success, self.cleared) for each in chosen]
+        for choose, cleared in choices:
+            nothing = json.dumps(list(emptied(cleared).values()))
+            clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"
             choose(None, cancels=[self._filling, *self.cancelled])  # first: what comes later is not dropped
-            choose(None, self.ticket, [*self.cleared, self.ticket], js=clear, **QUIET)
+            choose(None, self.ticket, [*cleared, self.ticket], js=clear, **QUIET)
 
     def _once_laid_out(self, opened: str) -> str:
         """JavaScript that gives out the first ticket where `opened` holds, once the tab's views are in the

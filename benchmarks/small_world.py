@@ -29,6 +29,7 @@ from gear_studio.training.run_folder import device_name, versions
 from gear_studio.training.stages import Stage
 
 Step = Callable[[int], object]
+PIXELS = small_recipe("joint", "long").tokenizer.image_size
 
 
 def new_stage(stage: str, teacher: str, kept: int) -> Stage:
@@ -53,7 +54,7 @@ def step_of(stage: Stage, source: data.Source) -> Step:
 
 
 def validation_of(stage: Stage, known: bool) -> Step:
-    batch = data.load("shapes", "val").read(range(64))
+    batch = data.load("shapes", "val", PIXELS).read(range(64))
     images, labels = data.to_float(batch["image"]), batch["label"]
     said = stage.ask_frozen(images) if known else None
     return lambda number: stage.validate(images, labels, said)
@@ -94,7 +95,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = cache
         for stage in ("generator", "joint"):
             for teacher in ("tiny", "efficientnet-lite0"):
-                source = data.load("shapes")
+                source = data.load("shapes", image_size=PIXELS)
                 models = new_stage(stage, teacher, asked.pictures)
                 kept: KeptPictures = keep_pictures(source, False, models, progress=False)
                 today = step_of(new_stage(stage, teacher, 0), source)

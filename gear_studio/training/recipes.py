@@ -2,8 +2,8 @@
 
 The small recipe trains on `shapes`; its stages and budgets are a table below. Its budget `quick` also has
 smaller models of smaller pictures, so that a training is minutes on one CPU core and a study over seeds an
-evening. Its budget `long` is for studies whose curves shall come to rest: guided by a network that never saw
-this world, on pictures whose features are kept. The recipes of the paper, `imagenet-b-vq` to
+evening. Its budget `long` has the same models and is for studies whose curves shall come to rest: more steps,
+guided by a network that never saw this world, on pictures whose features are kept. The recipes of the paper, `imagenet-b-vq` to
 `imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
 """
 
@@ -196,20 +196,15 @@ _QUICK: dict[str, Any] = {  # what differs from the small recipe, beside the ste
     "checkpoint_every": 250,
     "validation_images": 256,
 }
-# What differs from the small recipe in the budget `long`, by stage. The teacher saw ImageNet alone; the tiny
+# What differs from `quick` in the budget `long`, after the warm-up. The teacher saw ImageNet alone; the tiny
 # one, which knows this world, aligns nothing: it compares reconstructions, and FD is taken in its features.
-_LONG_JOINT: dict[str, Any] = {
+_LONG: dict[str, Any] = {
     "teacher": "efficientnet-lite0",
     "perceptual": "tiny",
     "fd_teacher": "tiny",
     "kept_pictures": 40_000,
-    "checkpoint_every": 250,
 }
-_LONG: dict[str, dict[str, Any]] = {
-    "warmup": {},
-    "joint": _LONG_JOINT,
-    "generator": _LONG_JOINT | {"generator": replace(_SMALL.generator, blocks=4, dim=96, tap=2)},
-}
+_THIN = ("quick", "long")  # budgets of smaller models
 BUDGETS = {  # steps of each stage, and of the models that are trained on the world's truth
     "shipped": {
         "warmup": 2500,
@@ -220,8 +215,8 @@ BUDGETS = {  # steps of each stage, and of the models that are trained on the wo
         "attribute-judge": 1600,
     },
     "long": {
-        "warmup": 2500,
-        "joint": 1250,
+        "warmup": 2000,
+        "joint": 2000,
         "generator": 8000,
         "teacher": 3600,
         "judge": 1600,
@@ -246,7 +241,7 @@ BUDGETS = {  # steps of each stage, and of the models that are trained on the wo
 }
 BUDGET_NOTES = {  # what the numbers of a budget are worth
     "shipped": "as what ships",
-    "long": "smaller generators, trained for longer on 40,000 kept pictures",
+    "long": "the models of quick, trained for longer on 40,000 kept pictures",
     "quick": "smaller models of 32 px pictures",
     "smoke": "a few steps, to see that everything works; its numbers say nothing about the question",
 }
@@ -265,10 +260,12 @@ def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
     if budget not in BUDGETS:
         raise InputError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     recipe = replace(_SMALL_STAGES[stage], steps=BUDGETS[budget][stage])
-    if budget == "long":
-        recipe = replace(recipe, **_LONG[stage])
-    if budget == "quick":
+    if budget in _THIN:
         recipe = replace(recipe, **_QUICK)
+    if budget == "long" and stage != "warmup":
+        recipe = replace(recipe, **_LONG)
+    if budget == "long" and stage == "generator":
+        recipe = replace(recipe, batch_size=32)
     if budget == "smoke":
         recipe = replace(recipe, batch_size=4, log_every=2, checkpoint_every=2, validation_images=16)
     return recipe
@@ -276,7 +273,7 @@ def small_recipe(stage: str, budget: str = "shipped") -> Recipe:
 
 def small_tokenizer(budget: str, quantizer: str = "vq") -> str:
     """The name in `PRESETS` of the tokenizer of a budget with a quantizer of `QUANTIZERS`."""
-    return preset_name("mini" if budget == "quick" else "small", quantizer)
+    return preset_name("mini" if budget in _THIN else "small", quantizer)
 
 
 def with_captions(recipe: Recipe) -> Recipe:
