@@ -36,6 +36,8 @@ def new_stage(stage: str, teacher: str, kept: int) -> Stage:
     torch.manual_seed(0)
     recipe = replace(small_recipe(stage, "long"), teacher=teacher, kept_pictures=kept)
     tokenizer = Tokenizer(recipe.tokenizer)
+    generator = replace(recipe.generator, codes=recipe.tokenizer.codes, grid=tokenizer.grid)
+    recipe = replace(recipe, generator=generator)
     arm = "baseline" if stage == "generator" else "gear"
     network = Teacher.from_pretrained(teacher, tokenizer.grid)
     return Stage(stage, arm, recipe, network, Accelerator(cpu=True), tokenizer)
