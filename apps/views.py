@@ -38,10 +38,10 @@ class Views:
     """The views of one tab, drawn when it is first opened: before that they are not in the page.
 
     runs: the choices of Runs. ask: makes an `Asked` of the inputs' values. cleared: what is emptied at
-    another choice; of_run: what at another Run alone. first: what else is so before `steps`, which gives updates by component and may raise
-    what is said to the visitor. at_once: the same for views that are filled; None where no other tab changes
-    what is seen here. ticket: a number in the page that changes with every choice; 0 until the tab is
-    opened."""
+    another choice; of_run: what at another Run alone. first: what else is so before `steps`, which gives
+    updates by component and may raise what is said to the visitor. at_once: the same for views that are
+    filled; None where no other tab changes what is seen here. ticket: a number in the page that changes with
+    every choice; 0 until the tab is opened."""
 
     tab: gr.Tab
     newest: Newest
@@ -181,7 +181,9 @@ class Views:
         is_open = f"{opened}.includes({json.dumps(self.tab.label)})"
         load(None, self.ticket, self.ticket, js=self._once_laid_out(is_open), **QUIET)
         anew = [*self.cleared, *self.of_run]
-        choices = [(run.change, anew) for run in self.runs] + [(each.success, self.cleared) for each in chosen]
+        choices = [(run.change, anew) for run in self.runs] + [
+            (each.success, self.cleared) for each in chosen
+        ]
         for choose, cleared in choices:
             nothing = json.dumps(list(emptied(cleared).values()))
             clear = f"(ticket) => [...{nothing}, ticket && Date.now()]"

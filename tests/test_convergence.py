@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from gear_studio.analysis.convergence import smooth, speed_up, speed_up_over_seeds, steps_to
+from gear_studio.analysis.convergence import (
+    smooth,
+    speed_up,
+    speed_up_over_seeds,
+    speed_ups_by_level,
+    steps_to,
+)
 
 
 def line(slope: float, length: float = 100, steps: int = 11) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +72,24 @@ def test_seeds_of_both_arms_are_drawn():
     assert (
         both.pairs == pytest.approx((2, 2)) and both.low == pytest.approx(1) and both.high == pytest.approx(4)
     )
+
+
+def test_what_a_seed_does_to_both_arms_is_cancelled_where_seeds_are_drawn_together():
+    slopes = (0.01, 0.02, 0.04)
+    found = speed_up_over_seeds([line(slope) for slope in slopes], [line(2 * slope) for slope in slopes])
+    assert found.pairs == pytest.approx((2, 2, 2)) and found.paired == pytest.approx((2, 2))
+    assert found.low < 1 and found.high > 4
+    assert found.with_paired().endswith("; paired [2.00, 2.00], 3 seeds") and "paired" not in str(found)
+
+
+def test_speed_ups_at_every_level_that_both_pass():
+    levels, ratios = speed_ups_by_level(line(0.01), line(0.03), count=11)
+    assert levels == pytest.approx(np.linspace(9.9, 9, 10)) and ratios == pytest.approx(3)
+    steps = np.array([1.0, 2, 3, 4])
+    slow, bent = (steps, np.array([8.0, 4, 5, 2])), (steps, np.array([6.0, 4, 3.5, 3]))
+    levels, ratios = speed_ups_by_level(slow, bent, count=7)
+    # From 6, where the arm begins, down to 3, where it ends: a rise of the control is no level.
+    assert levels.tolist() == [4, 3] and ratios == pytest.approx([1, (3 + 2 / 3) / 4])
 
 
 def test_an_arm_that_never_gets_there_counts_as_least():

@@ -118,6 +118,24 @@ def test_speed_ups_show_median_interval_seeds_and_the_line_at_one():
     assert [each.get_text() for each in legend.get_texts()] == ["gear", "other"]
 
 
+def test_speed_ups_by_level_have_a_line_a_seed_and_their_median(tmp_path):
+    runs: dict[str, list[Run]] = {"control": [], "twice": [], "unmeasured": []}
+    for label, pace in {"control": 1, "twice": 2, "unmeasured": 0}.items():
+        for seed in (1, 2):
+            folder = tmp_path / f"{label}-{seed}"
+            folder.mkdir()
+            (folder / "config.json").write_text('{"stage": "generator"}')
+            rows = [{"step": i} | ({"loss": 10 - pace * seed * i} if pace else {}) for i in range(5)]
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+            runs[label].append(Run(folder))
+    (axes,) = plots.speed_ups_by_level(runs, "control", {"loss": "loss (nats)"}).axes
+    *seeds, median, one = axes.lines
+    assert len(seeds) == 2 and median.get_label() == "twice"
+    assert all(np.allclose(line.get_ydata(), 2) for line in (*seeds, median))
+    assert one.get_ydata() == [1, 1] and axes.xaxis_inverted()
+    assert axes.get_ylabel() == "times fewer steps than control"
+
+
 def test_a_run_that_lacks_a_metric_is_left_out_of_its_panel_and_keeps_its_colour(tmp_path):
     for name, keys in {"a": ("loss",), "b": ("loss", "more"), "begun": ()}.items():
         (tmp_path / name).mkdir()

@@ -432,8 +432,9 @@ def test_the_table_says_what_the_runs_say(study):
     summary = (folder / "plumbing" / "summary.md").read_text()
     assert summary.strip() in said and f"{baseline.evaluation['psnr']:.2f}" in summary
     assert "| measure, on the paper's own data | paper |" in summary
-    with Image.open(folder / "plumbing" / "figure.png") as figure:
-        assert figure.width > 900 and figure.height > 300
+    for name in ("figure.png", "speed-ups.png"):
+        with Image.open(folder / "plumbing" / name) as figure:
+            assert figure.width > 900 and figure.height > 300
 
 
 def test_a_run_that_was_asked_otherwise_is_refused_by_name(study, monkeypatch, capsys):

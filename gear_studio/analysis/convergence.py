@@ -59,12 +59,14 @@ def smooth(values: np.ndarray, how: str, count: int) -> np.ndarray:
 @dataclass(frozen=True)
 class SpeedUp:
     """pairs: the speed-up of each seed's arm over the same seed's baseline, 0 where the arm never reached the
-    goal. value: their median. low, high: confidence interval of the median over seeds."""
+    goal. value: their median. low, high: confidence interval of the median over seeds, and paired the same
+    where the seeds of both arms are drawn together; None where it was not computed."""
 
     pairs: tuple[float, ...]
     value: float
     low: float
     high: float
+    paired: tuple[float, float] | None = None
 
     @property
     def reached(self) -> int:
@@ -72,10 +74,21 @@ class SpeedUp:
         return sum(pair > 0 for pair in self.pairs)
 
     def __str__(self) -> str:
+        return self._say(_interval(self.low, self.high))
+
+    def with_paired(self) -> str:
+        """As str, with both intervals."""
+        paired = f"; paired {_interval(*self.paired)}" if self.paired else ""
+        return self._say(_interval(self.low, self.high) + paired)
+
+    def _say(self, intervals: str) -> str:
         if not self.value:
             return f"not reached ({self.reached} of {len(self.pairs)} seeds)"
-        low = f"{self.low:.2f}" if self.low else "not reached"
-        return f"{self.value:.2f}x [{low}, {self.high:.2f}], {len(self.pairs)} seeds"
+        return f"{self.value:.2f}x {intervals}, {len(self.pairs)} seeds"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:.2f}, {high:.2f}]" if low else f"[not reached, {high:.2f}]"
 
 
 def speed_up_over_seeds(
@@ -91,7 +104,8 @@ def speed_up_over_seeds(
 
     The interval is the percentile bootstrap: seeds of the baseline and seeds of the arm are drawn with
     replacement, independently of each other, and paired as drawn; then the median is taken. What a seed does
-    to both arms alike is not cancelled that way, so the interval is rather too wide.
+    to both arms alike is not cancelled that way, so the interval is rather too wide. `paired` draws the seeds
+    of both together, as fits arms that share their warm-up and their pictures.
 
     An arm that never reaches the goal needs longer than it was trained for, by an unknown factor. It counts
     as 0, less than any other. The median can still be taken of such values, where the mean cannot; of an even
@@ -110,10 +124,31 @@ def speed_up_over_seeds(
         raise InputError(f"level is {level} and resamples {resamples}; expected 0 < level < 1, 1 or more")
     ratios = np.array([[speed_up(baseline, arm, goal) for arm in arms] for baseline in baselines])
     rng = np.random.default_rng(seed)
-    drawn = ratios[tuple(rng.integers(count, size=(2, resamples, count)))]
-    medians = np.quantile(drawn, 0.5, axis=1, method="inverted_cdf")
-    tail = (1 - level) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail], method="inverted_cdf")
+
+    def interval(drawn: np.ndarray) -> tuple[float, float]:
+        medians = np.quantile(drawn, 0.5, axis=1, method="inverted_cdf")
+        tail = (1 - level) / 2
+        low, high = np.quantile(medians, [tail, 1 - tail], method="inverted_cdf")
+        return float(low), float(high)
+
+    low, high = interval(ratios[tuple(rng.integers(count, size=(2, resamples, count)))])
     pairs = ratios.diagonal()
     value = np.quantile(pairs, 0.5, method="inverted_cdf")
-    return SpeedUp(tuple(pairs.tolist()), float(value), float(low), float(high))
+    paired = interval(pairs[rng.integers(count, size=(resamples, count))])
+    return SpeedUp(tuple(pairs.tolist()), float(value), low, high, paired)
+
+
+def speed_ups_by_level(baseline: Curve, arm: Curve, count: int = 40) -> Curve:
+    """How many times sooner an arm reaches each of the levels that a baseline has passed: (levels, ratios),
+    (n,) each, n <= count, levels falling.
+
+    The levels are those at which the baseline was first after so many steps of its training, evenly spaced
+    from the first measurement to the last; of noisy curves only those below all before. Levels that the arm
+    never reaches are left out, and those at which either is at its first measurement, whose steps are not
+    known."""
+    steps = np.linspace(baseline[0][0], baseline[0][-1], count)
+    levels = np.interp(steps, baseline[0], np.minimum.accumulate(baseline[1]))
+    highest = min(baseline[1][0], arm[1][0])
+    levels = np.unique(levels[levels < highest])[::-1]
+    ratios = np.array([speed_up(baseline, arm, goal) for goal in levels])
+    return levels[ratios > 0], ratios[ratios > 0]

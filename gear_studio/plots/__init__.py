@@ -27,6 +27,7 @@ from gear_studio.plots.charts import (
     layouts,
     prompt_scores,
     speed_ups,
+    speed_ups_by_level,
     token_codes,
     usage_histogram,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "sample_grid",
     "sample_sheet",
     "speed_ups",
+    "speed_ups_by_level",
     "styled",
     "text_font",
     "to_rgb",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gear_studio.analysis.codes import Candidate
 from gear_studio.analysis.convergence import SpeedUp
+from gear_studio.analysis.convergence import speed_ups_by_level as ratios_by_level
 from gear_studio.analysis.similarity import Estimate
 from gear_studio.plots.maps import enlarge, mark, to_rgb
 from gear_studio.plots.style import DASHES, GREYS, INK, MARKERS, OKABE_ITO, PALE, add_protocol, styled
@@ -101,6 +102,55 @@ def _draw_against_steps(axes: Axes, runs: Mapping[str, Sequence[Run]], key: str,
         axes.set_yscale("log")
         for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             ticks(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+@styled
+def speed_ups_by_level(runs: Mapping[str, Sequence[Run]], control: str, keys: Mapping[str, str]) -> Figure:
+    """How many times fewer steps than the control each other arm needs, against the level that is reached; a
+    panel a metric, better to the right.
+
+    runs: label of an arm -> its Runs, one a seed, in the same order. control: label of an arm. keys: metric
+    -> what it is, with its unit. A thin line is a seed, the bold one their median over the levels that all
+    seeds have."""
+    figure = Figure(figsize=(4.2 * len(keys), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(keys), squeeze=False).flat
+    for axes, (key, xlabel) in zip(panels, keys.items(), strict=True):
+        for i, (label, seeds) in enumerate(runs.items()):
+            pairs = [
+                (a.series(key), b.series(key))
+                for a, b in zip(runs[control], seeds, strict=False)
+                if all(any(key in row for row in run.metrics) for run in (a, b))
+            ]
+            if label == control or not pairs:
+                continue
+            curves = [ratios_by_level(*pair) for pair in pairs]
+            color, known = OKABE_ITO[i % 8], [curve for curve in curves if len(curve[0]) > 1]
+            for levels, ratios in known if len(pairs) > 1 else []:
+                axes.plot(levels, ratios, color=color, linewidth=0.8, alpha=0.5)
+            if len(known) < len(pairs):
+                continue
+            worst, best = (pick(c[0][at] for c in known) for pick, at in ((min, 0), (max, -1)))
+            if worst > best:
+                at = np.geomspace(best, worst, 60) if best > 0 else np.linspace(best, worst, 60)
+                median = np.median([np.interp(at, c[0][::-1], c[1][::-1]) for c in known], axis=0)
+                look: dict[str, Any] = {"marker": MARKERS[i % 8], "markevery": 12, "markeredgecolor": "white"}
+                axes.plot(
+                    at, median, color=color, linestyle=DASHES[i % 4], linewidth=2.4, **look, label=label
+                )
+        axes.axhline(1, color=INK, linewidth=1, linestyle="--")
+        axes.set(xlabel=f"level reached: {xlabel}", ylabel=f"times fewer steps than {control}")
+        if key == "val_fd":
+            axes.set_xscale("log")
+            for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                ticks(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.invert_xaxis()
+        axes.set_ylim(bottom=0)
+    handles = _handles_of(*figure.axes)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center",
+        ncols=_legend_columns(handles, figure), title=_legend_title(runs), handlelength=2.6,
+    )  # fmt: skip
+    return figure
 
 
 @styled

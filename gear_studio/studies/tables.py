@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from gear_studio.analysis.convergence import speed_up, speed_up_over_seeds
 from gear_studio.errors import InputError
@@ -64,7 +65,7 @@ def speed_up_table(study: Study, runs: dict[tuple[str, int], Run]) -> list[list[
             return "not measured"
         controls, arms = ([run.series(key) for run in side] for side in pair)
         if len(arms) > 1:
-            return str(speed_up_over_seeds(controls, arms))
+            return speed_up_over_seeds(controls, arms).with_paired()
         ratio = speed_up(controls[0], arms[0])
         return f"{ratio:.2f}x" if ratio else "not reached"
 
@@ -167,7 +168,8 @@ def summarize(study: Study, runs: dict[tuple[str, int], Run]) -> str:
     if study.controls:
         parts.append(
             "Steps a control needs to its own final value, over the steps to get there; of several seeds the "
-            "median, in brackets a bootstrap's 95 % interval over seeds, which is rough when they are few."
+            "median, in brackets a bootstrap's 95 % interval over seeds, which is rough when they are few; "
+            "paired: a seed's control and arm, which share their warm-up and their pictures, drawn together."
         )
         header, *lines = speed_up_table(study, runs)
         parts.append(markdown_table(header, lines))
@@ -221,8 +223,8 @@ def describe_record(record: dict) -> str:
 
 
 def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, record: dict) -> str:
-    """Write table.csv, summary.md, record.json and figure.png into `folder`, and return what to print.
-    record: of `make_record`."""
+    """Write table.csv, summary.md, record.json and figure.png into `folder`, of a study with controls
+    speed-ups.png as well, and return what to print. record: of `make_record`."""
     from gear_studio import plots
 
     table = table_rows(study, runs)
@@ -235,17 +237,22 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
         writer.writerows(table)
     with atomic(folder / "summary.md") as temporary:
         temporary.write_text(text + "\n")
+    figures: dict[str, Figure] = {}
+    measured = {
+        key: label
+        for key, label in CURVES.items()
+        if any(final_value(key)(run) is not None for run in runs.values())
+    }
     if study.shown:
         labels = {key: MEASURES[key].label for key in study.shown}
-        figure = plots.by_seed(table, labels, study.varies)
+        figures["figure.png"] = plots.by_seed(table, labels, study.varies)
     else:
-        measured = {
-            key: label
-            for key, label in CURVES.items()
-            if any(final_value(key)(run) is not None for run in runs.values())
-        }
-        figure = plots.curves(runs_by_arm(runs), measured)
-    with atomic(folder / "figure.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    names = ("table.csv", "summary.md", "record.json", "figure.png")
+        figures["figure.png"] = plots.curves(runs_by_arm(runs), measured)
+    if study.controls:
+        control = study.controls[-1]
+        figures["speed-ups.png"] = plots.speed_ups_by_level(runs_by_arm(runs), control, measured)
+    for name, figure in figures.items():
+        with atomic(folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+    names = ("table.csv", "summary.md", "record.json", *figures)
     return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)

@@ -3,8 +3,8 @@
 The small recipe trains on `shapes`; its stages and budgets are a table below. Its budget `quick` also has
 smaller models of smaller pictures, so that a training is minutes on one CPU core and a study over seeds an
 evening. Its budget `long` has the same models and is for studies whose curves shall come to rest: more steps,
-guided by a network that never saw this world, on pictures whose features are kept. The recipes of the paper, `imagenet-b-vq` to
-`imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
+guided by a network that never saw this world, on pictures whose features are kept. The recipes of the paper,
+`imagenet-b-vq` to `imagenet-xl-ibq` and `gpic-1b`, are at the end; `gear-studio recipe NAME` prints them.
 """
 
 import ast
