@@ -44,7 +44,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # A file's tests share what they train, so each file stays with one worker.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) $(ARGS)

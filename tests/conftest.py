@@ -67,7 +67,15 @@ SLOW |= {"notebook_controls", "processes", "prompt_tab", "readme", "site", "slur
 SLOW |= {"wheel"}
 
 
+# Minutes each: they begin, so that no worker is left with one of them while the others have nothing to do.
+LONGEST = ("notebooks", "explorer_runs", "explorer", "explorer_app", "notebook_controls", "architecture")
+LONGEST += ("processes", "benchmarks", "studies", "cli")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
+    rooms = {item: item.path.stem.removeprefix("test_") for item in items}
+    for item, room in rooms.items():
+        if room in SLOW:
             item.add_marker(pytest.mark.slow)
+    # Needs --no-loadscope-reorder; the order within a file stays.
+    items.sort(key=lambda item: LONGEST.index(rooms[item]) if rooms[item] in LONGEST else len(LONGEST))
