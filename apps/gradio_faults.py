@@ -45,11 +45,15 @@ def cancel_what_has_no_number() -> None:
     """Let a page take back a request whose number it has not heard yet. To be called before the launch.
 
     By itself Gradio refuses that, and the browser logs an error."""
+    number = Annotated[str, BeforeValidator(lambda number: number or "")]
 
     class Cancelled(routes.CancelBody):
-        event_id: Annotated[str, BeforeValidator(lambda number: number or "")] = ""
+        event_id: number = ""
 
-    routes.CancelBody = Cancelled  # type: ignore[misc]
+    class Reset(routes.ResetBody):
+        event_id: number = ""
+
+    routes.CancelBody, routes.ResetBody = Cancelled, Reset  # type: ignore[misc]
 
 
 def say_what_is_refused(demo: gr.Blocks) -> None:

@@ -448,7 +448,8 @@ def test_a_view_is_sent_by_its_address(browser: Browser, address: str):
 def test_a_request_without_a_number_can_be_taken_back(address: str):
     """The page hears a request's number later than a quick visitor changes their mind."""
     taken_back = {"session_hash": "one-page", "fn_index": 0, "event_id": None}
-    assert httpx.post(f"{address}/gradio_api/cancel", json=taken_back).json() == {"success": True}
+    for place, said in {"cancel": taken_back, "reset": {"event_id": None}}.items():
+        assert httpx.post(f"{address}/gradio_api/{place}", json=said).json() == {"success": True}
 
 
 def test_the_stream_of_answers_stays_open(address: str):
