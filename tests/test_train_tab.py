@@ -56,6 +56,13 @@ def test_a_form_is_the_command_line_that_it_shows():
     assert named == [
         "gear-studio train shapes --stage joint --out a/b/mine --parent a/b/other --budget quick"
     ]
+    parents = train_look.list_parents(queue)
+    assert [each for each in parents if ":" in each] == [
+        f"shipped:{each}" for each in ("continued", "gear", "warmup")
+    ]
+    shipped = commands(queue, stage="generator", arm="gear", condition="words", parent="shipped:gear")
+    words = "--parent gear --budget quick --condition caption"
+    assert shipped == [f"gear-studio train shapes --stage generator {words}"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,7 @@ def test_a_form_is_the_command_line_that_it_shows():
         ({"name": "a/b"}, "The name 'a/b' cannot be a folder's"),
         ({"name": ".."}, r"The name '\.\.' cannot be a folder's"),
         ({"parent": "../x"}, r"The name '\.\./x' cannot be a folder's"),
+        ({"parent": "shipped:../gear"}, r"The name 'shipped:\.\./gear' cannot be a folder's"),
         ({"arm": "gear"}, "stage warmup has no arm 'gear'"),
         ({"source": "elsewhere"}, "unknown data source 'elsewhere'"),
         ({"recipe": "imagenet-b-vq"}, "budget 'quick' is of the small recipe"),
