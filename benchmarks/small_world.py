@@ -2,10 +2,10 @@
 `python benchmarks/small_world.py [--steps N] [--rounds N]`.
 
 Each line compares a step that draws its pictures and asks every frozen network (kept_pictures=0) with one
-that reads from disk what these have said (data/kept.py). Both train the same models at the recipe's batch
-size, in turns; the median of each turn's steps counts, and the ratio's median and range are over pairs of
-turns. Validation is of 64 pictures. Times are of the process (time.process_time) on one thread, so that other
-work on the machine shows less; weights are random but for the teachers'.
+that reads from disk what these have said (gear_studio/data/kept_pictures.py). Both train the same models at
+the recipe's batch size, in turns; the median of each turn's steps counts, and the ratio's median and range
+are over pairs of turns. Validation is of 64 pictures. Times are of the process (time.process_time) on one
+thread, so that other work on the machine shows less; weights are random but for the teachers'.
 """
 
 import argparse
