@@ -132,7 +132,7 @@ def test_a_folder_where_nothing_but_trainings_is_yet_is_taken(tmp_path: Path):
     assert Queue(tmp_path).add(asked) == ["mine"]
     background = Background(RunsOnOffer(tmp_path))
     assert [each.name for each in background.trainings.standings()] == ["mine"]
-    assert train_look.list_parents(background.trainings) == [train_look.BY_NAME, "mine"]
+    assert train_look.list_parents(background.trainings)[:2] == [train_look.BY_NAME, "mine"]
     write_json(tmp_path / "logs" / "mine.job.json", {})
     with pytest.raises(ValueError, match="is damaged"):
         background.trainings.standings()
