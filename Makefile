@@ -22,7 +22,7 @@ help:
 	@echo "make test-fast  the same without browser, notebooks and training, in two minutes"
 	@echo "make hooks      check what changes at every commit (pre-commit)"
 	@echo "make train      gear-studio train shapes   (ARGS=... is passed on)"
-	@echo "make reproduce  retrain the shipped models (BUDGET=shipped, long or quick)"
+	@echo "make reproduce  retrain the shipped models (BUDGET=shipped, long, quick or smoke)"
 	@echo "make wheel      build the package into dist/: pip install dist/*.whl"
 	@echo "make docs       build the documentation as a site into build/site, offline"
 	@echo "make clean      remove the environment and tools' caches"

@@ -41,7 +41,7 @@ def build(page: Page) -> None:
             )  # fmt: skip
             parent = gr.Dropdown(
                 [ALONE, *runs.tokenizers], value=ALONE, label="Its tokenizer", elem_id="open-parent",
-                info=f"of a generator alone: the run, in {runs.folder}/ too, whose tokens it predicts",
+                info=f"of a generator alone: the run, shipped or in {runs.folder}/, whose tokens it predicts",
             )  # fmt: skip
             with gr.Accordion("Where a file does not say", open=False):
                 size = gr.Number(

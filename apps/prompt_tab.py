@@ -42,15 +42,14 @@ FIRST_PROMPT = {"color": "red", "texture": "striped", "shape": "star", "position
 NO_RUNS = """
 ### No run here is asked in words yet
 
-Train one on a tokenizer that ships:
+Train one on a tokenizer that ships, which takes two cores half an hour:
 
 ```sh
-mkdir -p runs && cp -r gear_studio/zoo/gear runs/shapes-joint-gear-s0
-gear-studio train shapes --stage generator --arm gear --condition caption
+gear-studio train shapes --stage generator --condition caption --parent gear
 ```
 
-then open the explorer with `--runs runs`. For a second one beside it, copy `gear_studio/zoo/warmup` to
-`runs/shapes-warmup-s0` and train with `--arm baseline`.
+then open the explorer with `--runs runs`. `--arm baseline --parent warmup` trains a second one to see
+beside it.
 """
 
 

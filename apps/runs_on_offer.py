@@ -20,6 +20,7 @@ from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.text_encoders import TextEncoder
 from gear_studio.models.tokenizer import Tokenizer
+from gear_studio.places import find_parent, is_shipped
 from gear_studio.runs import Run
 from gear_studio.studies import CAPTIONS, SHIPPED
 from gear_studio.training import queue
@@ -181,8 +182,10 @@ def _lack_of(run: Run) -> str | None:
         return "it holds no finished tokenizer and no generator"
     if parent is None:
         return "its config.json names no run of its tokenizer (parent)"
-    if not (run.folder.parent / parent / "tokenizer").is_dir():
-        return f"the run of its tokenizer, {parent}, does not lie beside it"
+    folder = find_parent(parent, run.folder)
+    if not (folder / "tokenizer").is_dir():
+        where = "does not ship" if is_shipped(folder) else "does not lie beside it"
+        return f"the run of its tokenizer, {parent}, {where}"
     return None
 
 

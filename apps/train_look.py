@@ -14,6 +14,7 @@ from runs_on_offer import check_name
 from gear_studio import data
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import TokenizerConfig
+from gear_studio.places import ZOO, name_parent, shipped_names
 from gear_studio.plots.style import OKABE_ITO
 from gear_studio.run_files import read_metrics
 from gear_studio.studies import CURVES, World, stage_core_seconds
@@ -65,6 +66,7 @@ def read_form(
         raise InputError(f"settings {settings!r}: {error}; give NAME=VALUE, with blanks between") from error
     on_disk = data.find_source(source).on_disk
     own = quantizer == TokenizerConfig.quantizer
+    given: dict[str, Path | None] = {BY_NAME: None, **_shipped_parents()}
     training = Training(
         source,
         "generator" if stage == ALL else stage,
@@ -72,7 +74,7 @@ def read_form(
         recipe,
         seed,
         folder=Path(folder) if on_disk and folder else None,
-        parent=None if parent == BY_NAME else queue.runs / check_name(parent),
+        parent=given[parent] if parent in given else queue.runs / check_name(parent),
         budget=budget,
         steps=int(steps) if steps else None,
         tokenizer=None if own else World(recipe=recipe, budget=budget).tokenizer_name(quantizer),
@@ -84,6 +86,11 @@ def read_form(
     for each in asked:
         _ = each.completed().resolved  # which names what no recipe has
     return asked
+
+
+def _shipped_parents() -> dict[str, Path]:
+    """The shipped Runs that a training may build on: what the list calls them, and what a command does."""
+    return {name_parent(ZOO / name): Path(name) for name in shipped_names("tokenizer")}
 
 
 def describe_command(trainings: list[Training]) -> str:
@@ -236,6 +243,6 @@ def draw_curves(name: str, rows: list[dict], metric: str) -> PlotData | None:
 
 
 def list_parents(queue: Queue) -> list[str]:
-    """The Runs of a folder, finished or asked for, that a training may build on."""
+    """The Runs of a folder, finished or asked for, and those that ship, that a training may build on."""
     there = [path.parent.name for path in sorted(queue.runs.glob("*/tokenizer"))]
-    return [BY_NAME, *dict.fromkeys([*there, *queue.read()])]
+    return [BY_NAME, *dict.fromkeys([*there, *queue.read()]), *_shipped_parents()]

@@ -3,7 +3,7 @@
 Starts the app as a user does and drives it in Chromium (found as the tests find it, or named in the
 environment variable CHROMIUM). What counts is the page: the clock stops when the picture is there. The first
 visit is the very first after the start, while the app still prepares what visitors will ask for; everything
-else is the median of `--repeats`.
+else is the median of `--repeats`. A page is 1400 x 1000 px.
 
 The last rows are of a tokenizer of VQ-16's size on photographs at 256 px, with random weights, opened as a
 released file is.
@@ -13,7 +13,6 @@ With `--pictures FOLDER` it takes the documentation's pictures of the tabs inste
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -21,10 +20,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio
+import stored
 import torch
 from playwright.sync_api import Page, sync_playwright
 
@@ -175,17 +175,17 @@ def look_at_released(page: Page, file: Path, repeats: int) -> dict[str, list[flo
     begin = time.perf_counter()
     page.locator("#open-go").click()
     page.locator("#open-status [data-state=done]").wait_for()
-    times["VQ-16 opened"] = [time.perf_counter() - begin]
+    times["opened"] = [time.perf_counter() - begin]
     page.get_by_role("tab", name="Codebook").click()
     page.locator("#tokenizer-run input").click()
     begin = time.perf_counter()
     page.get_by_role("option", name="vq-16", exact=True).click()
     page.locator("#original img").wait_for()
-    times["VQ-16, 256 px: its first picture is there"] = [time.perf_counter() - begin]
+    times["its first picture"] = [time.perf_counter() - begin]
     settled(page)
-    times["  and all views of it"] = [time.perf_counter() - begin]
+    times["all views of it"] = [time.perf_counter() - begin]
     page.locator("#usage img").wait_for(timeout=600_000)
-    times["  and the survey of ten photographs"] = [time.perf_counter() - begin]
+    times["the survey of ten photographs"] = [time.perf_counter() - begin]
     page.locator("#layout img").wait_for(timeout=600_000)
     pictures = times["another picture, all views"] = []
     for number in range(1, 1 + repeats):
@@ -206,10 +206,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pictures", type=Path, help="folder to put pictures of the tabs in; no times then")
+    stored.add_store(parser)
     options = parser.parse_args()
-    repeats = options.repeats
-    print(f"python {platform.python_version()}, torch {torch.__version__}, gradio {gradio.__version__}")
-    print(f"{platform.machine()}, {os.cpu_count()} CPU cores; load {os.getloadavg()[0]:.1f} at the start")
+    repeats, rows = options.repeats, []
+    around = stored.circumstances()
+    around["versions"]["gradio"] = gradio.__version__
+    stored.say(around)
+
+    def row_of(what: str, times: Sequence[float]) -> None:
+        rows.append({"what": what, "seconds": stored.spread(times)})
+        print(f"{what:48} {statistics.median(times):6.2f} s  (slowest {max(times):.2f})", flush=True)
+
     browsers = ("chromium", "chromium-browser", "google-chrome")
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, browsers)), None)
     url = f"http://127.0.0.1:{PORT}"
@@ -235,7 +242,7 @@ def main() -> None:
                     if app.poll() is not None:
                         sys.exit(f"the explorer ended with code {app.returncode}; start it alone to see why")
                     time.sleep(0.1)
-            print(f"{'up after':44} {time.perf_counter() - begin:6.2f} s")
+            row_of("up after its start", [time.perf_counter() - begin])
 
             def visit() -> Page:
                 page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -249,19 +256,14 @@ def main() -> None:
             begin = time.perf_counter()
             page = visit()
             page.locator("#left-sheet img").wait_for()
-            row = time.perf_counter() - begin
+            row_of("first visit: first row", [time.perf_counter() - begin])
             page.locator(DONE).wait_for()
-            print(f"{'first visit, 4 pictures, two runs':44} {time.perf_counter() - begin:6.2f} s ", end="")
-            print(f"(first row {row:.2f} s)")
+            row_of("first visit: 4 pictures of two runs", [time.perf_counter() - begin])
             for tab, image in (("Codebook", "#usage"), ("Alignment", "#generator-similarity")):
                 begin = time.perf_counter()
                 page.get_by_role("tab", name=tab).click()
                 page.locator(f"{image} img").wait_for()
-                print(f"{f'then tab {tab}':44} {time.perf_counter() - begin:6.2f} s")
-
-            def row_of(name: str, times: list[float]) -> None:
-                print(f"{name:44} {statistics.median(times):6.2f} s  (slowest {max(times):.2f})")
-
+                row_of(f"then the tab {tab}", [time.perf_counter() - begin])
             again = []
             for _ in range(repeats):
                 begin = time.perf_counter()
@@ -273,15 +275,15 @@ def main() -> None:
             page.get_by_role("tab", name="Sample").click()
             for count in (4, 16):
                 times = [sample(page, count) for _ in range(repeats)]
-                row_of(f"{count} pictures, two runs", [last for _, last in times])
-                row_of("  their first row", [first for first, _ in times])
+                row_of(f"{count} pictures of two runs", [last for _, last in times])
+                row_of(f"{count} pictures of two runs: first row", [first for first, _ in times])
             page.get_by_role("tab", name="Prompt").click()
             page.locator(DRAWN).wait_for()
             for count in (4, 16):
                 place = "prompt-", "#prompt-sheet-0", DRAWN
                 times = [sample(page, count, *place) for _ in range(repeats)]
-                row_of(f"{count} pictures of a prompt, two runs", [last for _, last in times])
-                row_of("  their first row", [first for first, _ in times])
+                row_of(f"{count} pictures of a prompt", [last for _, last in times])
+                row_of(f"{count} pictures of a prompt: first row", [first for first, _ in times])
             words = page.locator("#prompt-words label")
             words.first.click()
             page.locator("#prompt-map-1 img").wait_for()
@@ -301,7 +303,8 @@ def main() -> None:
             page.get_by_role("tab", name="Alignment").click()
             row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
             for name, times in look_at_released(page, write_vq16(Path(folder)), repeats).items():
-                row_of(name, times)
+                row_of(f"VQ-16: {name}", times)
+            stored.store("explorer", rows, around, options.store)
         finally:
             app.terminate()
             app.wait()

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from stored import RESULTS, circumstances
 from torch import Tensor
 from training import step_seconds
 
@@ -44,7 +45,6 @@ from gear_studio.training.recipes import ARMS, small_recipe
 from gear_studio.training.run_folder import device_name
 from gear_studio.training.stages import Stage
 
-RESULTS = Path(__file__).parent / "results"
 Row = dict[str, float | str | bool]
 
 
@@ -309,6 +309,7 @@ def run(folder: Path, minutes: float, device: torch.device, sizes: Sizes) -> Non
     path = folder / f"{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.json"
     results: dict = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     results |= {"device": name, "python": platform.python_version(), "torch": torch.__version__}
+    results |= {key: circumstances(device)[key] for key in ("date", "command")}
     folder.mkdir(parents=True, exist_ok=True)
     parts = Bench(device, sizes).parts()
     for part, work in parts.items():
@@ -337,15 +338,15 @@ def shown(value: float | str | bool) -> str:
 def page(folder: Path) -> str:
     """The section of docs/performance.md, from all results of a folder."""
     lines = ["## On a GPU", ""]
-    files = sorted(folder.glob("*.json"))
-    if not files:
+    measured = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    measured = [results for results in measured if "parts" in results]  # the others are of other benchmarks
+    if not measured:
         lines += [
             "Nothing has been measured on a GPU yet. `python benchmarks/gpu.py --minutes 8` measures, on any",
             "CUDA device, and writes `benchmarks/results/DEVICE.json`; `python benchmarks/gpu.py --print`",
             "prints this section.",
         ]
-    for file in files:
-        results = json.loads(file.read_text())
+    for results in measured:
         lines += [f"### {results['device']}", "", f"torch {results['torch']}. Medians; peak memory.", ""]
         for group in dict.fromkeys(part.partition(": ")[0] for part in results["parts"]):
             rows = {

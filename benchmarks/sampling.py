@@ -6,17 +6,15 @@ do. The first batch is not counted; the median of the others is shown. Threads f
 """
 
 import argparse
-import platform
 import time
 
-import numpy as np
+import stored
 import torch
 from accelerate import Accelerator
 
 from gear_studio import sampling
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
-from gear_studio.training.run_folder import device_name
 
 BATCH = 64
 
@@ -38,16 +36,16 @@ def batch_seconds(cfg_scale: float, repeats: int, device: torch.device) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="batches behind each figure")
-    repeats = parser.parse_args().repeats
+    stored.add_store(parser)
+    options = parser.parse_args()
     device = Accelerator().device
-    print(f"device: {device_name(device)}; float32")
-    print(f"python {platform.python_version()}, torch {torch.__version__}")
+    around = stored.circumstances(device)
+    stored.say(around)
+    rows = []
     for name, cfg_scale in (("with guidance 1.5", 1.5), ("without guidance", 1.0)):
-        seconds = batch_seconds(cfg_scale, repeats, device)
-        print(
-            f"sampling {name}, batch {BATCH}: {BATCH / np.median(seconds):8,.1f} images/s   "
-            f"({np.median(seconds):.2f} s a batch; fastest {min(seconds):.2f}, slowest {max(seconds):.2f})"
-        )
+        seconds = batch_seconds(cfg_scale, options.repeats, device)
+        rows.append(stored.rate(f"sampling {name}, batch {BATCH}", BATCH, seconds))
+    stored.store("sampling", rows, around, options.store)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ crowds the caches. `differ` is the difference from the dense value.
 """
 
 import argparse
+import json
 import platform
 import resource
 import subprocess
@@ -16,11 +17,11 @@ import sys
 import time
 from collections.abc import Callable
 
+import stored
 import torch
 from torch import Tensor
 
 from gear_studio.analysis.similarity import cka, cknna, interval
-from gear_studio.training.run_folder import device_name
 
 K = 10
 
@@ -76,6 +77,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128, help="numbers a row")
     parser.add_argument("--memory-rows", type=int, default=50_000, help="rows that memory is taken of")
     parser.add_argument("--peak", choices=("cknna", "cka"), help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3, help="times that ours are taken")
+    stored.add_store(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     measures = {"cknna": (cknna, K), "cka": (cka, None)}
@@ -85,31 +88,43 @@ def main() -> None:
         x, y = rows(options.memory_rows, options.dim)
         before = peak()
         _, seconds = timed(lambda: measures[options.peak][0](x, y))
-        print(f"{(peak() - before) / 1e9:.2f} GB beyond the input, {seconds:.1f} s")
+        print(json.dumps({"gigabytes": (peak() - before) / 1e9, "seconds": seconds}))
         return
-    print(
-        f"device: {device_name(torch.device('cpu'))}; float32; {platform.processor() or platform.machine()}"
-    )
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}; {options.dim} numbers a row",
-        flush=True,
-    )
+    around = stored.circumstances()
+    stored.say(around)
+    print(f"{options.dim} numbers a row", flush=True)
     x, y = rows(options.rows, options.dim)
-    ours = {name: timed(lambda m=measure: m(x, y)) for name, (measure, _) in measures.items()}
-    for name, (_, seconds) in ours.items():
-        print(f"{name} of {options.rows:,} rows: {seconds:.2f} s", flush=True)
+    table, values = [], {}
+    for name, (measure, _) in measures.items():
+        taken = [timed(lambda m=measure: m(x, y)) for _ in range(options.repeats)]
+        values[name], seconds = taken[0][0], [each[1] for each in taken]
+        table.append(
+            {"what": name, "rows": options.rows, "dim": options.dim, "seconds": stored.spread(seconds)}
+        )
+        print(f"{name} of {options.rows:,} rows: {table[-1]['seconds']['median']:.2f} s", flush=True)
     _, seconds = timed(lambda: interval(cknna, x, y))
-    print(f"cknna with interval (50 halves) and chance (20 permutations): {seconds:.2f} s", flush=True)
-    for name in measures:
+    what = "cknna with interval (50 halves) and chance (20 permutations)"
+    table.append(
+        {"what": what, "rows": options.rows, "dim": options.dim, "seconds": stored.spread([seconds])}
+    )
+    print(f"{what}: {seconds:.2f} s", flush=True)
+    for name, row in zip(measures, table, strict=False):
         command = [sys.executable, __file__, "--peak", name, "--dim", str(options.dim)]
         command += ["--memory-rows", str(options.memory_rows)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        print(f"{name} of {options.memory_rows:,} rows: {said}", flush=True)
-    for name, (value, seconds) in ours.items():
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        row["of many"] = {"rows": options.memory_rows} | json.loads(said)
+        print(
+            f"{name} of {options.memory_rows:,} rows: {row['of many']['gigabytes']:.2f} GB beyond the input, "
+            f"{row['of many']['seconds']:.1f} s",
+            flush=True,
+        )
+    for name, row in zip(measures, table, strict=False):
         for kind, by_sums in (("dense, by sums", True), ("dense", False)):
-            other, taken = timed(lambda n=measures[name][1], s=by_sums: dense(x, y, n, s))
-            ratio = f"{taken / seconds:.1f} times ours"
-            print(f"{name}, {kind}: {taken:.2f} s, {ratio}; differ {abs(other - value):.1e}", flush=True)
+            other, seconds = timed(lambda n=measures[name][1], s=by_sums: dense(x, y, n, s))
+            row[kind] = {"seconds": seconds, "differ": abs(other - values[name])}
+            ratio = f"{seconds / row['seconds']['median']:.1f} times ours"
+            print(f"{name}, {kind}: {seconds:.2f} s, {ratio}; differ {row[kind]['differ']:.1e}", flush=True)
+    stored.store("similarity", table, around, options.store)
 
 
 if __name__ == "__main__":

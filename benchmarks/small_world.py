@@ -2,10 +2,10 @@
 `python benchmarks/small_world.py [--steps N] [--rounds N]`.
 
 Each line compares a step that draws its pictures and asks every frozen network (kept_pictures=0) with one
-that reads from disk what these have said (data/kept.py). Both train the same models at the recipe's batch
-size, in turns; the median of each turn's steps counts, and the ratio's median and range are over pairs of
-turns. Validation is of 64 pictures. Times are of the process (time.process_time) on one thread, so that other
-work on the machine shows less; weights are random but for the teachers'.
+that reads from disk what these have said (gear_studio/data/kept_pictures.py). Both train the same models at
+the recipe's batch size, in turns; the median of each turn's steps counts, and the ratio's median and range
+are over pairs of turns. Validation is of 64 pictures. Times are of the process (time.process_time) on one
+thread, so that other work on the machine shows less; weights are random but for the teachers'.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import stored
 import torch
 from accelerate import Accelerator
 
@@ -25,7 +26,6 @@ from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training.frozen_networks import features_in, keep_pictures
 from gear_studio.training.recipes import small_recipe
-from gear_studio.training.run_folder import device_name, versions
 from gear_studio.training.stages import Stage
 
 Step = Callable[[int], object]
@@ -71,15 +71,20 @@ def median_seconds(step: Step, steps: int) -> float:
     return statistics.median(taken)
 
 
-def compare(name: str, today: Step, kept: Step, steps: int, rounds: int) -> None:
+def compare(name: str, today: Step, kept: Step, steps: int, rounds: int) -> stored.Row:
     for step in (today, kept):  # caches, allocation
         step(1)
     pairs = [(median_seconds(today, steps), median_seconds(kept, steps)) for _ in range(rounds)]
-    before, after = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(a / b for a, b in pairs)
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    ratio = statistics.median(ratios)
-    print(f"| {name} | {before:.0f} | {after:.0f} | {ratio:.2f} | {spread} |", flush=True)
+    asking, reading = zip(*pairs, strict=True)
+    row = {"what": name, "asking": stored.spread(asking), "kept": stored.spread(reading)}
+    row["times faster"] = faster = stored.spread([a / b for a, b in pairs])
+    before, after = (1000 * row[way]["median"] for way in ("asking", "kept"))
+    print(
+        f"{name}: {before:.0f} ms asking each time, {after:.0f} kept; {faster['median']:.2f} times faster "
+        f"({faster['least']:.2f} to {faster['most']:.2f})",
+        flush=True,
+    )
+    return row
 
 
 def main() -> None:
@@ -87,12 +92,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of turns")
     parser.add_argument("--pictures", type=int, default=160, help="pictures kept")
+    stored.add_store(parser)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # as `loop.train` does
-    print(f"{device_name(torch.device('cpu'))}; torch {versions()['torch']}\n")
-    print("| step | asking each time, ms | kept, ms | times faster | range |")
-    print("| --- | --- | --- | --- | --- |")
+    around, rows = stored.circumstances(), []
+    stored.say(around)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
         for stage in ("generator", "joint"):
@@ -101,10 +106,12 @@ def main() -> None:
                 models = new_stage(stage, teacher, asked.pictures)
                 kept: KeptPictures = keep_pictures(source, False, models, progress=False)
                 today = step_of(new_stage(stage, teacher, 0), source)
-                compare(f"{stage}, {teacher}", today, step_of(models, kept), asked.steps, asked.rounds)
+                turns = today, step_of(models, kept), asked.steps, asked.rounds
+                rows.append(compare(f"{stage}, {teacher}", *turns))
         models = new_stage("generator", "efficientnet-lite0", 1)
         both = validation_of(models, False), validation_of(models, True)
-        compare("generator, validation", *both, 1, asked.rounds)
+        rows.append(compare("generator, validation", *both, 1, asked.rounds))
+    stored.store("small_world", rows, around, asked.store)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ Threads follow OMP_NUM_THREADS. Other work on the machine shows in the spread of
 """
 
 import argparse
-import platform
 import time
 
-import accelerate
-import numpy as np
+import stored
 import torch
 from accelerate import Accelerator
 
@@ -22,7 +20,6 @@ from gear_studio import data
 from gear_studio.models.teachers import Teacher
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.training.recipes import small_recipe
-from gear_studio.training.run_folder import device_name
 from gear_studio.training.stages import Stage
 
 WARM_UP = 3
@@ -52,18 +49,17 @@ def step_seconds(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps behind each figure")
-    steps = parser.parse_args().steps
+    stored.add_store(parser)
+    options = parser.parse_args()
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    print(f"device: {device_name(accelerator.device)}; precision: {accelerator.mixed_precision}")
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, accelerate {accelerate.__version__}"
-    )
+    around = stored.circumstances(accelerator.device)
+    stored.say(around)
+    print(f"precision: {accelerator.mixed_precision}")
+    rows = []
     for stage in ("warmup", "joint", "generator"):
-        seconds, batch = step_seconds(stage, steps, accelerator)
-        print(
-            f"{stage:9} step, batch {batch}: {batch / np.median(seconds):8,.1f} images/s   "
-            f"({np.median(seconds):.3f} s a step; fastest {min(seconds):.3f}, slowest {max(seconds):.3f})"
-        )
+        seconds, batch = step_seconds(stage, options.steps, accelerator)
+        rows.append(stored.rate(f"{stage} step, batch {batch}", batch, seconds))
+    stored.store("training", rows, around, options.store)
 
 
 if __name__ == "__main__":

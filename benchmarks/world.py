@@ -1,40 +1,35 @@
 """How many pictures of the shapes world one thread draws in a second: `python benchmarks/world.py`."""
 
-import platform
+import argparse
 import time
 
-import numpy as np
+import stored
 import torch
 
 from gear_studio.data import Shapes
 
-BATCH, BATCHES, REPEATS = 64, 16, 5
+BATCH, BATCHES = 64, 16
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help=f"times that {BATCHES} batches are drawn")
+    stored.add_store(parser)
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    around = stored.circumstances()
+    stored.say(around)
     world = Shapes()
     world.read(range(BATCH))  # the first one pays for imports and caches
-    rates = []
-    for repeat in range(REPEATS):
+    seconds = []
+    for repeat in range(options.repeats):
         begin = time.perf_counter()
         for batch in range(BATCHES):
             at = (repeat * BATCHES + batch) * BATCH
             world.read(range(at, at + BATCH))
-        rates.append(BATCH * BATCHES / (time.perf_counter() - begin))
-    print(f"shapes, 64x64, batches of {BATCH}, one thread: {np.median(rates):,.0f} images/s")
-    print(f"(median of {REPEATS}; lowest {min(rates):,.0f}, highest {max(rates):,.0f})")
-    print(f"device: {_processor()}")
-    print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}")
-
-
-def _processor() -> str:
-    if platform.system() == "Linux":
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        seconds.append(time.perf_counter() - begin)
+    row = stored.rate("drawing shapes, 64 px, one thread", BATCH * BATCHES, seconds)
+    stored.store("world", [row], around, options.store)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def import_released(
     Args:
         file: A .pt, .ckpt or .safetensors file, or owner/repository[/file] on the Hugging Face Hub.
         name: The run's folder; a bare name is put into runs/.
-        parent: For a generator alone: the run of its tokenizer, beside it.
+        parent: For a generator alone: the run of its tokenizer, a folder beside it or the name of a shipped
+            one.
         image_size: Pixels along a side of the pictures it is for. Default: 256, or for a generator alone
             those of its parent.
         quantizer: Of the tokenizer (vq, euclidean, lfq, ibq), where neither the file nor a config beside it

@@ -16,7 +16,7 @@ from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
-from gear_studio.places import check_own_folder
+from gear_studio.places import check_own_folder, check_parent, name_parent
 from gear_studio.ranges import Extent, Pixels, checked
 from gear_studio.runs import Run
 from gear_studio.training.recipes import Recipe
@@ -38,8 +38,8 @@ def import_run(
     discriminator and a projector where they are like ours, and the live weights of an averaged tokenizer.
 
     source, quantizer: as for `load_tokenizer`, image_size too, by default 256; a generator alone has that of
-    its parent. heads: as for `load_generator`. parent: for a generator alone, the Run beside `folder` whose
-    tokenizer made its tokens. Raises as `load_tokenizer` and
+    its parent. heads: as for `load_generator`. parent: for a generator alone, the Run whose tokenizer
+    made its tokens: a folder beside `folder`, or the name of a shipped one. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
     or the two do not belong together, FolderInUseError where another process writes into it."""
     check_own_folder(Path(folder))
@@ -64,6 +64,7 @@ def _import_into(
     generator: Generator | None = None
     live: Tokenizer | None = None
     discriminator: Discriminator | None = None
+    beside: Run | None = None
     if tokenizer_state:
         quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
         tokenizer = families.tokenizer_from(tokenizer_state, image_size or 256, str(source), quantizer)
@@ -72,7 +73,10 @@ def _import_into(
             live = families.tokenizer_from(live_state, image_size or 256, str(source), quantizer)
     text_encoder = ""
     if generator_state:
-        its_tokenizer = tokenizer or _parent_tokenizer(source, folder, parent)
+        its_tokenizer = tokenizer
+        if its_tokenizer is None:
+            beside = _find_parent(source, folder, parent)
+            its_tokenizer = beside.tokenizer
         if image_size not in (None, size := its_tokenizer.config.image_size):
             raise InputError(
                 f"parent {parent} is for pictures of {size} px, asked for {image_size}; import its tokenizer "
@@ -112,7 +116,7 @@ def _import_into(
         "stage": "imported",
         "arm": "imported",
         "seed": 0,
-        "parent": Path(parent).name if parent and not tokenizer else None,
+        "parent": name_parent(beside.folder) if beside else None,
         "classes": class_names(generator.config.classes) if generator else [],
         "recipe": Recipe(**recipe).asdict() | {"steps": 0, "batch_size": 0},  # nothing was trained here
     }
@@ -120,16 +124,15 @@ def _import_into(
     return Run(folder)
 
 
-def _parent_tokenizer(source: str | Path, folder: Path, parent: str | Path | None) -> Tokenizer:
-    """The tokenizer of the Run `parent`, which a generator imported into `folder` needs."""
+def _find_parent(source: str | Path, folder: Path, parent: str | Path | None) -> Run:
+    """The Run `parent`, whose tokenizer a generator imported into `folder` needs."""
     if parent is None:
         raise InputError(
             f"{source} holds a generator and no tokenizer; name the tokenizer's run with --parent"
         )
-    tokenizer = Run.from_pretrained(parent).tokenizer
-    if Path(parent).resolve().parent != folder.resolve().parent:
-        raise InputError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
-    return tokenizer
+    run = Run.from_pretrained(parent)
+    check_parent(run.folder, folder)
+    return run
 
 
 def class_names(classes: int) -> list[str]:

@@ -9,6 +9,7 @@ from gear_studio.errors import InputError, MissingError
 
 _HERE = Path(__file__).resolve().parent
 ZOO = _HERE / "zoo"
+_SHIPPED = "shipped:"  # in a run's config.json, before the name of a run that ships and that it builds on
 STUDIES = ZOO / "studies"  # tables and Runs of the studies that ship
 APPS = _HERE / "apps" if (_HERE / "apps").is_dir() else _HERE.parent / "apps"  # installed, in the repository
 
@@ -25,7 +26,7 @@ def results_folder(folder: Path) -> Path:
     downloaded."""
     if repository := repository_of(folder):
         return Path("runs") / "hub" / repository.replace("/", "--")
-    return Path("runs") / "shipped" / folder.name if ZOO in folder.resolve().parents else folder
+    return Path("runs") / "shipped" / folder.name if is_shipped(folder) else folder
 
 
 def repository_of(folder: Path) -> str | None:
@@ -48,14 +49,52 @@ def check_own_folder(folder: Path) -> None:
             raise InputError(f"{part} is a file, and a run is a folder; choose another place")
 
 
+def is_shipped(folder: Path) -> bool:
+    return ZOO in folder.resolve().parents
+
+
+def shipped_names(holding: str = "config.json") -> list[str]:
+    """The names of what ships and holds a file or a part."""
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{holding}"))
+
+
+def folder_named(name_or_folder: str | Path, is_there: Callable[[Path], bool] = Path.is_dir) -> Path:
+    """The folder of a shipped Run by its name, where no folder has this path; else the path, there or not.
+    is_there: what tells a folder."""
+    folder = Path(name_or_folder)
+    return ZOO / folder if not is_there(folder) and is_there(ZOO / folder) else folder
+
+
 def find_folder(name_or_folder: str | Path, is_there: Callable[[Path], bool] = Path.is_dir) -> Path:
     """Find a folder by its path, or the folder of a shipped Run by its name. is_there: what tells a folder.
 
     Raises FileNotFoundError, listing the shipped names, where there is neither."""
-    for folder in (Path(name_or_folder), ZOO / name_or_folder):
-        if is_there(folder):
-            return folder
-    shipped = ", ".join(sorted(path.parent.name for path in ZOO.glob("*/config.json"))) or "none"
+    folder = folder_named(name_or_folder, is_there)
+    if is_there(folder):
+        return folder
+    shipped = ", ".join(shipped_names()) or "none"
     raise MissingError(
         f"no folder {str(name_or_folder)!r}, and no shipped run of that name (shipped: {shipped})"
     )
+
+
+# A run and the run it builds on lie side by side, or the latter ships.
+
+
+def check_parent(parent: Path, folder: Path) -> None:
+    """Raise ValueError where the run in a folder cannot build on another."""
+    if not is_shipped(parent) and parent.resolve().parent != folder.resolve().parent:
+        raise InputError(f"parent {parent} does not lie beside {folder}; put both runs in one folder")
+
+
+def name_parent(parent: Path) -> str:
+    """What the config.json of a run calls the run it builds on: NAME beside it, or shipped:NAME."""
+    if is_shipped(parent):
+        return _SHIPPED + parent.resolve().relative_to(ZOO).as_posix()
+    return parent.name
+
+
+def find_parent(name: str, folder: Path) -> Path:
+    """Where the run lies, there or not, that the config.json in a folder calls so."""
+    shipped = name.removeprefix(_SHIPPED)
+    return folder.parent / name if shipped == name else ZOO / shipped

@@ -14,7 +14,7 @@
 Runs without weights, as most of the shipped studies are, may share one file instead (`run_files`).
 
 A Run is the only thing that crosses from training to looking: notebooks, app and CLI read Runs. A generator's
-Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side.
+Run names the Run of the tokenizer it was trained on (`parent`); the two lie side by side, or that one ships.
 """
 
 import copy
@@ -40,7 +40,7 @@ from gear_studio.models.pretrained import Pretrained, read_shapes
 from gear_studio.models.projector import Projector
 from gear_studio.models.teachers import Teacher, teacher_names
 from gear_studio.models.tokenizer import Tokenizer
-from gear_studio.places import ZOO, repository_of
+from gear_studio.places import ZOO, find_parent, repository_of
 from gear_studio.run_files import (
     NoRun,
     holds,
@@ -161,7 +161,7 @@ class Run:
         """The Run this one started from: the tokenizer's, or the warm-up's."""
         if not (name := self.config["parent"]):
             return None
-        folder = self.folder.parent / name
+        folder = find_parent(name, self.folder)
         if not (folder.is_dir() or is_shared(folder)):
             raise MissingError(f"run {self.name} is built on {name}, which is not there: put it at {folder}")
         return Run(folder)

@@ -23,7 +23,7 @@ from accelerate import Accelerator, tracking
 from PIL import Image
 from safetensors.torch import load_file
 
-from gear_studio import Run, cli
+from gear_studio import Run, cli, places
 from gear_studio.analysis.fidelity import EvaluationOptions, evaluate
 from gear_studio.data.prompts import ClassLabels
 from gear_studio.training import build, checkpoints, loop, stages, trackers
@@ -1072,6 +1072,35 @@ def test_a_parent_s_discriminator_is_not_the_warm_up_s(again, teacher_folder):
 def test_a_parent_that_lies_elsewhere_is_refused(again, teacher_folder, tmp_path):
     with pytest.raises(ValueError, match="does not lie beside"):
         train("joint", again, teacher_folder, out=tmp_path / "elsewhere" / "joint")
+
+
+@pytest.mark.parametrize("start", ["fresh", "joint", "gear"])
+def test_a_training_builds_on_a_shipped_run_and_writes_nothing_into_it(
+    start, whole, teacher_folder, tmp_path, monkeypatch
+):
+    zoo = tmp_path / "zoo"
+    shutil.copytree(whole / "joint", zoo / "gear")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(places, "ZOO", zoo)
+    before = {path: path.stat().st_mtime_ns for path in [zoo, *zoo.rglob("*")]}
+    changes = {"token_views": 1, "keep_every": 4} if start == "fresh" else {"generator_lr": 0.0, "steps": 4}
+    recipe = tiny.recipe(teacher_folder, **changes)
+    asked = Training("digits", "generator", "gear", recipe, parent=Path("gear"), start=start)
+    run = loop.train(asked, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in [zoo, *zoo.rglob("*")]} == before
+    shutil.copytree(run.folder, "runs/gear")  # another run of that name
+    gear = Run.from_pretrained("gear")
+    folders = [run.folder, *run.folder.glob("snapshots/*")]
+    assert len(folders) == (4 if start == "fresh" else 1)
+    for each in map(Run, folders):
+        ours, theirs = each.tokenizer.state_dict(), gear.tokenizer.state_dict()
+        assert each.config["parent"] == "shipped:gear"
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    if start == "fresh":
+        assert Path("runs/shipped/gear/tokens/digits-1/tokens.npy").is_file()
+    else:
+        assert run.metrics[-1]["val_ntp"] == pytest.approx(gear.metrics[-1]["val_ntp"], abs=1e-5)
 
 
 def test_optimizers_go_on_from_a_checkpoint_that_numbers_their_parameters(again, whole, teacher_folder):

@@ -16,7 +16,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from gear_studio import Run, cli, official, sampling
+from gear_studio import Run, cli, official, places, sampling
 from gear_studio.models import families, text_encoders
 from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.families.llamagen import LlamaGen
@@ -699,6 +699,20 @@ def test_a_generator_comes_with_its_tokenizer_or_names_it(monkeypatch, tmp_path,
         tokens = sampling.sample(run.generator, torch.tensor([1]), seed=3)
         grids.append(run.tokenizer.decode(tokens))
     assert torch.equal(*grids) and Run.from_pretrained("runs/alone").parent.name == "vq"
+
+
+def test_a_generator_is_imported_for_a_shipped_tokenizer(monkeypatch, tmp_path, generator):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "ZOO", tmp_path / "zoo")
+    for module, file in ((tokenizer("vq"), "vq.pt"), (generator, "generator.pt")):
+        official.save(module, file)
+    official.import_run("vq.pt", tmp_path / "zoo" / "vq", image_size=32)
+    imported(monkeypatch, "generator.pt", "alone", "--parent", "vq")
+    run = Run.from_pretrained("runs/alone")
+    assert run.config["parent"] == "shipped:vq" and run.parent.folder == tmp_path / "zoo" / "vq"
+    official.import_run("vq.pt", "elsewhere/vq", image_size=32)
+    with pytest.raises(SystemExit, match="parent elsewhere/vq does not lie beside runs/other"):
+        imported(monkeypatch, "generator.pt", "other", "--parent", "elsewhere/vq")
 
 
 def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_path, painter):

@@ -109,7 +109,7 @@ def built(runs: RunsOnOffer) -> dict[str, gr.components.Component]:
 
 def test_without_a_generator_of_captions_the_way_to_one_is_shown(runs, monkeypatch):
     monkeypatch.setattr(runs, "captioned", [])
-    assert "--arm gear --condition caption" in built(runs)["prompt-none"].value
+    assert "--condition caption --parent gear" in built(runs)["prompt-none"].value
 
 
 def test_the_generators_that_ship_stand_side_by_side(runs):

@@ -56,6 +56,13 @@ def test_a_form_is_the_command_line_that_it_shows():
     assert named == [
         "gear-studio train shapes --stage joint --out a/b/mine --parent a/b/other --budget quick"
     ]
+    parents = train_look.list_parents(queue)
+    assert [each for each in parents if ":" in each] == [
+        f"shipped:{each}" for each in ("continued", "gear", "warmup")
+    ]
+    shipped = commands(queue, stage="generator", arm="gear", condition="words", parent="shipped:gear")
+    words = "--parent gear --budget quick --condition caption"
+    assert shipped == [f"gear-studio train shapes --stage generator {words}"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,7 @@ def test_a_form_is_the_command_line_that_it_shows():
         ({"name": "a/b"}, "The name 'a/b' cannot be a folder's"),
         ({"name": ".."}, r"The name '\.\.' cannot be a folder's"),
         ({"parent": "../x"}, r"The name '\.\./x' cannot be a folder's"),
+        ({"parent": "shipped:../gear"}, r"The name 'shipped:\.\./gear' cannot be a folder's"),
         ({"arm": "gear"}, "stage warmup has no arm 'gear'"),
         ({"source": "elsewhere"}, "unknown data source 'elsewhere'"),
         ({"recipe": "imagenet-b-vq"}, "budget 'quick' is of the small recipe"),
@@ -124,7 +132,7 @@ def test_a_folder_where_nothing_but_trainings_is_yet_is_taken(tmp_path: Path):
     assert Queue(tmp_path).add(asked) == ["mine"]
     background = Background(RunsOnOffer(tmp_path))
     assert [each.name for each in background.trainings.standings()] == ["mine"]
-    assert train_look.list_parents(background.trainings) == [train_look.BY_NAME, "mine"]
+    assert train_look.list_parents(background.trainings)[:2] == [train_look.BY_NAME, "mine"]
     write_json(tmp_path / "logs" / "mine.job.json", {})
     with pytest.raises(ValueError, match="is damaged"):
         background.trainings.standings()

@@ -65,11 +65,15 @@ def test_its_commands_work_from_another_folder(wheel, tmp_path):
     elsewhere.mkdir()
     (named,) = site.glob("*.dist-info/entry_points.txt")
     assert "gear-studio = gear_studio.cli:main" in named.read_text()
+    zoo = site / "gear_studio" / "zoo"
+    before = {path: path.stat().st_mtime_ns for path in zoo.rglob("*")}
     script = """
 import sys
 from gear_studio import cli
 cli.run(["--version"])
 cli.run(["study", "text", "--from-zoo"])
+smoke = ["--budget", "smoke", "--steps", "1", "--batch-size", "2", "--set", "validation_images=2"]
+cli.run(["train", "shapes", "--stage", "generator", "--parent", "gear", *smoke])
 try: cli.run(["explorer", "--runs", "nowhere"])
 except SystemExit as end: print(end)
 print(sys.modules["gear_studio"].__file__, sys.modules["explorer"].CSS, sys.modules["explorer"].CSS.is_file())
@@ -82,10 +86,12 @@ print(sys.modules["gear_studio"].__file__, sys.modules["explorer"].CSS, sys.modu
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    version, *table, refused, places = done.stdout.splitlines()
+    version, *table, finished, refused, places = done.stdout.splitlines()
     assert version == gear_studio.__version__
     summary = HERE / "gear_studio" / "zoo" / "studies" / "text" / "summary.md"
     assert summary.read_text().strip() in "\n".join(table)
+    assert finished == "finished: runs/shapes-generator-gear-smoke-s0"
+    assert {path: path.stat().st_mtime_ns for path in zoo.rglob("*")} == before
     assert refused.startswith("explorer: nowhere holds no finished run")
     inside = site / "gear_studio"
     assert places == f"{inside / '__init__.py'} {inside / 'apps' / 'explorer.css'} True"

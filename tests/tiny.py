@@ -7,7 +7,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from gear_studio.models.discriminator import Discriminator, DiscriminatorConfig
 from gear_studio.models.generator import Generator, GeneratorConfig
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
-from gear_studio.places import ZOO
 from gear_studio.training import stages
 from gear_studio.training.execution import Execution
 from gear_studio.training.loop import train
@@ -122,11 +120,10 @@ def stage(name: str, arm: str, seed: int = 0, execution: Execution | None = None
 
 def caption_runs(folder: Path) -> Path:
     """Runs with a generator asked in words, made as the explorer says how but at the smoke budget."""
-    runs = folder / "runs"
-    shutil.copytree(ZOO / "gear", runs / "shapes-joint-gear-smoke-s0")
-    out = runs / "shapes-caption-generator-gear-s0"
-    train(Training("shapes", "generator", condition="caption", budget="smoke", out=out), progress=False)
-    return runs
+    out = folder / "runs" / "shapes-caption-generator-gear-s0"
+    asked = Training("shapes", "generator", parent=Path("gear"), condition="caption", budget="smoke", out=out)
+    train(asked, progress=False)
+    return out.parent
 
 
 def batch(seed: int = 0, size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,10 +5,11 @@ picture gets a fixed number of `views`, each with its own crop and mirroring, an
 (LlamaGen does so with ten). Position p of the training then takes view v of picture i, with v drawn from the
 random numbers of that position: it is as exact to resume and to share as `stream` on pictures.
 
-Teacher features are not kept here: N x d_f numbers a view are hundreds of times what the tokens take (`kept`
-keeps them, of a set of a stated size). The alignment target needs the picture of the very view that was
-encoded, so a view is a pure function of (i, v): `view_rng` gives the random numbers that `Source.read` makes
-it from, when encoding and again when training. Where nothing is aligned, no picture is opened at all.
+Teacher features are not kept here: N x d_f numbers a view are hundreds of times what the tokens take
+(`kept_pictures` keeps them, of a set of a stated size). The alignment target needs the picture of the very
+view that was encoded, so a view is a pure function of (i, v): `view_rng` gives the random numbers that
+`Source.read` makes it from, when encoding and again when training. Where nothing is aligned, no picture is
+opened at all.
 
 On disk: a folder with tokens.npy (n, views, N) uint16 or int32, memory-mapped, and labels.npy (n,), beside
 tokens.json, which says what they were made from: a digest of the tokenizer's weights, the source's

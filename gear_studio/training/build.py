@@ -29,6 +29,7 @@ from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.teachers import TEACHERS, Teacher, load_teachers, teacher_names
 from gear_studio.models.tokenizer import Tokenizer, TokenizerConfig
+from gear_studio.places import check_parent, name_parent, results_folder, shipped_names
 from gear_studio.runs import Run
 from gear_studio.training.frozen_networks import features_in, keep_pictures
 from gear_studio.training.recipes import Recipe, trains_generator
@@ -71,12 +72,13 @@ def check(training: Training) -> None:
             no_samples = "a sharded generator cannot be sampled"
             why = no_samples if generates else f"arm {arm} of stage {stage} has none"
             raise InputError(f"{name}={every} measures what a generator samples, and {why}; set it to 0")
-    if (parent := training.parent) is None:
+    if (parent := training.parent_folder) is None:
         return
     if not (parent / "tokenizer").is_dir():
         raise MissingError(
             f"stage {stage} builds on {parent}, which holds no finished tokenizer; train that first, "
-            "or name another run with --parent"
+            "or name another run with --parent, such as one that ships "
+            f"({', '.join(shipped_names('tokenizer'))})"
         )
     source = find_start(training)
     if source is not None and not (source / "generator").is_dir():
@@ -85,8 +87,7 @@ def check(training: Training) -> None:
             f"start={recipe.start} goes on with the generator of {source}, which holds none; {ways}train a "
             "new one with --start fresh"
         )
-    if parent.resolve().parent != out.resolve().parent:
-        raise InputError(f"parent {parent} does not lie beside {out}; put both runs in one folder")
+    check_parent(parent, out)
 
 
 def find_start(training: Training) -> Path | None:
@@ -94,7 +95,7 @@ def find_start(training: Training) -> Path | None:
     start = training.resolved.start
     if start == "fresh":
         return None
-    return training.parent if start == "joint" else Path(start)
+    return training.parent_folder if start == "joint" else Path(start)
 
 
 def new_accelerator(training: Training | None = None) -> Accelerator:
@@ -199,7 +200,7 @@ class Parts:
             "stage": training.stage,
             "arm": self.arm,
             "seed": training.seed,
-            "parent": self.parent.folder.name if self.parent else None,
+            "parent": name_parent(self.parent.folder) if self.parent else None,
             "classes": self.train_source.classes,
             "recipe": self.recipe.asdict(),
             **contents,
@@ -212,7 +213,7 @@ def gather_parts(training: Training) -> Parts:
     Raises FileNotFoundError and ValueError for what is missing or does not fit."""
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is built"
-    parent = Run.from_pretrained(training.parent) if training.parent else None
+    parent = Run(training.parent_folder) if training.parent_folder else None
     tokenizer = copy.deepcopy(parent.tokenizer) if parent else Tokenizer(recipe.tokenizer)
     if recipe.image_size:
         tokenizer.set_image_size(recipe.image_size)
@@ -334,7 +335,8 @@ class StageTrainee:
         if recipe.token_views and parts.parent:
             # With the tokenizer's run, for every generator that is trained on it.
             size = f"-{recipe.image_size}px" if recipe.image_size else ""
-            kept = parts.parent.folder / "tokens" / f"{training.source}-{recipe.token_views}{size}"
+            place = results_folder(parts.parent.folder) / "tokens"
+            kept = place / f"{training.source}-{recipe.token_views}{size}"
             tokens.encode(
                 self.train_source,
                 self.stage.tokenizer,

@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from gear_studio.data import SOURCES
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
-from gear_studio.places import check_own_folder, find_folder
+from gear_studio.places import check_own_folder, find_folder, folder_named
 from gear_studio.ranges import Count, Natural, Pixels, Seed, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
@@ -69,9 +69,9 @@ class Training:
     """The run's folder. Default: runs/SOURCE-STAGE-ARM-sSEED, with a budget other than shipped before the
     seed."""
     parent: Path | None = None
-    """The run to build on, beside OUT. Default: the warm-up, or the joint run of the same arm; for the
-    warm-up none, from scratch. One that is given, such as an imported run, gives it the tokenizer to start
-    from; its discriminator is new."""
+    """The run to build on: a folder beside OUT, or the name of a shipped one. Default: the warm-up, or the
+    joint run of the same arm; for the warm-up none, from scratch. One that is given, such as an imported run,
+    gives it the tokenizer to start from; its discriminator is new."""
     folder: Path | None = None
     """For source `folder`: one sub-folder a class (optionally inside train/ and val/). For source `shards`: a
     folder of .tar files, a pattern such as 'PATH/{000000..000099}.tar', or the .json of a mixture."""
@@ -90,9 +90,9 @@ class Training:
     trained at 256. The run is called runs/SOURCE-384px-STAGE-..."""
     start: str | None = None
     """The generator stage's generator: fresh; joint, the generator of the joint stage it builds on and its
-    projector train on; or a run whose generator trains on, of class labels for one of captions, too. Default:
-    fresh with the small recipe and GPIC's, joint with the paper's, as released. The run is called
-    runs/SOURCE-generator-ARM-init-..."""
+    projector train on; or a run (a folder or the name of a shipped one) whose generator trains on, of class
+    labels for one of captions, too. Default: fresh with the small recipe and GPIC's, joint with the paper's,
+    as released. The run is called runs/SOURCE-generator-ARM-init-..."""
     condition: Literal["class", "caption"] | None = None
     """What the generator is asked by: class labels, or captions (of shapes its own; of folder and shards the
     .txt beside each picture, of shards also the "caption" in its .json). Default: the recipe's. The run is
@@ -145,6 +145,11 @@ class Training:
             guided = self.stage == "generator" and arm != "baseline"  # the tokenizer that it is trained on
             parent = out.parent / run_name(label, "joint" if guided else "warmup")
         return replace(self, arm=arm, out=out, parent=parent)
+
+    @property
+    def parent_folder(self) -> Path | None:
+        """Where the run lies, or will lie, that this training builds on, once it is `completed`."""
+        return folder_named(self.parent) if self.parent else None
 
     @cached_property
     def resolved(self) -> Recipe:

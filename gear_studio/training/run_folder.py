@@ -26,6 +26,7 @@ from gear_studio.files import read_json, write_json
 from gear_studio.models.generator import GeneratorConfig
 from gear_studio.models.pretrained import Pretrained
 from gear_studio.models.tokenizer import TokenizerConfig
+from gear_studio.places import find_parent, is_shipped
 from gear_studio.run_files import read_config, read_record
 from gear_studio.runs import Run
 from gear_studio.training.checkpoints import Checkpoints
@@ -228,7 +229,8 @@ def keep_snapshot(out: Path, step: int, parts: Mapping[str, Pretrained]) -> Path
     shutil.copyfile(out / "metrics.jsonl", folder / "metrics.jsonl")
     config = read_json(out / "config.json", "a run")
     config["recipe"]["steps"] = step
-    if config["parent"]:  # it lies beside `out`
-        config["parent"] = f"../../{config['parent']}"
+    parent = config["parent"]
+    if parent and not is_shipped(find_parent(parent, out)):  # it lies beside `out`
+        config["parent"] = f"../../{parent}"
     write_json(folder / "config.json", config)  # last: it makes the folder a Run
     return folder
