@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from gear_studio import Run
-from gear_studio.data import PATIENCE
+from gear_studio.devices import PATIENCE
 from gear_studio.training import loop
 from gear_studio.training.execution import Execution
 from gear_studio.training.objectives import entropy_loss

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
@@ -38,13 +37,13 @@ from gear_studio.analysis.statistics import (
     precision_recall_density_coverage,
     split_among_processes,
 )
-from gear_studio.data import PATIENCE, choose_pictures
+from gear_studio.data import choose_pictures
 from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
-from gear_studio.devices import to_float64
+from gear_studio.devices import new_accelerator, to_float64
 from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -68,11 +67,6 @@ def spread_of(values: list[float]) -> dict:
     }
 
 
-def new_accelerator() -> Accelerator:
-    """This process's device and its place among the others."""
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-
-
 class Evaluation:
     """One Run, measured by all processes together. Only the main process works out the figures.
 
@@ -89,7 +83,7 @@ class Evaluation:
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = new_accelerator()
+        self.accelerator = new_accelerator(options.device)
         self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
