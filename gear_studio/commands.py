@@ -79,6 +79,8 @@ def import_released(
     out = Path("runs") / name if len(name.parts) == 1 and name.name not in ("", "..") else name
     run = official.import_run(file, out, parent, image_size, quantizer, heads)
     print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
+    for left_out in run.record["left_out"]:
+        print(f"left out: {left_out}")
     if run.has("generator"):
         say_next("gear-studio", "sample", run.folder, "--out", "samples.png")
     else:
