@@ -121,6 +121,7 @@ class RunsOnOffer:
         return self._use(name, "teacher", lambda run: run.teacher)
 
     def text_encoder(self, name: str) -> TextEncoder | None:
+        self.generator(name)  # on whose device it is
         with self._reading[name, "text encoder"]:
             return self[name].text_encoder
 

@@ -76,6 +76,10 @@ class Evaluation:
 
     def __init__(self, run: Run, options: EvaluationOptions):
         self.run, self.options = run, options
+        self.accelerator = new_accelerator(options.device)
+        self.device = self.accelerator.device
+        if run.has("generator"):
+            run.generator.to(self.device)  # and with it whatever encodes its captions
         encoder = run.text_encoder
         if encoder is None and (options.prompts or "clipscore" in options.metrics):
             problem = "is asked by class labels" if run.has("generator") else "has no generator"
@@ -83,8 +87,6 @@ class Evaluation:
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = new_accelerator(options.device)
-        self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
         self.batch_size = options.batch_size or data.batch_size_for(size)
@@ -303,7 +305,7 @@ class Evaluation:
         assert self.source is not None, "the Run's own pictures are not there"
         modules = [self.tokenizer, self.load_teacher().to(self.device)]
         if self.run.has("generator"):
-            modules.append(self.run.generator.to(self.device))
+            modules.append(self.run.generator)
         pictures = self.source.read(self.numbers[0][:IMAGES])["image"].to(self.device)
         return measure_likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
 
@@ -325,7 +327,7 @@ class Evaluation:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's share of `count` samples: number of the first, uint8 pictures, their condition.
         size: pixels along a side that they are resized to, as released: without antialiasing."""
-        generator = self.run.generator.to(self.device)
+        generator = self.run.generator
         for part in split_among_processes(count, self.batch_size, self.accelerator):
             condition = conditions.for_samples(part).to(self.device)
             indices = sampling.sample(

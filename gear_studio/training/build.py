@@ -232,7 +232,9 @@ def gather_parts(training: Training) -> Parts:
     encoder = None
     if recipe.text_encoder and trains_generator(stage, arm):
         encoder = text_encoders.load_text_encoder(
-            recipe.text_encoder, recipe.generator.caption_length or text_encoders.LENGTH
+            recipe.text_encoder,
+            recipe.generator.caption_length or text_encoders.LENGTH,
+            devices.choose_device(training.execution.device),
         )
     teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights, recipe.teacher_block)
     # What follows from the data and the tokenizer is not the recipe's to choose.
