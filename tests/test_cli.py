@@ -230,6 +230,13 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("study", "convergence", *out, "--device", "moon"), *no_moon),
         (("reproduce", *out, "--device", "moon"), *no_moon),
         (("report", "--figures", nothing, "--device", "moon"), *no_moon),
+        (("train", "digits", *out, "--folder", nothing), "is of no use to source 'digits'; train on folder"),
+        (("evaluate", "gear", "--samples", 2, "--reference", out[1]), "neither a folder of pictures nor an"),
+        (
+            ("sample", generator, "--count", 1, "--out", "."),
+            ".: Is a directory",
+            "it is a folder; name a file",
+        ),
         (("report", "--device", "cpu"), "--device cpu is for the samples of --figures; add that"),
         (("reconstruct", generator, tmp_path / "no.png", *picture), "no.png"),
     ):

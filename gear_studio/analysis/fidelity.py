@@ -89,6 +89,9 @@ class Evaluation:
             )
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
+        self.given: Reference | None = None  # opened now: a wrong one is not found out after minutes
+        if options.reference:
+            self.given = open_reference(options.reference, options.size or size)
         self.batch_size = options.batch_size or data.batch_size_for(size)
         self.cache = StatisticsCache(options.cache)
         self.features = FeatureNetworks(options.metrics, self.load_teacher, options, self.device)
@@ -351,9 +354,8 @@ class Evaluation:
         metrics = [metric for metric in options.metrics if METRICS[metric].summary]
         with_reference = [metric for metric in metrics if METRICS[metric].needs_reference]
         count = options.samples
-        if options.reference:
-            reference = open_reference(options.reference, options.size or self.tokenizer.config.image_size)
-        else:
+        reference = self.given
+        if reference is None:
             reference, count = self.real[0], self.real[0].count
         real = self.summarise_reference(reference, with_reference)
         result: dict = {"reference": reference.name, "generated": count}

@@ -47,6 +47,11 @@ def check(training: Training) -> None:
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is checked"
     check_trackers(training.track)
+    if training.folder is not None and not data.find_source(training.source).on_disk:
+        raise InputError(
+            f"folder {training.folder} is of no use to source {training.source!r}; train on folder or "
+            "shards, or leave it out"
+        )
     devices.choose_device(training.execution.device)
     if recipe.token_views and recipe.text_encoder:
         raise InputError(
