@@ -83,7 +83,7 @@ class Background:
         self._ordering = Lock()  # held for looking up, never while working
         self._grown: dict[Hashable, Grown] = {}
         self._process = _start_pool()
-        self.trainings = Queue(runs.folder, AT_ONCE)
+        self.trainings = Queue(runs.folder, AT_ONCE, runs.device_asked)
 
     def keep_training(self) -> None:
         """From now on start the trainings whose turn it is, and offer what they have made."""

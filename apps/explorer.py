@@ -49,6 +49,7 @@ from page import Page, Tab
 from pictures import PicturesOnOffer
 from runs_on_offer import RunsOnOffer
 
+from gear_studio.devices import Device
 from gear_studio.errors import InputError
 from gear_studio.ranges import Port, check
 
@@ -97,6 +98,7 @@ class Options:
     read_only: bool = False
     """For hosting: leave out what reads and writes files of this machine, or downloads: the tabs Train and
     Open, and teachers beside those in the list."""
+    device: Device = None
 
 
 def build(runs: RunsOnOffer, background: Background, read_only: bool = False) -> gr.Blocks:
@@ -152,7 +154,7 @@ def read_visitors(file: Path) -> list[tuple[str, str]]:
 def main(options: Options) -> None:
     try:
         check(options)
-        runs, pictures = RunsOnOffer(options.runs), PicturesOnOffer(options.pictures)
+        runs, pictures = RunsOnOffer(options.runs, options.device), PicturesOnOffer(options.pictures)
         weights = read_weights(options.teacher_weights)
         visitors = read_visitors(options.auth) if options.auth else None
     except ValueError as error:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gear_studio import runs
+from gear_studio.devices import choose_device
 from gear_studio.errors import InputError
 from gear_studio.files import read_json
 from gear_studio.looking.pictures import SMALL, Picture
@@ -35,11 +36,13 @@ class RunsOnOffer:
 
     names: of all. tokenizers: of the Runs that hold a tokenizer. generators: of those with a generator of
     classes. captioned: of those with a generator of captions. lacking: why Runs cannot be offered, damaged
-    ones too, by name. folder: where Runs that are opened in the page are put. device: where all models are.
-    kept: what has been seen of pictures."""
+    ones too, by name. folder: where Runs that are opened in the page are put. device: where all models are;
+    device_asked: how that was said, if it was. kept: what has been seen of pictures."""
 
-    def __init__(self, folder: Path | None):
-        """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none."""
+    def __init__(self, folder: Path | None, device: str | None = None):
+        """folder: where more Runs lie, beside the shipped ones. Raises ValueError when it holds none, and as
+        `choose_device`."""
+        self.device, self.device_asked = choose_device(device), device
         shipped = dict(runs.list_runs())
         shipped |= {study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
         more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
@@ -67,7 +70,6 @@ class RunsOnOffer:
                 "and name their folder with --runs FOLDER"
             )
         self.lacking = {} if folder is None else damaged | _find_lacking(folder)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kept = Kept()
         # Two visitors who come at once read a model once; a teacher that is downloaded stops no tab.
         self._reading: dict[tuple[str, str], Lock] = defaultdict(Lock)
@@ -120,6 +122,7 @@ class RunsOnOffer:
         return self._use(name, "teacher", lambda run: run.teacher)
 
     def text_encoder(self, name: str) -> TextEncoder | None:
+        self.generator(name)  # on whose device it is
         with self._reading[name, "text encoder"]:
             return self[name].text_encoder
 

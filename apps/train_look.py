@@ -18,6 +18,7 @@ from gear_studio.places import ZOO, name_parent, shipped_names
 from gear_studio.plots.style import OKABE_ITO
 from gear_studio.run_files import read_metrics
 from gear_studio.studies import CURVES, World, stage_core_seconds
+from gear_studio.training.execution import Execution
 from gear_studio.training.jobs import describe_left
 from gear_studio.training.queue import ENDED, RUNNING, Queue, Standing, in_a_row, in_folder, shortest
 from gear_studio.training.recipes import ARMS, BUDGETS
@@ -80,6 +81,7 @@ def read_form(
         tokenizer=None if own else World(recipe=recipe, budget=budget).tokenizer_name(quantizer),
         condition=None if stage == "warmup" else ASKED_BY[condition],
         set=words,
+        execution=Execution(device=queue.device),
     )
     name = check_name(name) if name else ""
     asked = in_a_row(training, queue.runs, name) if stage == ALL else [in_folder(training, queue.runs, name)]

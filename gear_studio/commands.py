@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from gear_studio.analysis.metrics import EvaluationOptions
+from gear_studio.devices import Device
 from gear_studio.errors import InputError
 from gear_studio.inspection.request import Inspection
 from gear_studio.ranges import Count, Extent, Pixels, Seed, checked
@@ -79,6 +80,8 @@ def import_released(
     out = Path("runs") / name if len(name.parts) == 1 and name.name not in ("", "..") else name
     run = official.import_run(file, out, parent, image_size, quantizer, heads)
     print(f"imported: {run.folder}{', with its discriminator' if run.has('discriminator') else ''}")
+    for left_out in run.record["left_out"]:
+        print(f"left out: {left_out}")
     if run.has("generator"):
         say_next("gear-studio", "sample", run.folder, "--out", "samples.png")
     else:
@@ -121,6 +124,7 @@ def supervise(
     steps: Count | None = None,
     seed: Seed = 0,
     out: Path | None = None,
+    device: Device = None,
 ) -> None:
     """Train the tiny teacher or a judge on the world's truth, or continue it; then measure it.
 
@@ -136,17 +140,17 @@ def supervise(
     from gear_studio.training import supervised
 
     out = out or Path("runs") / model
-    settings: Any = {"steps": steps or BUDGETS["shipped"][model], "seed": seed}
+    settings: Any = {"steps": steps or BUDGETS["shipped"][model], "seed": seed, "device": device}
     with locks.hold(out):
         if model == "teacher":
             supervised.train_teacher(out, **settings)
-            supervised.evaluate_teacher(out)
+            supervised.evaluate_teacher(out, device=device)
         elif model == "judge":
             supervised.train_judge(out, Judge, **settings)
-            supervised.evaluate_judge(out)
+            supervised.evaluate_judge(out, device=device)
         else:
             supervised.train_judge(out, AttributeJudge, **settings)
-            supervised.evaluate_attribute_judge(out)
+            supervised.evaluate_attribute_judge(out, device=device)
     print(f"finished: {out}")
     if model == "teacher":
         say_next("gear-studio", "train", "shapes", "--set", f"teacher={out}", "--out", f"{out}-warmup")
@@ -166,6 +170,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
     from gear_studio.analysis import fidelity
     from gear_studio.analysis.summary import describe_evaluation
     from gear_studio.data.stream import describe_skipped
+    from gear_studio.devices import new_accelerator
     from gear_studio.files import write_json
     from gear_studio.places import repository_of, results_folder
     from gear_studio.runs import Run
@@ -177,7 +182,7 @@ def evaluate(runs: Positional[list[Path]], options: OmitArgPrefixes[EvaluationOp
         )
     if not runs:
         raise InputError("no run was named; give folders of runs, or names of shipped ones")
-    accelerator = fidelity.new_accelerator()
+    accelerator = new_accelerator(options.device)
     for name in runs:
         run = Run.from_pretrained(name)
         path = results_folder(run.folder) / "evaluation.json"
@@ -229,7 +234,7 @@ def sample(
     count: Count | None = None,
     size: Pixels | None = None,
     settings: OmitArgPrefixes[SamplingSettings] = SamplingSettings(seed=0),  # noqa: B008 -- it is frozen
-    device: str | None = None,
+    device: Device = None,
 ) -> None:
     """Write a grid of samples as one PNG, or the pictures of a file of prompts into a folder.
 
@@ -247,7 +252,6 @@ def sample(
             and COCO.
         size: With --prompts, pixels along a side that pictures are resized to, such as 512.
         settings: How codes are chosen.
-        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
@@ -299,7 +303,7 @@ def sample(
 
 
 def reconstruct(
-    run: Positional[Path], pictures: Positional[list[Path]], out: Path, device: str | None = None
+    run: Positional[Path], pictures: Positional[list[Path]], out: Path, device: Device = None
 ) -> None:
     """Write pictures and, below each, what the tokenizer makes of them, as one PNG. A picture keeps its
     aspect: its short side is resized to that of the tokenizer's own data, its long side cropped in the middle
@@ -309,7 +313,6 @@ def reconstruct(
         run: Any run: a folder or the name of a shipped one.
         pictures: Image files.
         out: The PNG to write.
-        device: Where to compute, cuda or cpu say. Default: the GPU if there is one.
     """
     import torch
 
@@ -383,6 +386,7 @@ def reproduce(
     seed: Seed = 0,
     at_once: Count | None = None,
     ship: bool = False,
+    device: Device = None,
 ) -> None:
     """Retrain and measure every shipped run; killed and started again it goes on.
 
@@ -398,9 +402,9 @@ def reproduce(
     from gear_studio.training import jobs
 
     out = out or Path("runs") / f"reproduce-{budget}-s{seed}"
-    todo = zoo.zoo_jobs(out, budget, seed)
+    todo = zoo.zoo_jobs(out, budget, seed, device)
     print(f"reproduce, {len(todo)} jobs into {out}. Budget {budget}: {BUDGET_NOTES[budget]}.", flush=True)
-    jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
+    jobs.run(todo, *jobs.share_cores(at_once, device), out / "logs")
     if ship:
         zoo.ship_zoo(out)
     report(out)
@@ -468,7 +472,7 @@ def study(
             slurm.run(todo, cluster, out / "logs", at_once)
         else:
             at_once = at_once or (None if world.recipe == "small" else 1)
-            jobs.run(todo, *jobs.share_cores(at_once), out / "logs")
+            jobs.run(todo, *jobs.share_cores(at_once, world.execution.device), out / "logs")
         runs = studies.find_runs(fitted, seeds, out, set)
         record = studies.make_record(fitted, world, seeds, set)
     print(studies.write_study(fitted, runs, out / name, record))
@@ -479,7 +483,7 @@ def study(
         say_next("gear-studio", "explorer", "--runs", out / "runs")
 
 
-def report(runs: Positional[Path | None] = None, figures: Path | None = None) -> None:
+def report(runs: Positional[Path | None] = None, figures: Path | None = None, device: Device = None) -> None:
     """Print the tables of docs/results.md from the shipped runs, or from a folder of runs.
 
     Args:
@@ -489,8 +493,10 @@ def report(runs: Positional[Path | None] = None, figures: Path | None = None) ->
     from gear_studio.places import ZOO
     from gear_studio.studies import report
 
+    if device and not figures:
+        raise InputError(f"--device {device} is for the samples of --figures; add that, or leave it out")
     print(report.tables(runs or ZOO))
-    for path in report.figures(runs or ZOO, figures) if figures else []:
+    for path in report.figures(runs or ZOO, figures, device) if figures else []:
         print(f"wrote {path}")
     if runs:
         say_next("gear-studio", "explorer", "--runs", runs)

@@ -34,6 +34,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises OSError naming `path` where it cannot be written."""
     with naming(path):
+        if path.is_dir():  # what the system says of it depends on which
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)

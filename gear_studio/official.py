@@ -14,6 +14,7 @@ from gear_studio.models.discriminator import Discriminator
 from gear_studio.models.families import load_generator, load_tokenizer, save
 from gear_studio.models.families.checkpoint_files import read
 from gear_studio.models.generator import Generator
+from gear_studio.models.projector import Projector
 from gear_studio.models.published import fetch
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import check_own_folder, check_parent, name_parent
@@ -38,8 +39,9 @@ def import_run(
     discriminator and a projector where they are like ours, and the live weights of an averaged tokenizer.
 
     source, quantizer: as for `load_tokenizer`, image_size too, by default 256; a generator alone has that of
-    its parent. heads: as for `load_generator`. parent: for a generator alone, the Run whose tokenizer
-    made its tokens: a folder beside `folder`, or the name of a shipped one. Raises as `load_tokenizer` and
+    its parent. heads: as for `load_generator`. What of them is not like ours is left out, and said in
+    record.json (`left_out`). parent: for a generator alone, the Run whose tokenizer made its tokens: a folder
+    beside `folder`, or the name of a shipped one. Raises as `load_tokenizer` and
     `load_generator`, and ValueError where folder already is a Run, a generator comes without its tokenizer,
     or the two do not belong together, FolderInUseError where another process writes into it."""
     check_own_folder(Path(folder))
@@ -64,6 +66,7 @@ def _import_into(
     generator: Generator | None = None
     live: Tokenizer | None = None
     discriminator: Discriminator | None = None
+    projector: Projector | None = None
     beside: Run | None = None
     if tokenizer_state:
         quantizer = families.choose_quantizer(raw, tokenizer_state, path, quantizer)
@@ -90,6 +93,7 @@ def _import_into(
             )
         if generator.config.caption_dim:
             text_encoder = families.generator_family(generator_state).text_encoder
+        projector = families.projector_from(raw)
     if not tokenizer and not generator:
         raise InputError(families.describe_lack(raw, "tokenizer and no generator", source))
 
@@ -103,14 +107,16 @@ def _import_into(
         discriminator.save_pretrained(folder / "discriminator")
     if generator:
         generator.save_pretrained(folder / "generator")
-        if projector := families.projector_from(raw):
+        if projector:
             projector.save_pretrained(folder / "projector")
             recipe["projector_hidden"] = projector.config.hidden
         recipe["generator"] = generator.config
         recipe["text_encoder"] = text_encoder
     (folder / "metrics.jsonl").touch()
     record = {"command": f"gear-studio import {source} {folder}", "finished": True, "seconds": 0.0}
-    write_json(folder / "record.json", record | {"device": "none", "imported_from": str(source)})
+    left_out = families.describe_left_out(raw, tokenizer_state, generator_state, discriminator, projector)
+    record |= {"device": "none", "imported_from": str(source), "left_out": left_out}
+    write_json(folder / "record.json", record)
     config = {
         "source": "folder",
         "stage": "imported",

@@ -56,6 +56,7 @@ Count: TypeAlias = Annotated[int, Range(int, ge=1)]
 Natural: TypeAlias = Annotated[int, Range(int, ge=0)]
 Several: TypeAlias = Annotated[int, Range(int, ge=2)]
 Seed: TypeAlias = Annotated[int, Range(int, ge=0, lt=2**32)]
+Workers: TypeAlias = Annotated[int, Range(int, ge=0, le=256)]  # processes, each of which takes memory
 Port: TypeAlias = Annotated[int, Range(int, ge=1, le=65535)]
 Number: TypeAlias = Annotated[float, Range(float)]
 Positive: TypeAlias = Annotated[float, Range(float, gt=0)]

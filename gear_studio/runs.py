@@ -219,14 +219,16 @@ class Run:
 
     @cached_property
     def text_encoder(self) -> text_encoders.TextEncoder | None:
-        """The encoder of the captions that the generator is conditioned on; None for class labels.
+        """The encoder of the captions that the generator is conditioned on, on the generator's device; None
+        for class labels.
 
         Raises ImportError or FileNotFoundError where a language model cannot be had."""
         recipe = self.config["recipe"]
         if not self.has("generator") or not recipe.get("text_encoder"):
             return None
         length = recipe["generator"]["caption_length"]
-        return text_encoders.load_text_encoder(recipe["text_encoder"], length)
+        device = self.generator.token_table.device
+        return text_encoders.load_text_encoder(recipe["text_encoder"], length, device)
 
     def encode(self, captions: list[str]) -> torch.Tensor:
         """Captions as a condition of the generator, (B, T, 1 + caption_dim), on its device.

@@ -204,6 +204,7 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
     out, picture = ("--out", tmp_path / "run"), ("--out", tmp_path / "x.png")
     (tmp_path / "no.png").write_bytes(b"no picture")
     nothing.mkdir()
+    no_moon = "device 'moon' is not to be had here", "; choose one of "
     for words, *parts in (
         (("train", "folder", *out), "'folder' needs the path of a folder"),
         (("train", "folder", *out, "--folder", nothing), str(nothing)),
@@ -222,11 +223,25 @@ def test_errors_a_user_can_act_on(shapes, command, tmp_path, monkeypatch):
         (("sample", shapes / "shapes-warmup-smoke-s0", *picture), "holds no generator"),
         (("sample", generator, *picture, "--labels", "red unicorn"), "red unicorn"),
         (("sample", generator, *picture, "--top-p", "2"), "top_p is 2.0"),
-        (("sample", generator, *picture, "--device", "moon"), "device 'moon' is not to be had here"),
+        (("sample", generator, *picture, "--device", "moon"), *no_moon),
+        (("train", "shapes", *out, "--device", "moon"), *no_moon),
+        (("evaluate", generator, "--device", "moon"), *no_moon),
+        (("supervise", "judge", *out, "--device", "moon"), *no_moon),
+        (("study", "convergence", *out, "--device", "moon"), *no_moon),
+        (("reproduce", *out, "--device", "moon"), *no_moon),
+        (("report", "--figures", nothing, "--device", "moon"), *no_moon),
+        (("train", "digits", *out, "--folder", nothing), "is of no use to source 'digits'; train on folder"),
+        (("evaluate", "gear", "--samples", 2, "--reference", out[1]), "neither a folder of pictures nor an"),
+        (
+            ("sample", generator, "--count", 1, "--out", "."),
+            ".: Is a directory",
+            "it is a folder; name a file",
+        ),
+        (("report", "--device", "cpu"), "--device cpu is for the samples of --figures; add that"),
         (("reconstruct", generator, tmp_path / "no.png", *picture), "no.png"),
     ):
         complains(command(*words), *parts)
-    assert not (tmp_path / "x.png").exists()
+    assert not (tmp_path / "x.png").exists() and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", [["train", "cats"], ["train", "shapes", "--stage", "nap"], ["fly"], []])

@@ -1,18 +1,29 @@
-"""Devices without float64, as Apple's are: everything that needs it is computed on the CPU."""
+"""Where commands compute; and devices without float64, as Apple's are, whose sums the CPU computes."""
 
+import json
+from types import SimpleNamespace
+
+import accelerate
 import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor
 
-from gear_studio import cli, devices, sampling
+from gear_studio import cli, commands, devices, sampling
 from gear_studio.analysis import similarity, spatial
 from gear_studio.analysis.statistics import Moments, Predictions
 from gear_studio.data import picture_output
 from gear_studio.devices import float64_device, to_float64
+from gear_studio.errors import InputError
+from gear_studio.studies import STUDIES, World, chains, fit_to_world, study_jobs
+from gear_studio.studies.reproduce import zoo_jobs
+from gear_studio.training import jobs, loop, supervised
+from gear_studio.training.execution import Execution
 from gear_studio.training.loop import Meter
+from gear_studio.training.request import Training
 
 
 class Apple(Tensor):
@@ -103,9 +114,110 @@ def test_sampling_and_reconstructing_compute_on_the_device_there_is(tmp_path, mo
     assert len(written) == 6 and {pictures.device.type for pictures in written} == {"meta"}
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_device_there_is(there, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert devices.choose_device().type == ("cuda" if there else "cpu")
-    with pytest.raises(ValueError, match="device 'moon' is not to be had here .*; choose cpu, or leave it"):
-        devices.choose_device("moon")
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two are said to be there; nothing can be computed on them."""
+    monkeypatch.setattr(devices, "list_devices", lambda: ["cuda", "cuda:0", "cuda:1", "cpu"])
+    monkeypatch.setattr(accelerate.accelerator, "is_bf16_available", lambda *_: True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_device_there_is(two_gpus, monkeypatch):
+    assert devices.choose_device() == torch.device("cuda")
+    assert devices.choose_device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert devices.choose_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["moon", "meta", "cuda:2", "hpu", ""])
+def test_a_device_that_is_not_there_is_an_error_that_names_what_is(name, two_gpus):
+    said = f"device '{name}' is not to be had here.*; choose one of cuda, cuda:0, cuda:1, cpu$"
+    with pytest.raises(InputError, match=said):
+        devices.choose_device(name)
+
+
+def test_the_devices_of_a_machine_with_gpus_and_of_one_without(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
+    assert devices.list_devices() == ["cuda", "cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert devices.list_devices() == ["cpu"] and devices.choose_device() == torch.device("cpu")
+    with pytest.raises(InputError, match="device 'cuda' is not to be had here .*; choose one of cpu$"):
+        devices.choose_device("cuda")
+
+
+def test_a_process_computes_on_another_device_each_time(two_gpus):
+    for name, device, precision in (
+        ("cpu", "cpu", "no"), ("cuda:1", "cuda:1", "bf16"), (None, "cuda", "bf16"), ("cpu", "cpu", "no")
+    ):  # fmt: skip
+        made = devices.new_accelerator(name)
+        assert (made.device, made.mixed_precision) == (torch.device(device), precision)
+
+
+def test_of_several_processes_each_has_a_gpu_of_its_own(two_gpus, monkeypatch):
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: SimpleNamespace(num_processes=2))
+    with pytest.raises(InputError, match="'cuda:1' is one, and there are 2 processes; say cuda,.*VISIBLE"):
+        devices.new_accelerator("cuda:1")
+
+
+# What a command is told
+
+
+COMPUTING = [name for name in commands.COMMANDS if name not in ("import", "recipe", "push")]
+
+
+@pytest.mark.parametrize("name", [*COMPUTING, "explorer"])
+def test_every_command_that_computes_takes_a_device(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.run([name, "--help"])
+    helped = capsys.readouterr().out
+    assert "--device " in helped and helped.count("Where to compute: cpu,") == 1
+
+
+def test_a_device_is_not_what_decides_a_run(tmp_path, teacher_folder, two_gpus):
+    """It trains on the device that is said, and is the same run on another."""
+    recipe = tiny.recipe(teacher_folder, steps=1, log_every=1, checkpoint_every=1)
+    asked = Training(
+        "digits", "warmup", recipe=recipe, out=tmp_path / "run", execution=Execution(device="cpu")
+    )
+    run = loop.train(asked, progress=False)
+    assert run.record["execution"]["device"] == "cpu" and "CPU" in run.record["device"]
+    assert "device" not in json.dumps(run.config)
+    other = tiny.replace(asked, execution=Execution(device="cuda:1"))
+    assert loop.train(other, progress=False).finished
+    # A cluster's device is not there on the node that submits its jobs.
+    assert chains._is_finished(tiny.replace(asked, execution=Execution(device="cuda:9")), asked.out)
+
+
+def test_all_that_a_command_starts_computes_where_it_was_told(tmp_path):
+    world = World(budget="smoke", execution=Execution(device="cuda:1"))
+    asked = study_jobs(fit_to_world(STUDIES["convergence"], world), world, (0,), tmp_path)
+    asked += zoo_jobs(tmp_path, "smoke", 0, "cuda:1")
+    kinds = {job.command[0] for job in asked}
+    assert kinds == {"train", "evaluate", "supervise"}
+    for job in asked:
+        assert job.command[job.command.index("--device") + 1] == "cuda:1"
+    for job in zoo_jobs(tmp_path, "smoke", 0):
+        assert "--device" not in job.command
+
+
+def test_cores_are_shared_by_what_computes_on_them(two_gpus, monkeypatch):
+    monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: {0})
+    assert jobs.share_cores() == (3, 1) and jobs.share_cores(device="cpu") == (1, 1)
+
+
+def test_the_tiny_teacher_and_judges_are_trained_where_they_are_told(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(name, **_):
+        asked.append(name)
+        raise InputError("enough")
+
+    monkeypatch.setattr(supervised, "new_accelerator", stop)
+    for train in (supervised.train_teacher, supervised.train_judge):
+        with pytest.raises(InputError, match="enough"):
+            train(tmp_path / train.__name__, device="cuda:1", steps=1)
+    assert asked == ["cuda:1"] * 2

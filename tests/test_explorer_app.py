@@ -216,3 +216,10 @@ def test_a_click_first_ends_what_is_still_being_filled(explorer):
         )
         (filling,) = first["cancels"]
         assert not then["cancels"] and then["outputs"] == demo.config["dependencies"][filling]["outputs"]
+
+
+def test_models_and_trainings_of_the_page_are_where_it_was_told(explorer):
+    runs = explorer.RunsOnOffer(None, "cpu")
+    assert runs.device == torch.device("cpu") and explorer.Background(runs).trainings.device == "cpu"
+    with pytest.raises(ValueError, match="device 'moon' is not to be had here"):
+        explorer.RunsOnOffer(None, "moon")

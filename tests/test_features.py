@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 import struct
 import sys
 import types
@@ -180,6 +181,22 @@ def test_extract_of_a_run_is_that_of_its_modules(run, modules):
     torch.testing.assert_close(to_function(run, "generator.2")(images), here["generator.2"])
     after = to_function(run, "generator.2", projector="after")(images)
     assert after.shape == (4, 16, 32) and not torch.allclose(after, here["generator.2"])
+
+
+def test_the_teacher_s_features_are_those_that_the_run_was_aligned_with(run, modules, tmp_path):
+    images, _ = tiny.batch()
+    shutil.copytree(run.folder, tmp_path / "run")
+    recipe = {"teacher": str(run.folder / "teacher"), "teacher_block": 1}
+    write_json(tmp_path / "run" / "config.json", {"stage": "generator", "parent": None, "recipe": recipe})
+    inner = runs.Run(tmp_path / "run")
+    found = extract(inner, images, ["teacher", "teacher.1", "teacher.2"])
+    torch.testing.assert_close(found["teacher"], inner.teacher(images))
+    last = extract(run, images, ["teacher", "teacher.2"])
+    assert torch.equal(last["teacher"], last["teacher.2"]) and torch.equal(
+        last["teacher"], found["teacher.2"]
+    )
+    assert not torch.allclose(found["teacher"], last["teacher"], atol=0.1)
+    assert not torch.allclose(found["teacher"], found["teacher.1"], atol=0.1)  # which has been normed
 
 
 def test_protocol_says_how_features_were_taken(run, tokenizer):

@@ -35,7 +35,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 
 
-HASTE = """# Fewer draws for every interval, fewer rows for probes: what is tested here is that everything runs.
+HASTE = """# Fewer draws for intervals, fewer rows for probes: what is tested is that everything runs.
 from gear_studio.analysis import probes, similarity
 assert similarity.interval.__wrapped__.__defaults__ == (None, 0.95, 50, 20, 0)
 similarity.interval.__wrapped__.__defaults__ = (None, 0.95, 4, 2, 0)

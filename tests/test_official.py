@@ -529,10 +529,33 @@ def test_a_warm_up_s_discriminator_comes_along_and_the_joint_stage_starts_from_i
         torch.ones(3),
     ],
 )
-def test_a_discriminator_of_another_kind_stays_behind(held, tmp_path):
-    raw = {"vq": families.to_released(tokenizer("vq")), "discriminator": held}
-    torch.save(raw, tmp_path / "file.pt")
-    assert not official.import_run(tmp_path / "file.pt", tmp_path / "run", image_size=32).has("discriminator")
+def test_a_discriminator_of_another_kind_stays_behind_and_that_is_said(held, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    vq = families.to_released(tokenizer("vq"))
+    torch.save({"vq": vq, "discriminator": held}, "file.pt")
+    imported(monkeypatch, "file.pt", "run", "--image-size", 32)
+    assert not Run("runs/run").has("discriminator")
+    said = (
+        "left out: its discriminator, which is of another kind than the PatchGAN here; a training that goes"
+    )
+    assert said in capsys.readouterr().out
+
+    beside = (
+        {f"loss.discriminator.{key}": value for key, value in held.items()} if isinstance(held, dict) else {}
+    )
+    torch.save({"state_dict": taming()["state_dict"] | beside}, "taming.ckpt")
+    imported(monkeypatch, "taming.ckpt", "taming", "--image-size", 32)
+    assert (said in capsys.readouterr().out) == bool(beside)
+
+
+def test_a_projector_of_another_kind_stays_behind_and_that_is_said(generator, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    vq = Tokenizer(replace(SMALL["vq"], codes=generator.config.codes))
+    held = {"ema": families.to_released(generator), "vq_ema": families.to_released(vq)}
+    for name, projectors in (("none", {}), ("other", {"projs.1.0.weight": torch.ones(2, 2)})):
+        torch.save(held | {"projectors": projectors, "quantizer": "vq"}, "both.pt")
+        imported(monkeypatch, "both.pt", name, "--image-size", 32)
+        assert ("left out: its projectors, which" in capsys.readouterr().out) == (name == "other")
 
 
 # Refusals
@@ -725,7 +748,8 @@ def test_an_imported_text_to_image_generator_is_asked_in_words(monkeypatch, tmp_
     assert not run.generator.condition.null.any()  # the file does not hold it
     asked = []
 
-    def load(name: str, length: int):
+    def load(name: str, length: int, device: torch.device):
+        assert device == torch.device("cpu")
         return lambda captions: (
             asked.append((name, length, captions)) or torch.rand(len(captions), length, 65)
         )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from gear_studio import Run
-from gear_studio.data import PATIENCE
+from gear_studio.devices import PATIENCE
 from gear_studio.training import loop
 from gear_studio.training.execution import Execution
 from gear_studio.training.objectives import entropy_loss
@@ -47,7 +47,7 @@ TAKEN_OVER = [  # by one process: stage, how it was begun, how it is called
     *((stage, "-by-two", "-from-two-to-one") for stage in STAGES),
     ("joint", "-by-two-sharded", "-from-shards-to-one"),
 ]
-GAN = {"gan_weight": 0.1}
+GAN, KEPT = {"gan_weight": 0.1}, {"kept_pictures": 64}
 
 
 def train(name: str, folder: Path, teacher: Path, suffix: str, execution: Execution, **changes) -> None:
@@ -87,10 +87,17 @@ def train_together(rank: int, folder: Path, teacher: Path) -> None:
             train(f"{quantizer}/{stage}", folder, teacher, suffix, TOGETHER[suffix])
     train("vq/joint", folder, teacher, "-gan-by-two", WHOLE, **GAN)
     train("vq/joint", folder, teacher, "-from-one-to-shards", TOGETHER["-by-two-sharded"])
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    train("vq/joint", folder, teacher, "-kept-by-two", WHOLE, **KEPT)
     assert torch.distributed.get_backend() == "gloo"
     group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
     assert group.options._timeout == PATIENCE == timedelta(hours=2)
     torch.save(entropy_gradient(scores().chunk(2)[rank]), folder / f"entropy-{rank}.pt")
+
+
+def train_on_nodes(rank: int, folder: Path, teacher: Path) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(folder / f"cache-of-node-{rank}")
+    train("vq/joint", folder, teacher, "-kept-on-nodes", WHOLE, **KEPT)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,8 @@ def runs(tmp_path_factory, teacher_folder) -> Path:
     for stage, begun, suffix in TAKEN_OVER:
         take_back(folder / "vq" / (stage + begun), folder / "vq" / (stage + suffix))
         train(f"vq/{stage}", folder, teacher_folder, suffix, WHOLE)
+    take_back(folder / "vq/joint-kept-by-two", folder / "vq/joint-kept-on-nodes")
+    tiny.in_two(train_on_nodes, folder, teacher_folder, nodes=2)
     return folder
 
 
@@ -146,6 +155,19 @@ def test_a_run_goes_on_with_another_number_of_processes(stage, begun, suffix, ru
     begun = Run.from_pretrained(runs / "vq" / (stage + begun))
     assert {begun.record["processes"], other.record["processes"]} == {1, 2}
     assert_same_training(one, other)
+
+
+def test_two_nodes_go_on_with_what_two_processes_of_one_began(runs):
+    """Each with a cache of its own, in which it keeps the teacher's features; equal to the byte."""
+    one, other = (runs / "vq" / f"joint-kept-{where}" for where in ("by-two", "on-nodes"))
+    assert Run(other).finished and Run(other).record["processes"] == 2
+    assert tiny.metric_differences(tiny.metrics(one), tiny.metrics(other)) == []
+    weights = sorted(one.glob("*/model.safetensors"))
+    assert weights and all(
+        file.read_bytes() == (other / file.relative_to(one)).read_bytes() for file in weights
+    )
+    for rank in (0, 1):
+        assert [*(runs / f"cache-of-node-{rank}").glob("gear-studio/kept/features-*/*.npy")]
 
 
 def test_the_discriminator_trains_in_two_processes_as_in_two_pieces(runs):

@@ -104,6 +104,7 @@ OPTIONS = {  # command lines: what the message says
     "train shapes --batch-size 0": "batch_size is 0",
     "train shapes --seed -1": "seed is -1",
     "train shapes --workers -1": "workers is -1",
+    "train shapes --workers 1000000": "workers is 1000000; it has to be less than or equal to 256",
     "train shapes --micro-batch -4": "micro_batch is -4",
     "import weights.pt name --image-size 0": "image_size is 0",
     "import weights.pt name --heads 0": "heads is 0",

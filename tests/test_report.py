@@ -37,16 +37,15 @@ def test_a_run_that_was_measured_otherwise_is_named_with_what_it_lacks(tmp_path)
         report.tables(tmp_path)
 
 
-def test_the_samples_are_drawn_on_the_device_there_is(monkeypatch):
+def test_the_samples_are_drawn_on_the_device_that_is_said(monkeypatch):
     def sample(generator, condition, **_):
         used.append(generator.token_table.device.type)
         return torch.zeros(len(condition), generator.length, dtype=torch.long, device="meta")
 
     used, shown = [], []
-    monkeypatch.setattr(report, "choose_device", lambda: torch.device("meta"))
     monkeypatch.setattr(report.sampling, "sample", sample)
     monkeypatch.setattr(report.plots, "sample_grid", lambda pictures, *_: shown.append(pictures))
-    report.samples_figure({"generator-gear": Run.from_pretrained("generator-gear")})
+    report.samples_figure({"generator-gear": Run.from_pretrained("generator-gear")}, torch.device("meta"))
     assert used == ["meta"] and shown[0].device.type == "meta"
 
 

@@ -170,7 +170,11 @@ def test_the_commands_of_a_study_are_those_behind_the_runs_that_ship(folder):
 
 
 PAPER = World(
-    "folder", "PICTURES", "imagenet-b-vq", workers=3, execution=Execution(micro_batch=32, recompute=True)
+    "folder",
+    "PICTURES",
+    "imagenet-b-vq",
+    workers=3,
+    execution=Execution(micro_batch=32, recompute=True, device="cpu"),
 )
 
 

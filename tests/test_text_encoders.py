@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,44 @@ def test_a_language_model_s_last_hidden_states_padded_on_the_right(qwen):
     torch.testing.assert_close(found[0, :3, 1:], alone[0], atol=1e-5, rtol=1e-5)
     assert found[:, -1, 1:].abs().sum(1).all()  # padding keeps what the model makes of it
     assert not any(p.requires_grad for p in encoder.model.parameters())
+
+
+def test_whoever_has_the_same_language_model_shares_it_in_memory(qwen, tmp_path, monkeypatch):
+    import transformers
+
+    read, really = [], transformers.AutoModel.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoModel,
+        "from_pretrained",
+        lambda name, **more: read.append(name) or really(name, **more),
+    )
+    copy, other = (Path(shutil.copytree(qwen, tmp_path / name)) for name in ("copy", "other"))
+    (copy / "README.md").write_text("downloaded again")
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'))
+    with ThreadPoolExecutor(2) as both:  # two visitors at once
+        one, same = both.map(text_encoders.load_text_encoder, [str(qwen), str(copy)], [6, 4])
+    assert len(read) == 1 and same.model is one.model and same.name == str(copy)
+    assert (one(["a red ring"]).shape, same(["a red ring"]).shape) == ((1, 6, 17), (1, 4, 17))
+    differs = text_encoders.load_text_encoder(str(other), 6)
+    assert len(read) == 2 and differs.model is not one.model
+    assert not torch.equal(differs(["a red ring"]), one(["a red ring"]))
+    del one, same
+    text_encoders.load_text_encoder(str(qwen), 6)  # nobody had it any longer
+    assert len(read) == 3
+
+
+def test_the_language_model_is_where_the_generator_is(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        text_encoders, "load_text_encoder", lambda *given: asked.append(given) or Words(given[1])
+    )
+    tiny.generator(caption_dim=Words.dim, caption_length=5).save_pretrained(tmp_path / "generator")
+    recipe = {"text_encoder": "words", "generator": {"caption_length": 5}}
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "generator", "recipe": recipe}))
+    run = Run(tmp_path)
+    run.generator.to("meta")
+    assert run.text_encoder is not None and asked == [("words", 5, torch.device("meta"))]
 
 
 def test_captions_are_encoded_once(qwen, monkeypatch):

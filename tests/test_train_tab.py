@@ -52,6 +52,8 @@ def test_a_form_is_the_command_line_that_it_shows():
     assert commands(queue, stage="generator", arm="gear", condition="words") == [
         "gear-studio train shapes --stage generator --budget quick --condition caption"
     ]
+    told = Queue(Path("runs"), device="cpu")
+    assert commands(told) == ["gear-studio train shapes --budget quick --device cpu"]
     named = commands(Queue(Path("a/b")), stage="joint", arm="gear", name="mine", parent="other")
     assert named == [
         "gear-studio train shapes --stage joint --out a/b/mine --parent a/b/other --budget quick"

@@ -241,13 +241,15 @@ class Forked:
     returncode = property(poll)
 
 
-def in_two(target: Callable, *arguments, seconds: int = 300) -> None:
+def in_two(target: Callable, *arguments, seconds: int = 300, nodes: int = 1) -> None:
     """Call `target(rank, *arguments)` in two processes, each told of the other as `accelerate launch` tells
-    it. Both have to end well."""
+    it. Both have to end well. nodes: 2 tells each that it is the only one of its node."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [processes.Process(target=_one_of_two, args=(rank, port, target, arguments)) for rank in (0, 1)]
+    both = [
+        processes.Process(target=_one_of_two, args=(rank, nodes, port, target, arguments)) for rank in (0, 1)
+    ]
     for process in both:
         process.start()
     for process in both:
@@ -261,13 +263,14 @@ def command(rank: int, words: list[str]) -> None:
     cli.run(words)
 
 
-def _one_of_two(rank: int, port: int, target: Callable, arguments: tuple) -> None:
+def _one_of_two(rank: int, nodes: int, port: int, target: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank if nodes == 1 else 0),
+        "LOCAL_WORLD_SIZE": str(2 // nodes),
         "WORLD_SIZE": "2",
         "ACCELERATE_USE_CPU": "true",
     }

@@ -28,7 +28,7 @@ from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.runs import Run
 
 PLACES = "tokenizer.z, tokenizer.c_q, generator.BLOCK, teacher or teacher.BLOCK"
-LAST = -1  # the teacher's last block
+OWN = -1  # of a teacher: what it was loaded for, its last block or a recipe's `teacher_block`
 
 Model = Run | nn.Module | Sequence[nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
@@ -94,7 +94,8 @@ def extract(
     Tokenizer that made its tokens), Teacher, Projector; in eval mode, as `from_pretrained` returns them.
     where: "tokenizer.z", the latent before quantization; "tokenizer.c_q", the code vectors after it;
     "generator.3", the hidden state after block 3, teacher-forced, position i standing for patch i; "teacher",
-    f(x), or "teacher.2", the same after its block 2.
+    f(x), of a Run what it was aligned with (`teacher_block`); or "teacher.2", its block 2 after the final
+    norm.
     condition: the generator's, of each image: labels (B,) or encoded captions (B, T, 1 + caption_dim),
     whichever it takes; None is the null condition.
     projector: "before", the hidden state itself; "after", g of it. g was trained on the tap's output alone,
@@ -167,14 +168,14 @@ class _Modules:
 
 
 def _parse_place(place: str) -> tuple[str, str | int]:
-    """ "generator.3" -> ("generator", 3); "teacher" -> ("teacher", LAST)."""
+    """ "generator.3" -> ("generator", 3); "teacher" -> ("teacher", OWN)."""
     part, _, detail = place.partition(".")
     if part == "tokenizer" and detail in ("z", "c_q"):
         return part, detail
     if part in ("generator", "teacher") and detail.isdecimal():
         return part, int(detail)
     if place == "teacher":
-        return part, LAST
+        return part, OWN
     raise InputError(f"unknown place {place!r}; choose of {PLACES}")
 
 
@@ -232,10 +233,9 @@ def _read_places(
         features |= {("generator", number): state for number, state in zip(numbers, states, strict=True)}
     if teacher := modules.teacher:
         numbers = blocks("teacher")
-        states = teacher.features(
-            images.to(_device(teacher)), [teacher.depth if n == LAST else n for n in numbers]
-        )
-        features |= {("teacher", number): state for number, state in zip(numbers, states, strict=True)}
+        inner = [number for number in numbers if number != OWN]
+        states = teacher.features(images.to(_device(teacher)), inner, own=OWN in numbers)
+        features |= {("teacher", place): state for place, state in zip([*inner, OWN], states, strict=False)}
     return {place: features[key] for place, key in places.items()}
 
 

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
@@ -38,13 +37,13 @@ from gear_studio.analysis.statistics import (
     precision_recall_density_coverage,
     split_among_processes,
 )
-from gear_studio.data import PATIENCE, choose_pictures
+from gear_studio.data import choose_pictures
 from gear_studio.data.images import to_uint8
 from gear_studio.data.picture_files import PictureFiles
 from gear_studio.data.picture_output import Series
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions, WrittenCaptions, read_prompts
 from gear_studio.data.stream import collect_skipped
-from gear_studio.devices import to_float64
+from gear_studio.devices import new_accelerator, to_float64
 from gear_studio.errors import InputError
 from gear_studio.models import clipscore
 from gear_studio.models.judges import AttributeJudge, Judge
@@ -68,11 +67,6 @@ def spread_of(values: list[float]) -> dict:
     }
 
 
-def new_accelerator() -> Accelerator:
-    """This process's device and its place among the others."""
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-
-
 class Evaluation:
     """One Run, measured by all processes together. Only the main process works out the figures.
 
@@ -82,6 +76,10 @@ class Evaluation:
 
     def __init__(self, run: Run, options: EvaluationOptions):
         self.run, self.options = run, options
+        self.accelerator = new_accelerator(options.device)
+        self.device = self.accelerator.device
+        if run.has("generator"):
+            run.generator.to(self.device)  # and with it whatever encodes its captions
         encoder = run.text_encoder
         if encoder is None and (options.prompts or "clipscore" in options.metrics):
             problem = "is asked by class labels" if run.has("generator") else "has no generator"
@@ -89,10 +87,11 @@ class Evaluation:
                 f"run {run.name} {problem}; clipscore and --prompts are for runs that are asked by captions, "
                 "leave them out"
             )
-        self.accelerator = new_accelerator()
-        self.device = self.accelerator.device
         self.tokenizer = run.tokenizer.to(self.device)
         size = self.tokenizer.config.image_size
+        self.given: Reference | None = None  # opened now: a wrong one is not found out after minutes
+        if options.reference:
+            self.given = open_reference(options.reference, options.size or size)
         self.batch_size = options.batch_size or data.batch_size_for(size)
         self.cache = StatisticsCache(options.cache)
         self.features = FeatureNetworks(options.metrics, self.load_teacher, options, self.device)
@@ -309,7 +308,7 @@ class Evaluation:
         assert self.source is not None, "the Run's own pictures are not there"
         modules = [self.tokenizer, self.load_teacher().to(self.device)]
         if self.run.has("generator"):
-            modules.append(self.run.generator.to(self.device))
+            modules.append(self.run.generator)
         pictures = self.source.read(self.numbers[0][:IMAGES])["image"].to(self.device)
         return measure_likeness(modules, data.to_float(pictures), f"{self.run.config['source']}, held out")
 
@@ -331,7 +330,7 @@ class Evaluation:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """This process's share of `count` samples: number of the first, uint8 pictures, their condition.
         size: pixels along a side that they are resized to, as released: without antialiasing."""
-        generator = self.run.generator.to(self.device)
+        generator = self.run.generator
         for part in split_among_processes(count, self.batch_size, self.accelerator):
             condition = conditions.for_samples(part).to(self.device)
             indices = sampling.sample(
@@ -355,9 +354,8 @@ class Evaluation:
         metrics = [metric for metric in options.metrics if METRICS[metric].summary]
         with_reference = [metric for metric in metrics if METRICS[metric].needs_reference]
         count = options.samples
-        if options.reference:
-            reference = open_reference(options.reference, options.size or self.tokenizer.config.image_size)
-        else:
+        reference = self.given
+        if reference is None:
             reference, count = self.real[0], self.real[0].count
         real = self.summarise_reference(reference, with_reference)
         result: dict = {"reference": reference.name, "generated": count}

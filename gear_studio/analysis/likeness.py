@@ -21,7 +21,7 @@ IMAGES, PATCHES = 512, 4096
 
 
 def measure_likeness(modules: Sequence[nn.Module], images: Tensor, source: str = "") -> dict:
-    """Debiased CKA and CKNNA (k = 10) with the teacher's last features: {"patch" or "image": {place: {"cka",
+    """Debiased CKA and CKNNA (k = 10) with the teacher's features: {"patch" or "image": {place: {"cka",
     "cknna"}}, "protocol"}.
 
     Places: tokenizer.z, tokenizer.c_q (CKA alone: equal rows have no nearest neighbours) and, where there is

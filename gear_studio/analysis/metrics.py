@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import Doc
 
 from gear_studio.analysis.statistics import Moments, Points, Predictions
+from gear_studio.devices import Device
 from gear_studio.errors import InputError
 from gear_studio.ranges import Count, Mass, Natural, NonNegative, Number, Pixels, Several, check
 
@@ -121,6 +122,7 @@ class EvaluationOptions:
     """Folder of reference statistics. Default: gear-studio/references in the user's cache folder."""
     batch_size: Count | None = None
     """Images at a time on a device. Default: 250 up to 64 px, else 32."""
+    device: Device = None
 
     def check(self) -> None:
         """Raise ValueError for values out of range, and for an unknown metric."""

@@ -9,12 +9,11 @@ from gear_studio.data.images import to_float, to_uint8
 from gear_studio.data.photos import Photos
 from gear_studio.data.shapes import Shapes
 from gear_studio.data.shards import Shards
-from gear_studio.data.source import PATIENCE, ListedSource, Source, batch_size_for, choose_pictures
+from gear_studio.data.source import ListedSource, Source, batch_size_for, choose_pictures
 from gear_studio.data.stream import stream
 from gear_studio.errors import InputError
 
 __all__ = [
-    "PATIENCE",
     "SOURCES",
     "Digits",
     "Folder",

@@ -8,7 +8,6 @@ A source is a class in a file of its own and a line in `data.SOURCES`. It says a
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -16,9 +15,6 @@ import numpy as np
 
 from gear_studio.errors import InputError
 
-# How long processes wait for one that does something for all, such as looking at a million files; NCCL's own
-# ten minutes are too few.
-PATIENCE = timedelta(hours=2)
 ENDLESS = 2**31  # a source at least this long is read from some place straight on; others are drawn from
 SPLITS = ("train", "val")  # of all sources; `shapes` has more
 _VAL_SHARE = 20  # one picture in so many is held out where the data bring no split of their own

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from gear_studio.devices import Device
 from gear_studio.ranges import Count, Pixels, Positive, Seed
 from gear_studio.readout import Assignment
 
@@ -67,8 +68,7 @@ class Inspection:
     """The file of FID's Inception network, where it cannot be downloaded."""
     seed: Seed = 0
     """Decides which pictures of many, which patches, and what intervals draw."""
-    device: str | None = None
-    """Default: the GPU, where there is one, else cpu."""
+    device: Device = None
 
     def command(self, tokenizers: Sequence[str]) -> str:
         """The command line that asks for the same."""

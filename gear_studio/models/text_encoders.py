@@ -18,11 +18,17 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from gear_studio.devices import choose_device
+from gear_studio.files import digest_file
 from gear_studio.models.pretrained import fingerprint
 from gear_studio.models.published import loading_transformers
 
@@ -55,11 +61,12 @@ class TextEncoder(Protocol):
         ...
 
 
-def load_text_encoder(name: str, length: int) -> TextEncoder:
+def load_text_encoder(name: str, length: int, device: str | torch.device | None = None) -> TextEncoder:
     """The text encoder called `name`: "words", or a model of the Hugging Face Hub or a folder with one.
+    device: where a model computes; None takes a GPU if there is one.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
-    return Words(length) if name == "words" else LanguageModel(name, length)
+    return Words(length) if name == "words" else LanguageModel(name, length, device)
 
 
 def split_words(caption: str) -> list[str]:
@@ -134,13 +141,60 @@ class Words(_Cutting):
         return self._known[word]
 
 
+@dataclass(eq=False)
+class _Loaded:
+    """A model in memory, for as long as a `LanguageModel` has it."""
+
+    tokenizer: Any
+    model: Any
+
+
+_in_memory: WeakValueDictionary[tuple[str, str], _Loaded] = WeakValueDictionary()  # by contents and device
+_loading = Lock()
+
+
+def _load(name: str, device: torch.device) -> _Loaded:
+    with _loading:
+        key = _contents_of(name), str(device)
+        loaded = _in_memory.get(key)
+        if loaded is None:
+            loaded = _in_memory[key] = _read(name, device)
+        return loaded
+
+
+def _contents_of(name: str) -> str:
+    """What tells a model from others: a digest of a folder's files; of the Hub, the name."""
+    if not (folder := Path(name)).is_dir():
+        return name
+    read = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
+    files = sorted(path for path in folder.iterdir() if path.suffix in read and path.is_file())
+    digests = "".join(f"{path.name} {digest_file(path)} " for path in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _read(name: str, device: torch.device) -> _Loaded:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with loading_transformers(name, "text encoder", OPTION):
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")
+        # With any other attention, transformers asks the device at each call whether all is visible.
+        model = AutoModel.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    model = getattr(model, "language_model", model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return _Loaded(tokenizer, model.to(device).eval().requires_grad_(False))
+
+
 class LanguageModel(_Cutting):
     """Last hidden states of a frozen model, padded on the right to T tokens. Of an encoder-decoder it is the
     encoder's, of a model for pictures and text the language model's.
 
     Padding keeps the model's features of it (see `CaptionCondition`). Encodings of the last `KEPT` captions
     are kept, so that a prompt sampled again is not encoded again. In bfloat16 on a GPU, which is never waited
-    for.
+    for. Whoever has the same model, wherever its files lie, shares the weights in memory.
 
     Raises ImportError without transformers, FileNotFoundError where the model cannot be had."""
 
@@ -148,21 +202,10 @@ class LanguageModel(_Cutting):
 
     def __init__(self, name: str, length: int, device: str | torch.device | None = None):
         self.name, self.length = name, length
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        with loading_transformers(name, "text encoder", OPTION):
-            from transformers import AutoModel, AutoTokenizer
-
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="right")
-            # With any other attention, transformers asks the device at each call whether all is visible.
-            model = AutoModel.from_pretrained(name, dtype=dtype, attn_implementation="eager")
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
-        model = getattr(model, "language_model", model)
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.dim = model.config.hidden_size
+        self.device = choose_device() if device is None else torch.device(device)
+        self._loaded = _load(name, self.device)
+        self.tokenizer, self.model = self._loaded.tokenizer, self._loaded.model
+        self.dim = self.model.config.hidden_size
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def words(self, caption: str) -> list[str]:

@@ -11,6 +11,7 @@ from gear_studio.errors import InputError
 from gear_studio.runs import Run
 from gear_studio.studies.catalogue import STUDIES, Arm, Study
 from gear_studio.studies.world import World
+from gear_studio.training.execution import Execution
 from gear_studio.training.jobs import Job
 from gear_studio.training.recipes import EVALUATION, WITHOUT_GENERATOR, Recipe
 from gear_studio.training.request import Training, options_of
@@ -176,7 +177,8 @@ def _is_finished(training: Training, out: Path) -> bool:
         return False
     from gear_studio.training import loop  # imports Accelerate, which a table needs not wait for
 
-    loop.train(training, progress=False)  # of a finished Run it compares configs and does nothing else
+    # Of a finished Run it compares configs and does nothing else; the device may be a cluster's alone.
+    loop.train(replace(training, execution=Execution()), progress=False)
     return True
 
 
@@ -184,7 +186,12 @@ def _evaluation_job(folder: Path, world: World) -> Job:
     samples, seeds = EVALUATION[world.budget]
     teacher = "tiny" if world.embedded else None
     options = EvaluationOptions(
-        samples, seeds, metrics=("fd", "likeness"), teacher=teacher, folder=world.folder
+        samples,
+        seeds,
+        metrics=("fd", "likeness"),
+        teacher=teacher,
+        folder=world.folder,
+        device=world.execution.device,
     )
 
     def finished() -> bool:

@@ -169,8 +169,10 @@ def speed_table(runs: dict[str, Run]) -> str:
     return markdown_table(["measure", "gear against baseline", "gear against continued"], rows)
 
 
-def figures(folder: Path, out: Path) -> list[Path]:
-    """Write the figures of docs/results.md into `out` as PNGs: convergence curves, samples of every arm."""
+def figures(folder: Path, out: Path, device: str | None = None) -> list[Path]:
+    """Write the figures of docs/results.md into `out` as PNGs: convergence curves, samples of every arm.
+    device: where samples are drawn, as of `choose_device`."""
+    there = choose_device(device)
     runs = {name: Run.from_pretrained(folder / name) for name in GENERATORS}
     labels = {name.removeprefix("generator-"): [run] for name, run in runs.items()}
     drawings = {
@@ -178,7 +180,7 @@ def figures(folder: Path, out: Path) -> list[Path]:
         "convergence-alignment": plots.convergence(
             labels, "val_alignment", "validation alignment loss (-cos)"
         ),
-        "samples": samples_figure(runs),
+        "samples": samples_figure(runs, there),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawings.items():
@@ -187,10 +189,10 @@ def figures(folder: Path, out: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def samples_figure(runs: dict[str, Run], columns: int = 12, seed: int = 0) -> Figure:
+def samples_figure(runs: dict[str, Run], device: torch.device, columns: int = 12, seed: int = 0) -> Figure:
     """One row of guided samples a generator: the same classes, the same random numbers."""
     condition = torch.arange(columns) * 2 + torch.arange(columns) // 2 % 2
-    rows, device = [], choose_device()
+    rows = []
     for run in runs.values():
         indices = sampling.sample(run.generator.to(device), condition, seed=seed)
         rows.append(run.tokenizer.to(device).decode(indices))

@@ -9,6 +9,7 @@ from pathlib import Path
 from gear_studio.analysis.metrics import EvaluationOptions
 from gear_studio.places import ZOO
 from gear_studio.runs import Run
+from gear_studio.training.execution import Execution
 from gear_studio.training.jobs import Job
 from gear_studio.training.recipes import BUDGETS, EVALUATION
 from gear_studio.training.request import Training, options_of
@@ -17,8 +18,8 @@ TOKENIZERS = ("warmup", "continued", "gear")
 GENERATORS = {"generator-baseline": "warmup", "generator-continued": "continued", "generator-gear": "gear"}
 
 
-def zoo_jobs(out: Path, budget: str, seed: int) -> list[Job]:
-    """Everything that trains and measures what ships. What several Runs need comes first."""
+def zoo_jobs(out: Path, budget: str, seed: int, device: str | None = None) -> list[Job]:
+    """Everything that trains and measures what ships. What several Runs need comes first. device: of all."""
 
     def train(name: str, stage: str, arm: str, parent: str | None = None) -> Job:
         training = Training(
@@ -29,14 +30,14 @@ def zoo_jobs(out: Path, budget: str, seed: int) -> list[Job]:
             budget=budget,
             out=out / name,
             parent=out / parent if parent else None,
+            execution=Execution(device=device),
         )
         return Job(name, training.command(), [parent] if parent else [])
 
     def supervise(model: str) -> Job:
         steps = str(BUDGETS[budget][model])
-        return Job(
-            model, ["supervise", model, "--steps", steps, "--seed", str(seed), "--out", str(out / model)]
-        )
+        command = ["supervise", model, "--steps", steps, "--seed", str(seed), "--out", str(out / model)]
+        return Job(model, [*command, *(["--device", device] if device else [])])
 
     jobs = [train("warmup", "warmup", "warmup")]
     jobs += [supervise(model) for model in ("teacher", "judge", "attribute-judge")]
@@ -45,7 +46,7 @@ def zoo_jobs(out: Path, budget: str, seed: int) -> list[Job]:
         jobs.append(train(name, "generator", name.removeprefix("generator-"), parent))
     samples, seeds = EVALUATION[budget]
     for name in (*TOKENIZERS, *GENERATORS):
-        command = ["evaluate", str(out / name), *options_of(EvaluationOptions(samples, seeds))]
+        command = ["evaluate", str(out / name), *options_of(EvaluationOptions(samples, seeds, device=device))]
         jobs.append(Job(f"evaluate {name}", command, [name]))
     return jobs
 

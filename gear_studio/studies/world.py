@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from gear_studio.data import SOURCES, Source, find_source, load
 from gear_studio.errors import InputError
-from gear_studio.ranges import Natural, check
+from gear_studio.ranges import Workers, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import Recipe, recipe_of, small_tokenizer, with_settings
 from gear_studio.training.request import BudgetName, SourceName, Training
@@ -39,7 +39,7 @@ class World:
     budget: BudgetName = "shipped"
     """Of the small recipe: shipped (what ships), long (more steps on kept pictures), quick (smaller models of
     32 px pictures), smoke (checks the plumbing)."""
-    workers: Natural | None = None
+    workers: Workers | None = None
     """Data-loading processes of every training. Default: 2 for a GPU, else 0."""
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights; with several teachers one for each."""

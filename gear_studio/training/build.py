@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 
-from gear_studio import data, sampling
+from gear_studio import data, devices, sampling
 from gear_studio.data import tokens
 from gear_studio.data.picture_output import write_grid
 from gear_studio.data.prompts import ClassLabels, Conditions, SourceCaptions
@@ -44,10 +44,16 @@ def check(training: Training) -> None:
     """Refuse settings that do not fit each other, and a run to build on that holds no tokenizer; without
     loading anything.
 
-    Raises ValueError, and FileNotFoundError for that run."""
+    Raises ValueError, for a device that is not there, too, and FileNotFoundError for that run."""
     recipe, stage, arm, out = training.resolved, training.stage, training.arm, training.out
     assert arm is not None and out is not None, "a training is completed before it is checked"
     check_trackers(training.track)
+    if training.folder is not None and not data.find_source(training.source).on_disk:
+        raise InputError(
+            f"folder {training.folder} is of no use to source {training.source!r}; train on folder or "
+            "shards, or leave it out"
+        )
+    devices.choose_device(training.execution.device)
     if recipe.token_views and recipe.text_encoder:
         raise InputError(
             f"token_views={recipe.token_views}: views encoded ahead keep no captions yet; set it to 0"
@@ -98,19 +104,14 @@ def find_start(training: Training) -> Path | None:
     return training.parent_folder if start == "joint" else Path(start)
 
 
-def new_accelerator(training: Training | None = None) -> Accelerator:
-    """This process's device and its place among the others, with the trackers of a training; bf16 on GPUs.
-    Raises as `check_launch`."""
+def new_accelerator(training: Training) -> Accelerator:
+    """`devices.new_accelerator`, with the trackers of a training. Raises as that and `check_launch`."""
     check_launch()
-    out, track = (str(training.out), list(training.track)) if training else (None, [])
-    return Accelerator(
-        log_with=track or None,
-        project_config=ProjectConfiguration(out, logging_dir=out and f"{out}/tensorboard"),
-        mixed_precision="bf16" if torch.cuda.is_available() else "no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=data.PATIENCE),
-        ],
+    out = str(training.out)
+    return devices.new_accelerator(
+        training.execution.device,
+        log_with=list(training.track) or None,
+        project_config=ProjectConfiguration(out, logging_dir=f"{out}/tensorboard"),
     )
 
 
@@ -118,7 +119,9 @@ def check_launch() -> None:
     """Refuse what a config of `accelerate launch` may ask for and a training does in its own way. Raises
     ValueError."""
     asked = [
-        name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG") if _launched_with(name)
+        name
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+        if devices.launched_with(name)
     ]
     if asked:
         raise InputError(
@@ -131,10 +134,6 @@ def check_launch() -> None:
             f"Accelerate's config asks for the dynamo backend {backend}; take it out, and say --compile to "
             "`train`"
         )
-
-
-def _launched_with(name: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
 
 
 def check_share(training: Training, accelerator: Accelerator) -> None:
@@ -239,7 +238,9 @@ def gather_parts(training: Training) -> Parts:
     encoder = None
     if recipe.text_encoder and trains_generator(stage, arm):
         encoder = text_encoders.load_text_encoder(
-            recipe.text_encoder, recipe.generator.caption_length or text_encoders.LENGTH
+            recipe.text_encoder,
+            recipe.generator.caption_length or text_encoders.LENGTH,
+            devices.choose_device(training.execution.device),
         )
     teachers = load_teachers(recipe.teacher, tokenizer.grid, recipe.teacher_weights, recipe.teacher_block)
     # What follows from the data and the tokenizer is not the recipe's to choose.

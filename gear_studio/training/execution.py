@@ -1,7 +1,7 @@
 """How a step is computed, never what: pieces of a batch, recomputed activations, compiled and sharded models.
 
-Nothing here belongs to a recipe. A run may be continued with another `Execution`, and on another number of
-processes, from the same checkpoint: checkpoints hold whole tensors.
+Nothing here belongs to a recipe. A run may be continued with another `Execution`, on another device or number
+of processes, from the same checkpoint: checkpoints hold whole tensors.
 
 Models know nothing of it. `prepare` changes those of one training in place, in this order: recompute,
 compile, shard. Names of weights stay as they are. The models must be the training's own, not a Run's.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+from gear_studio.devices import Device
 from gear_studio.errors import InputError
 from gear_studio.models.autoencoders import ResBlock
 from gear_studio.models.feature_maps import FeatureMap
@@ -45,6 +46,7 @@ class Execution:
     """With torch.compile: faster, after some minutes at the start."""
     shard: Flag = False
     """Spread the generator over the processes (FSDP2)."""
+    device: Device = None
 
     def pieces_of(self, images: int) -> int:
         """How many pieces a process makes of its share of a batch. Raises ValueError when they are not

@@ -41,15 +41,16 @@ class Job:
     finished: Callable[[], bool] = lambda: False
 
 
-def share_cores(at_once: int | None = None) -> tuple[int, int]:
+def share_cores(at_once: int | None = None, device: str | None = None) -> tuple[int, int]:
     """How many jobs to run at once, and how many CPU threads each of them gets. at_once: default: one job for
-    each CPU core up to 3, or 3 on a GPU."""
-    import torch
+    each CPU core up to 3, or 3 on a GPU. device: where they compute. Raises as `choose_device`."""
+    from gear_studio.devices import choose_device  # imports torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once is {at_once}; it takes at least 1 job at a time")
-    at_once = at_once or (3 if torch.cuda.is_available() else min(3, cores))
+    on_cpu = choose_device(device).type == "cpu"
+    at_once = at_once or (min(3, cores) if on_cpu else 3)
     return at_once, max(1, cores // at_once)
 
 

@@ -114,13 +114,14 @@ def list_trainings(runs: Path) -> list[Path]:
 
 
 class Queue:
-    """The trainings of a folder of Runs. at_once: so many run at a time, whoever started them.
+    """The trainings of a folder of Runs. at_once: so many run at a time, whoever started them. device: where
+    the app has its trainings compute, as `train --device` takes it.
 
     Every method raises ValueError where a file of the queue is damaged."""
 
-    def __init__(self, runs: Path, at_once: int | None = None):
-        self.runs, self.logs = runs, runs / "logs"
-        self.at_once, self.threads = jobs.share_cores(at_once)
+    def __init__(self, runs: Path, at_once: int | None = None, device: str | None = None):
+        self.runs, self.logs, self.device = runs, runs / "logs", device
+        self.at_once, self.threads = jobs.share_cores(at_once, device)
         self._children: list[subprocess.Popen] = []
 
     def add(self, trainings: Sequence[Training]) -> list[str]:

@@ -17,7 +17,7 @@ from gear_studio.data import SOURCES
 from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import PRESETS, preset
 from gear_studio.places import check_own_folder, find_folder, folder_named
-from gear_studio.ranges import Count, Natural, Pixels, Seed, check
+from gear_studio.ranges import Count, Pixels, Seed, Workers, check
 from gear_studio.training.execution import Execution
 from gear_studio.training.recipes import (
     ARMS,
@@ -106,7 +106,7 @@ class Training:
     teacher_weights: tuple[Path, ...] = ()
     """The file of a published teacher's weights (safetensors or torch), instead of a download; with several
     teachers one for each."""
-    workers: Natural | None = None
+    workers: Workers | None = None
     """Data-loading processes; 0 loads in the training process. Default: 2 for a GPU, else 0."""
     track: tuple[TrackerName, ...] = ()
     """Where else metrics and grids of pictures go: tensorboard (into OUT/tensorboard), wandb."""

@@ -28,12 +28,11 @@ from torch import Tensor, nn
 
 from gear_studio import data, locks
 from gear_studio.analysis.probes import probe_patches
-from gear_studio.devices import choose_device
+from gear_studio.devices import choose_device, new_accelerator
 from gear_studio.errors import InputError
 from gear_studio.files import read_json, write_json
 from gear_studio.models.judges import AttributeJudge, Judge
 from gear_studio.models.teachers import Teacher, TeacherConfig, build_encoder
-from gear_studio.training.build import new_accelerator
 from gear_studio.training.checkpoints import gather_state, load_state
 from gear_studio.training.loop import Loop
 from gear_studio.training.recipes import Rhythm
@@ -223,15 +222,15 @@ def _train(lesson: Lesson, folder: Path, device: str | None, log_every: int, che
             "give the same settings to continue it, or another folder."
         )
     if not record.get("finished"):
-        accelerator = new_accelerator()
-        trainee = SupervisedTrainee(lesson, choose_device(device))
+        accelerator = new_accelerator(device)
+        trainee = SupervisedTrainee(lesson, accelerator.device)
         loop = Loop(trainee, rhythm, settings["seed"], folder, accelerator, progress=True)
         loop.restore()
         loop.run()
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def evaluate_teacher(folder: str | Path, probe_seeds: int = 3) -> dict:
+def evaluate_teacher(folder: str | Path, probe_seeds: int = 3, device: str | None = None) -> dict:
     """Linear probes of the teacher in `folder` beside random weights; written to folder/evaluation.json.
 
     Returns {"teacher": {task: {"mean", "spread", "values"}}, "random": the same, ...}, accuracies in [0, 1];
@@ -242,9 +241,14 @@ def evaluate_teacher(folder: str | Path, probe_seeds: int = 3) -> dict:
         "object patches.",
         "probe_seeds": list(range(probe_seeds)),
     }
+    there = choose_device(device)
+
+    def probe(teacher: Teacher, seed: int) -> dict[str, float]:
+        return probe_patches(lambda images: teacher(images.to(there)), seed=seed)
+
     controls = {"teacher": lambda seed: Teacher.from_pretrained(folder), "random": Teacher.random}
     for name, make in controls.items():
-        draws = [probe_patches(make(seed), seed=seed) for seed in range(probe_seeds)]
+        draws = [probe(make(seed).to(there), seed) for seed in range(probe_seeds)]
         result[name] = {
             task: {
                 "mean": round(float(np.mean([one[task] for one in draws])), 4),
@@ -257,19 +261,20 @@ def evaluate_teacher(folder: str | Path, probe_seeds: int = 3) -> dict:
     return result
 
 
-def evaluate_judge(folder: str | Path, images: int = 4800) -> dict:
+def evaluate_judge(folder: str | Path, images: int = 4800, device: str | None = None) -> dict:
     """Accuracy of the judge in `folder` on held-out truth, split "val"; written to folder/evaluation.json.
 
     Returns accuracy in [0, 1], the same on softened pictures, and the worst class with its accuracy.
     """
-    judge, world = Judge.from_pretrained(folder), data.Shapes("val")
+    there, world = choose_device(device), data.Shapes("val")
+    judge = Judge.from_pretrained(folder).to(there)
     hits, hits_blurred, truth = [], [], []
     with torch.inference_mode():
         for start in range(0, images, 200):
             batch = world.read(range(start, min(start + 200, images)))
-            clean = data.to_float(batch["image"])
-            hits.append(judge(clean).argmax(1) == batch["label"])
-            hits_blurred.append(judge(blur(clean)).argmax(1) == batch["label"])
+            clean = data.to_float(batch["image"].to(there))
+            hits.append(judge(clean).argmax(1).cpu() == batch["label"])
+            hits_blurred.append(judge(blur(clean)).argmax(1).cpu() == batch["label"])
             truth.append(batch["label"])
     right, labels = torch.cat(hits).float(), torch.cat(truth)
     by_class = [right[labels == label].mean().item() for label in range(len(world.classes))]
@@ -285,16 +290,17 @@ def evaluate_judge(folder: str | Path, images: int = 4800) -> dict:
     return result
 
 
-def evaluate_attribute_judge(folder: str | Path, images: int = 4800) -> dict:
+def evaluate_attribute_judge(folder: str | Path, images: int = 4800, device: str | None = None) -> dict:
     """Accuracy of the judge of attributes in `folder` on held-out truth, split "val", attribute by attribute
     and all at once; written to folder/evaluation.json. Values in [0, 1], also of softened pictures."""
-    judge, world = AttributeJudge.from_pretrained(folder), data.Shapes("val")
+    there, world = choose_device(device), data.Shapes("val")
+    judge = AttributeJudge.from_pretrained(folder).to(there)
     right: dict[str, list[Tensor]] = {}
     for start in range(0, images, 200):
         truth = world.truth(range(start, min(start + 200, images)))
-        clean = data.to_float(truth["image"])
+        clean = data.to_float(truth["image"].to(there))
         for suffix, shown in (("", clean), ("_blurred", blur(clean))):
-            right_now = {name: said == truth[name] for name, said in judge.says(shown).items()}
+            right_now = {name: said.cpu() == truth[name] for name, said in judge.says(shown).items()}
             right_now["all"] = torch.stack(list(right_now.values())).all(0)
             for name, hits in right_now.items():
                 right.setdefault(name + suffix, []).append(hits)

@@ -180,13 +180,10 @@ def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discrimina
     warm-ups), or among the entries of the loss (taming's). None where there is none, or one of another kind.
 
     Its `main.N` are our `blocks.N`."""
-    held = raw.get("discriminator")
-    if not isinstance(held, dict):
-        mark = "loss.discriminator."
-        held = {key.removeprefix(mark): v for key, v in tokenizer_state.items() if str(key).startswith(mark)}
+    held = _discriminator_in(raw, tokenizer_state)
     weights = {
         key.replace("main.", "blocks.", 1): value
-        for key, value in plain_keys(held).items()
+        for key, value in plain_keys(held if isinstance(held, dict) else {}).items()
         if isinstance(key, str) and isinstance(value, torch.Tensor)
     }
     first = weights.get("blocks.0.weight")
@@ -200,6 +197,32 @@ def discriminator_from(raw: dict[str, Any], tokenizer_state: dict) -> Discrimina
         return None
     discriminator.load_state_dict(weights)
     return discriminator
+
+
+def _discriminator_in(raw: dict[str, Any], tokenizer_state: dict) -> Any:
+    mark = "loss.discriminator."
+    beside = {key.removeprefix(mark): v for key, v in tokenizer_state.items() if str(key).startswith(mark)}
+    held = raw.get("discriminator")
+    return held if isinstance(held, dict) or not beside else beside
+
+
+def describe_left_out(
+    raw: dict[str, Any],
+    tokenizer_state: dict | None,
+    generator_state: dict | None,
+    discriminator: Discriminator | None,
+    projector: Projector | None,
+) -> list[str]:
+    """What a file holds beside its models that training could go on with, were it like ours: a phrase each.
+    discriminator, projector: what was made of them."""
+    left_out, instead = [], "a training that goes on begins with a new one"
+    held = None if tokenizer_state is None else _discriminator_in(raw, tokenizer_state)
+    nothing = held is None or (isinstance(held, dict) and not held)
+    if discriminator is None and not nothing:
+        left_out.append(f"its discriminator, which is of another kind than the PatchGAN here; {instead}")
+    if projector is None and generator_state and raw.get("projectors"):
+        left_out.append(f"its projectors, which are of another kind or of several teachers; {instead}")
+    return left_out
 
 
 def live_beside(raw: dict[str, Any], tokenizer_state: dict) -> dict | None:
