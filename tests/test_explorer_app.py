@@ -113,7 +113,7 @@ def test_a_host_leaves_out_what_reads_its_files(explorer):
         demo = explorer.build(runs, explorer.Background(runs), read_only)
         names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
         assert "sample" in names
-        for tab in ("open", "train"):
+        for tab in ("open", "train", "train_study"):
             assert (tab in names) == (not read_only)
         (teacher,) = (each for each in demo.blocks.values() if getattr(each, "elem_id", "") == "teacher")
         assert teacher.allow_custom_value == (not read_only)

@@ -228,7 +228,6 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
     table = table_rows(study, runs)
     title, rest = summarize(study, runs).split("\n\n", 1)
     text = f"{title}\n\n{describe_sizes(World.from_record(record))}\n\n{rest}\n\n{describe_record(record)}"
-    write_json(folder / "record.json", record)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
@@ -247,5 +246,6 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
         figure = plots.curves(runs_by_arm(runs), measured)
     with atomic(folder / "figure.png") as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+    write_json(folder / "record.json", record)  # last: it says that all is there
     names = ("table.csv", "summary.md", "record.json", "figure.png")
     return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)
