@@ -102,17 +102,17 @@ def build(page: Page) -> None:
                     info="of the generator; captions, where the pictures have them",
                 )  # fmt: skip
                 folder = gr.Textbox(
-                    label="Where they lie", max_length=1000, visible=False, elem_id="train-folder",
+                    value="", label="Where they lie", max_length=1000, visible=False, elem_id="train-folder",
                     placeholder="/home/me/pictures", info="on the machine that serves this page",
                 )  # fmt: skip
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, elem_id="train-seed", min_width=100)
                     steps = gr.Textbox(
-                        label="Steps", max_length=12, elem_id="train-steps", min_width=100,
+                        value="", label="Steps", max_length=12, elem_id="train-steps", min_width=100,
                         placeholder="the recipe's",
                     )  # fmt: skip
                 name = gr.Textbox(
-                    label="Name", max_length=80, elem_id="train-name",
+                    value="", label="Name", max_length=80, elem_id="train-name",
                     placeholder="from what is chosen above", info=f"of the run's folder in {queue.runs}/",
                 )  # fmt: skip
                 with gr.Accordion("More", open=False):
@@ -127,7 +127,7 @@ def build(page: Page) -> None:
                         elem_id="train-parent",
                     )
                     settings = gr.Textbox(
-                        label="Settings of the recipe", max_length=1000, elem_id="train-settings",
+                        value="", label="Settings of the recipe", max_length=1000, elem_id="train-settings",
                         placeholder="gan_weight=0.1 tau=0.05",
                     )  # fmt: skip
                 command = gr.Textbox(
@@ -278,6 +278,7 @@ def build(page: Page) -> None:
         parent: str,
         settings: str,
     ) -> list:
+        """Ask for a training, or all three stages of one, in the queue."""
         with polite():
             asked = read_form(
                 queue, stage, arm, budget, quantizer, source, condition, folder, seed, steps, name, recipe,
@@ -287,6 +288,7 @@ def build(page: Page) -> None:
         return [gr.update(choices=list_parents(queue)), *show_first(first)]
 
     def train_study(study: str, budget: str, seeds: str) -> list:
+        """Ask for a study in the queue: all trainings that it compares, and its table in the end."""
         with polite():
             return show_first(read_study(queue, study, budget, seeds).ask(queue))
 
@@ -317,6 +319,11 @@ def build(page: Page) -> None:
             with polite():
                 getattr(queue, what)(training)
 
+        # An assistant knows it by these.
+        tell.__name__, tell.__doc__ = (
+            f"{word.lower()}_training",
+            f"{word} a training or a study of the queue.",
+        )
         asked: dict[str, Any] = {"api_name": f"{word.lower()}_training", "show_progress": "hidden"}
         button.click(tell, chosen, None, preprocess=False, **asked).then(**followed, **UNCHECKED)
     gr.on([chosen.input, metric.input, gr.Timer(EVERY).tick], **followed, **UNCHECKED)
