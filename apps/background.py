@@ -30,7 +30,7 @@ from gear_studio.looking.likeness import Likeness, compare
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
 from gear_studio.runs import Run
-from gear_studio.training.queue import Queue
+from gear_studio.training.queue import Queue, is_finished
 
 SURVEY, LARGE_SURVEY = 512, 32  # pictures of a survey; of those above SMALL px
 LIKE, LARGE_LIKE = 32, 10  # of a likeness
@@ -89,14 +89,14 @@ class Background:
         """From now on start the trainings whose turn it is, and offer what they have made."""
 
         def work() -> None:
-            offered: set[str] = set()
+            offered: set[Path] = set()
             while True:
                 with suppress(UserError, OSError):  # the tab Train says what is wrong
                     self.trainings.advance()
-                    for name, (state, _) in self.trainings.states().items():
-                        if state == "finished" and name not in offered:
-                            offered.add(name)
-                            self.runs.add(Run(self.trainings.runs / name))
+                    for folder in self.trainings.makes():
+                        if folder not in offered and is_finished(folder):
+                            offered.add(folder)
+                            self.runs.add(Run(folder))
                 time.sleep(TURN)
 
         Thread(target=work, daemon=True).start()

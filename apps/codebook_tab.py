@@ -26,7 +26,7 @@ from components import (
     token_at,
 )
 from page import ALONE, Page
-from pictures import FOREIGN, Choice, is_foreign
+from pictures import FOREIGN, OWN, Choice, is_foreign
 from torch import Tensor
 
 from gear_studio import plots
@@ -69,6 +69,7 @@ class TokenizerMaps:
         with gr.Column():
             self.entropy = panel("H(softmax(A / τ))", "entropy of the soft assignment", f"{prefix}entropy")
             self.scale = gr.HTML(elem_id=f"{prefix}entropy-scale", padding=False)
+        self.typical = gr.HTML(elem_id=f"{prefix}typical", elem_classes="whole", padding=False)
 
     @property
     def pictures(self) -> list[gr.components.Component]:
@@ -76,7 +77,7 @@ class TokenizerMaps:
 
     @property
     def texts(self) -> list[gr.components.Component]:
-        return [self.quality, self.scale]
+        return [self.quality, self.scale, self.typical]
 
     def draw_reconstruction(self, seen: Look) -> dict:
         view = seen.view
@@ -88,6 +89,9 @@ class TokenizerMaps:
 
     def draw_indices(self, seen: Look) -> dict:
         return {self.indices: seen.framed(plots.index_map(seen.view.indices, seen.colors, SIDE))}
+
+    def draw_typical(self, seen: Look) -> dict:
+        return {self.typical: seen.typical}
 
     def draw_entropy(self, seen: Look, tau: float) -> dict:
         entropy, limit = seen.view.entropy(tau), math.log(seen.view.tokenizer.config.codes)
@@ -209,7 +213,8 @@ def build(page: Page) -> None:
         surveyed = page.pictures.collection(asked.chosen.surveyed, runs[asked.run])
 
         def through(name: str) -> Look:
-            return Look(runs.view(name, picture), name, surveyed, asked.place, background)
+            known = page.pictures.collection(OWN, runs[name])
+            return Look(runs.view(name, picture), name, surveyed, known, asked.place, background)
 
         return through(asked.run), None if asked.beside == ALONE else through(asked.beside)
 
@@ -252,6 +257,8 @@ def build(page: Page) -> None:
     def catch_up(asked: Asked, before: tuple) -> dict:
         """What the background has finished by now."""
         seen, other = look(asked)
+        for each in filter(None, (seen, other)):
+            each.wait(0)  # which begins what waited for another survey
         return {} if news(seen, other) == before else draw_surveyed(seen, other, asked)
 
     def swap(asked: Asked, code: float | None) -> Asked:
@@ -317,7 +324,7 @@ def build(page: Page) -> None:
 
     def draw_surveyed(seen: Look, other: Look | None, asked: Asked) -> dict:
         """All that waits for a survey or the layout, as far as they are there."""
-        missing = seen.missing or (other.survey_note if other and not other.surveyed else "")
+        missing = seen.missing or (other.survey_missing if other else "")
         line = f"{missing}; it appears here by itself" if missing else "done"
         updates = {
             state_line: status(line, done=not missing),
@@ -325,8 +332,10 @@ def build(page: Page) -> None:
             waiting: gr.Timer(active=bool(missing)),
             **draw_gallery(seen, asked),
         }
+        updates |= maps.draw_typical(seen)
         if other:
             updates |= beside_maps.draw_indices(other) | draw_beside_token(other, asked)
+            updates |= beside_maps.draw_typical(other)
         if seen.survey is None:
             updates |= {usage_title: heading("Usage", seen.survey_note), usage: None, usage_text: ""}
             return updates | {layout_text: heading("UMAP", seen.survey_note), layout: None}

@@ -14,7 +14,7 @@ from runs_on_offer import RunsOnOffer, study_name
 
 from gear_studio.run_files import run_folders
 from gear_studio.runs import Run
-from gear_studio.studies import SHIPPED
+from gear_studio.studies import SHIPPED, study_folders
 from gear_studio.training.queue import list_trainings
 
 DEEPEST = 8  # parents of parents that are compared
@@ -27,17 +27,17 @@ class Measured(dict[str, Run]):
     def __init__(self, runs: RunsOnOffer):
         super().__init__({name: runs[name] for name in list(runs.names)})
         there = {run.folder.resolve() for run in self.values()}
-        folders: dict[Path, Callable[[str], str]] = {SHIPPED / "runs": study_name}
-        own = any(folder.parent == runs.folder.resolve() for folder in there)
+        folders: dict[Path, Callable[[Run], str]] = {SHIPPED / "runs": lambda run: study_name(run.name)}
+        own = any(folder.is_relative_to(runs.folder.resolve()) for folder in there)
         if own or list_trainings(runs.folder):
-            folders[runs.folder] = str
+            folders |= dict.fromkeys([runs.folder, *study_folders(runs.folder)], runs.name_of)
         for folder, name_of in folders.items():
             for path in run_folders(folder, "metrics.jsonl"):
                 if path.resolve() in there:
                     continue
                 with suppress(ValueError, OSError):  # damaged; tab Open names it
                     run = Run(path)
-                    name = name_of(run.name)
+                    name = name_of(run)
                     self[name if name not in self else f"{folder}/{run.name}"] = run
 
 

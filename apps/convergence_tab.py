@@ -98,6 +98,7 @@ def build(page: Page) -> None:
         control: str | None,
         level: float | None = None,
     ) -> list:
+        """When the arms of runs reach a level of a metric, and the speed-up of one over another."""
         with polite():
             asked = Asked.of(
                 runs=runs_shown, all_seeds=all_seeds, metric=metric, against=against, smoothing=smoothing,

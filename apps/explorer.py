@@ -12,6 +12,7 @@ Thin on purpose: tabs lay out components and call gear_studio, which does the co
     newest.py         which of a visitor's requests counts
     background.py     what takes long, made beside the app
     side_by_side.py   what the tabs that sample share
+    endpoints.py      what tabs say, in numbers, for the app's API
     address.py        what is looked at, in the page's address; `snippets.py` the same in Python, and
                       `numbers_file.py` in numbers
     components.py     small pieces of the page; `charts.py` what charts share
@@ -22,6 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is sent anywhere
@@ -30,6 +32,7 @@ import alignment_tab
 import codebook_tab
 import convergence_tab
 import edit_tab
+import endpoints
 import features_tab
 import gradio as gr
 import open_tab
@@ -95,6 +98,8 @@ class Options:
     """Also open a public link through Gradio's servers."""
     auth: Path | None = None
     """File of those who may enter, a line NAME:PASSWORD each."""
+    mcp: bool = False
+    """Also offer the actions of the API as tools of the Model Context Protocol, at gradio_api/mcp/."""
     read_only: bool = False
     """For hosting: leave out what reads and writes files of this machine, or downloads: the tabs Train and
     Open, and teachers beside those in the list."""
@@ -116,6 +121,7 @@ def build(runs: RunsOnOffer, background: Background, read_only: bool = False) ->
                 if not (read_only and tab in NOT_HOSTED):
                     page.add(tab)
         page.connect(tabs)
+        endpoints.offer(page)
         demo.load(None, None, None, js=SCRIPT.read_text())
     return demo
 
@@ -151,9 +157,19 @@ def read_visitors(file: Path) -> list[tuple[str, str]]:
     return visitors
 
 
+def check_mcp(options: Options) -> None:
+    """Raise ValueError where --mcp cannot be had."""
+    if find_spec("mcp") is None:
+        raise InputError("--mcp needs the package mcp; install it with uv pip install 'mcp<2'")
+    if options.auth:
+        raise InputError("--mcp asks for no password, which --auth wants of everybody; leave one out")
+
+
 def main(options: Options) -> None:
     try:
         check(options)
+        if options.mcp:
+            check_mcp(options)
         runs, pictures = RunsOnOffer(options.runs, options.device), PicturesOnOffer(options.pictures)
         weights = read_weights(options.teacher_weights)
         visitors = read_visitors(options.auth) if options.auth else None
@@ -180,6 +196,7 @@ def main(options: Options) -> None:
             server_port=options.port,
             share=options.share,
             auth=visitors,
+            mcp_server=options.mcp,
             theme=theme,
             css_paths=CSS,
             max_file_size="64mb",  # the reader's limit is lower and says so; this one stops a flood

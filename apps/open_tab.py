@@ -36,8 +36,8 @@ def build(page: Page) -> None:
                 ".safetensors), or the folder of a run; paths are of the machine that serves this page",
             )  # fmt: skip
             name = gr.Textbox(
-                label="Name in the lists", placeholder="from the file", elem_id="open-name", max_length=80,
-                info=f"and of its folder in {runs.folder}/",
+                value="", label="Name in the lists", placeholder="from the file", elem_id="open-name",
+                max_length=80, info=f"and of its folder in {runs.folder}/",
             )  # fmt: skip
             parent = gr.Dropdown(
                 [ALONE, *runs.tokenizers], value=ALONE, label="Its tokenizer", elem_id="open-parent",
@@ -62,6 +62,7 @@ def build(page: Page) -> None:
     def open_run(
         source: str, name: str, parent: str, size: int | None, quantizer: str, heads: int | None
     ) -> Iterator[dict]:
+        """Read a run, a released file or a repository of the Hub, and offer it in the lists."""
         begun = time.monotonic()
         work: Future[str] = Future()
         with polite():

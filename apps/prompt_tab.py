@@ -135,7 +135,7 @@ def build(page: Page) -> None:
     views = [*sheets, *titles, *controls, status, notes, drawn, word, *maps, *scales, *captions]
     inputs = [text, control, *sliders, seed, *choices]
 
-    def draw(
+    def prompt(
         text: str | None,
         control: bool,
         count: float,
@@ -146,6 +146,8 @@ def build(page: Page) -> None:
         seed: int | None,
         *names: str,
     ) -> Iterator[tuple]:
+        """Draw what a prompt asks for with generators of captions, from the same random numbers. Answers in
+        the files of their sheets of pictures, and what they show."""
         with polite():
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
             if text and len(text) > LONGEST:
@@ -162,7 +164,7 @@ def build(page: Page) -> None:
         if drawn.sides:
             yield (gr.skip(),) * len(views)
         else:
-            yield from draw(*values)
+            yield from prompt(*values)
 
     def look(drawn: Drawn, word: int | None, block: float) -> list:
         if word is None or not drawn.sides:
@@ -172,9 +174,9 @@ def build(page: Page) -> None:
 
     results: dict[str, Any] = {"outputs": views, "show_progress": "hidden", "concurrency_id": "sample"}
     unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
-    gr.on([go.click, text.submit, seed.submit], draw, inputs, **results, api_name="prompt")
+    gr.on([go.click, text.submit, seed.submit], prompt, inputs, **results, api_name="prompt")
     page.tab.select(draw_first, [drawn, *inputs], **unlisted)
-    again.click(next_seed, seed, seed, **QUIET).then(draw, inputs, **unlisted)
+    again.click(next_seed, seed, seed, **QUIET).then(prompt, inputs, **unlisted)
     for each in lists:
         each.input(_write_caption, lists, text, **QUIET)
     for event in (word.input, released(block)):

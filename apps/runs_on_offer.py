@@ -23,7 +23,7 @@ from gear_studio.models.text_encoders import TextEncoder
 from gear_studio.models.tokenizer import Tokenizer
 from gear_studio.places import find_parent, is_shipped
 from gear_studio.runs import Run
-from gear_studio.studies import CAPTIONS, SHIPPED
+from gear_studio.studies import CAPTIONS, SHIPPED, study_folders
 from gear_studio.training import queue
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -45,7 +45,12 @@ class RunsOnOffer:
         self.device, self.device_asked = choose_device(device), device
         shipped = dict(runs.list_runs())
         shipped |= {study_name(name): run for name, run in runs.list_runs(SHIPPED / "runs").items()}
-        more, damaged = ({}, {}) if folder is None else runs.find_runs(folder)
+        more: list[Run] = []
+        damaged: dict[str, str] = {}
+        for place in [] if folder is None else [folder, *study_folders(folder)]:
+            found, wrong = runs.find_runs(place)
+            more += found.values()
+            damaged |= wrong
         if folder is not None and not more and not queue.list_trainings(folder):
             raise InputError(
                 f"{folder} holds no finished run; expected sub-folders such as gear-studio train writes "
@@ -61,7 +66,7 @@ class RunsOnOffer:
         self._used: dict[str, None] = {}  # with models in memory, the last used is last
         for name, run in shipped.items():
             self._offer(name, run)
-        for run in more.values():
+        for run in more:
             if _lack_of(run) is None:
                 self.add(run)
         if not self.tokenizers or not self.generators:
@@ -88,9 +93,16 @@ class RunsOnOffer:
             for name, there in self._runs.items():
                 if there.folder.resolve() == run.folder.resolve():
                     return name
-            name = run.name if run.name not in self._runs else f"{run.folder.parent}/{run.name}"
+            name = self.name_of(run)
+            name = name if name not in self._runs else f"{run.folder.parent}/{run.name}"
             self._offer(name, run)
         return name
+
+    def name_of(self, run: Run) -> str:
+        """The name in the lists of a Run in the page's folder, or of one of its studies."""
+        place = run.folder.parent
+        of_study = place.resolve() in [folder.resolve() for folder in study_folders(self.folder)]
+        return study_name(run.name, place.parent.name) if of_study else run.name
 
     def _offer(self, name: str, run: Run) -> None:
         self._runs[name] = run
@@ -199,6 +211,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def study_name(name: str) -> str:
-    """The name in the lists of a study's Run: without the settings of its captions, which do not fit."""
-    return name.replace("+" + "-".join(CAPTIONS), "+captions") + " (studies)"
+def study_name(name: str, studies: str = "studies") -> str:
+    """The name in the lists of a study's Run: without the settings of its captions, which do not fit.
+    studies: which; those that ship unless said."""
+    return name.replace("+" + "-".join(CAPTIONS), "+captions") + f" ({studies})"

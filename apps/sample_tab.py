@@ -74,7 +74,7 @@ def build(page: Page) -> None:
             )
 
     # The names of the parameters are the app's API.
-    def draw(
+    def sample(
         left: str,
         right: str,
         label: str,
@@ -85,6 +85,8 @@ def build(page: Page) -> None:
         top_p: float,
         seed: int | None,
     ) -> Iterator[tuple]:
+        """Draw the same class with two generators from the same random numbers. Answers in the files of two
+        sheets of pictures, and what they show."""
         with polite():
             how = guidance, temperature, int(top_k), top_p, seed_number(seed)
             yield from _draw(runs, (left, right), label, int(count), *how)
@@ -105,9 +107,9 @@ def build(page: Page) -> None:
         "concurrency_id": "sample",
     }
     unlisted: dict[str, Any] = {**results, "api_visibility": "private"}
-    gr.on([go.click, seed.submit], draw, **results, api_name="sample")
-    page.draw_first(draw, **unlisted)
-    again.click(next_seed, seed, seed, **QUIET).then(draw, **unlisted)
+    gr.on([go.click, seed.submit], sample, **results, api_name="sample")
+    page.draw_first(sample, **unlisted)
+    again.click(next_seed, seed, seed, **QUIET).then(sample, **unlisted)
     choices[0].change(offer_classes, [choices[0], label], label, **QUIET)
     # What is typed then replaces the class chosen, instead of being added to its name.
     label.focus(None, js="() => document.querySelector('#class input').select()", **QUIET)

@@ -1,5 +1,6 @@
-"""What the tab Train shows: which trainings a form asks for, how they stand, and their curves."""
+"""What the tab Train shows: which trainings or study a form asks for, how they stand, and their curves."""
 
+import html
 import math
 import re
 import shlex
@@ -13,11 +14,12 @@ from runs_on_offer import check_name
 
 from gear_studio import data
 from gear_studio.errors import InputError
+from gear_studio.files import one_line
 from gear_studio.models.tokenizer import TokenizerConfig
 from gear_studio.places import ZOO, name_parent, shipped_names
 from gear_studio.plots.style import OKABE_ITO
 from gear_studio.run_files import read_metrics
-from gear_studio.studies import CURVES, World, stage_core_seconds
+from gear_studio.studies import CURVES, AskedStudy, World, core_seconds, stage_core_seconds
 from gear_studio.training.execution import Execution
 from gear_studio.training.jobs import describe_left
 from gear_studio.training.queue import ENDED, RUNNING, Queue, Standing, in_a_row, in_folder, shortest
@@ -31,6 +33,20 @@ FIRST_SHOWN = ("ntp", "l1")  # metrics that a chart begins with, where they are 
 TIMINGS = {"step", "seconds"}
 MOST_POINTS = 500  # of a line that are drawn
 MOST_ENDED = 20  # trainings that have ended in the list
+MOST_SEEDS = 20  # of a study
+PICTURES = {  # what is shown of a training, written with each checkpoint, and of a study
+    "reconstructions": "held-out pictures above, what the tokenizer makes of them below",
+    "samples": "drawn by the generator, with guidance 1.5",
+    "figure": "the study's measures",
+}
+STUDY_ADVICE = {
+    "paused": "Resume: its trainings go on from where they stand.",
+    "stopped": "Resume: what is finished stays, the others go on from their last checkpoints.",
+    "failed": "The last it said is below. Resume: what is finished stays, the others go on.",
+    "finished": "Its runs are in the lists of all tabs.",
+    "running": "It goes on when this page is closed, and when the explorer ends. The curves are of the "
+    "trainings under way; Convergence shows all.",
+}
 
 
 def arms_of(stage: str) -> tuple[str, ...]:
@@ -95,6 +111,31 @@ def _shipped_parents() -> dict[str, Path]:
     return {name_parent(ZOO / name): Path(name) for name in shipped_names("tokenizer")}
 
 
+def read_study(queue: Queue, name: str, budget: str, seeds: str | None) -> AskedStudy:
+    """The study that a form asks for. seeds: numbers with blanks between. Raises ValueError for what cannot
+    be."""
+    words = (seeds or "").replace(",", " ").split()
+    if not all(re.fullmatch(r"\d{1,10}", word) for word in words) or not 1 <= len(words) <= MOST_SEEDS:
+        raise InputError(f"seeds is {seeds!r}; give 1 to {MOST_SEEDS} whole numbers, such as 0 1 2")
+    return AskedStudy(name, budget, tuple(map(int, words)), queue.runs, queue.device)
+
+
+def describe_study(asked: AskedStudy, queue: Queue) -> list[str]:
+    """The question of a study, its command line, and what it makes and how long that takes; the first and the
+    last as HTML."""
+    seconds = core_seconds(asked.study, asked.budget)
+    took = (
+        f", {_describe_time(seconds * len(asked.seeds))} on one core, as the shipped ones took"
+        if seconds
+        else ""
+    )
+    makes = (
+        f"{asked.out}: {len(asked.makes)} trainings{took}; those that are there already are not done again"
+    )
+    command = f"gear-studio {shlex.join(asked.command(queue.at_once))}"
+    return [div("note", asked.study.question), command, div("note", makes)]
+
+
 def describe_command(trainings: list[Training]) -> str:
     """The command lines of trainings, one a line."""
     return "\n".join(f"gear-studio {shlex.join(shortest(each).command())}" for each in trainings)
@@ -138,6 +179,8 @@ def say_state(standing: Standing) -> str:
     """How a training stands, in a few words."""
     state, step, steps = standing.state, f"{standing.step:,}", f"{standing.steps:,}"
     done = f"step {step} of {steps}" if standing.steps else "its first steps"
+    if standing.result:
+        done = f"{step} of {steps} trainings"
     if state == "waiting":
         return f"waits for {standing.note}" if standing.note else "waits for its turn"
     if state == "running":
@@ -145,13 +188,15 @@ def say_state(standing: Standing) -> str:
     if state == "pausing":
         return f"writes a checkpoint to pause, {done}"
     if state == "finished":
-        return f"finished, {steps} steps"
+        return f"finished, {steps} {'trainings' if standing.result else 'steps'}"
     said = {"paused": "paused", "stopped": "stopped", "failed": "ended before it was finished"}
     return said.get(state, state) + (f", {done}" if standing.steps else "")
 
 
 def advise(standing: Standing) -> str:
     """What can be done now, in a sentence; "" where that is clear."""
+    if standing.result:
+        return STUDY_ADVICE.get(standing.state, "")
     last = "goes on from its last checkpoint" if standing.step else "begins"
     return {
         "paused": f"Resume: it goes on from step {standing.step:,}." if standing.step else "",
@@ -170,12 +215,42 @@ def describe_standing(standing: Standing, queue: Queue) -> str:
         parts.append(
             f'<progress value="{standing.step}" max="{standing.steps}" aria-label="steps done"></progress>'
         )
+    for each in standing.begun:
+        parts.append(div("note", f"{Path(each.name).name}: {say_state(each)}"))
+    if standing.state == "running" and standing.step == standing.steps:
+        parts.append(div("note", "All are trained; now their pictures are measured."))
     if advice := advise(standing):
         parts.append(div("note", advice))
     parts.append(div("note", f"gear-studio {shlex.join(standing.command)}"))
     if standing.state == "failed":
         parts.append(div("log", queue.last_lines(standing.name) or "It said nothing."))
     return f'<div data-state="{standing.state}">{"".join(parts)}</div>'
+
+
+def shown_runs(standing: Standing, queue: Queue) -> list[Path]:
+    """The folders of the Runs whose curves are shown: a training's own, of a study those begun."""
+    names = [each.name for each in standing.begun] if standing.result else [standing.name]
+    return [queue.runs / name for name in names]
+
+
+def shown_pictures(standing: Standing, queue: Queue) -> dict[str, Path]:
+    """The files of the pictures that are shown, by kind, there or not: of the first Run that is shown, and of
+    a study that is finished its figure."""
+    files = {kind: folder / f"{kind}.png" for folder in shown_runs(standing, queue)[:1] for kind in PICTURES}
+    if standing.result and standing.state == "finished":
+        files["figure"] = (queue.runs / standing.result).with_name("figure.png")
+    return files
+
+
+def read_summary(standing: Standing, queue: Queue) -> str:
+    """The tables of a study that is finished, as Markdown; "" of anything else."""
+    if not standing.result or standing.state != "finished":
+        return ""
+    try:
+        text = (queue.runs / standing.result).with_name("summary.md").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"Its tables cannot be read: {one_line(error)}. Remove it, and start it again."
+    return html.escape(text, quote=False)
 
 
 def metrics_of(rows: list[dict]) -> list[str]:
@@ -192,20 +267,27 @@ def read_rows(folder: Path) -> list[dict]:
         return []
 
 
-def draw_curves(name: str, rows: list[dict], metric: str) -> PlotData | None:
-    """A metric of training and of validation against steps; None where it was not measured."""
+def draw_curves(runs: dict[str, list[dict]], metric: str) -> PlotData | None:
+    """A metric of training and of validation against steps; None where it was not measured. runs: name ->
+    rows."""
     points = []
-    for kind, key in (("training", metric), ("validation", f"val_{metric}")):
-        having = [row for row in rows if isinstance(row.get(key), int | float)]
-        for row in having[:: math.ceil(len(having) / MOST_POINTS) or 1]:
-            points.append({"kind": kind, "step": row["step"], "value": row[key]})
+    for name, rows in runs.items():
+        for kind, key in (("training", metric), ("validation", f"val_{metric}")):
+            having = [row for row in rows if isinstance(row.get(key), int | float)]
+            of = kind if len(runs) == 1 else f"{name}, {kind}"
+            for row in having[:: math.ceil(len(having) / MOST_POINTS) or 1]:
+                points.append({"kind": of, "step": row["step"], "value": row[key]})
     if not points:
         return None
     kinds = list(dict.fromkeys(point["kind"] for point in points))
     title = CURVES.get(f"val_{metric}", metric).removeprefix("validation ")
-    legend = {"orient": "top", "title": None} if len(kinds) > 1 else None
+    legend = (
+        {"orient": "top", "title": None, "columns": 1 if len(runs) > 1 else 0, "labelLimit": 300}
+        if len(kinds) > 1
+        else None
+    )
     color = {"field": "kind", "type": "nominal", "legend": legend, "scale": {"domain": kinds,
-             "range": [OKABE_ITO[0], OKABE_ITO[1]][: len(kinds)]}}  # fmt: skip
+             "range": [OKABE_ITO[number % len(OKABE_ITO)] for number in range(len(kinds))]}}  # fmt: skip
     linear = {"type": "linear", "zero": False, "nice": True}
     shared = {
         "x": {
@@ -240,11 +322,15 @@ def draw_curves(name: str, rows: list[dict], metric: str) -> PlotData | None:
         },
     ]
     last = points[-1]
-    said = f"{metric} of {name} against steps; of {last['kind']} at step {last['step']}: {last['value']:.4g}"
+    said = (
+        f"{metric} of {', '.join(runs)} against steps; of {last['kind']} at step {last['step']}: "
+        f"{last['value']:.4g}"
+    )
     return as_plot(frame(said, layers, 300))
 
 
 def list_parents(queue: Queue) -> list[str]:
     """The Runs of a folder, finished or asked for, and those that ship, that a training may build on."""
     there = [path.parent.name for path in sorted(queue.runs.glob("*/tokenizer"))]
-    return [BY_NAME, *dict.fromkeys([*there, *queue.read()]), *_shipped_parents()]
+    asked = [folder.name for folder in queue.makes() if folder.parent == queue.runs]
+    return [BY_NAME, *dict.fromkeys([*there, *asked]), *_shipped_parents()]

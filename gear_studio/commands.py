@@ -456,7 +456,7 @@ def study(
         if ship and given:
             raise InputError(f"--ship is for a study as it is, not with --{option}; leave one out")
     fitted = studies.fit_to_world(studies.study_of(name), world, set)
-    out = out or Path("runs") / ("studies-zoo" if from_zoo else f"studies-{world.name}")
+    out = out or (Path("runs") / "studies-zoo" if from_zoo else studies.folder_of(world))
     if from_zoo:
         record = studies.record_of_shipped(fitted)
         seeds = tuple(dict.fromkeys(seeds or record["seeds"]))

@@ -104,7 +104,7 @@ class Retrain(ipywidgets.VBox):
 
     @property
     def folder(self) -> Path:
-        return self.out / f"studies-{self.world.name}"
+        return studies.folder_of(self.world, self.out)
 
     def begin(self) -> None:
         """Start, or go on. Does nothing while it runs."""

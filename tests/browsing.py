@@ -58,10 +58,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(temporary: Path, folder: str | Path | None) -> Iterator[str]:
-    """The explorer, started as a user starts it; yields its address."""
+def serving(temporary: Path, folder: str | Path | None, *options: str) -> Iterator[str]:
+    """The explorer, started as a user starts it; yields its address. options: more words of its command."""
     port, log = free_port(), temporary / "log.txt"
-    command = [sys.executable, str(APPS / "explorer.py"), "--port", str(port)]
+    command = [sys.executable, str(APPS / "explorer.py"), "--port", str(port), *options]
     if folder:
         command += ["--runs", str(folder)]
     here = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(log.parent / "files")}

@@ -62,7 +62,17 @@ def explorer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 # What starts a browser, a notebook or processes, compiles, or trains for more than seconds: whole files
 # here, single tests by the mark.
-SLOW = {"benchmarks", "cli", "explorer", "explorer_app", "explorer_runs", "inspection", "loop", "notebooks"}
+SLOW = {
+    "benchmarks",
+    "cli",
+    "endpoints",
+    "explorer",
+    "explorer_app",
+    "explorer_runs",
+    "inspection",
+    "loop",
+    "notebooks",
+}
 SLOW |= {"notebook_controls", "processes", "prompt_tab", "readme", "site", "slurm", "studies", "supervised"}
 SLOW |= {"wheel"}
 

@@ -429,6 +429,9 @@ def test_a_view_is_sent_by_its_address(browser: Browser, address: str):
         expect(page.locator("#codebook-token")).to_contain_text("Token 6 (row 1, column 7)")
         expect(page.locator("#tokenizer-run input")).to_have_value("warmup")
         expect(page.locator("#tau input[type=number]")).to_have_value("0.1")  # it cannot be 2
+        typical = page.locator("#typical")  # of what the tokenizer knows, whatever is chosen
+        expect(typical).to_contain_text("beside 512 pictures of shapes")
+        expect(typical).to_contain_text("PSNR lies below all of them")
         choose(page, "#tokenizer-run", "gear")
         click_cell(page, "#indices", row=2, column=1)
         expect(page.locator("#codebook-token")).to_contain_text("Token 17 (row 3, column 2)")

@@ -43,7 +43,7 @@ def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest
     pictures = pictures_of_source("shapes")
     background._work["layout", "gear", pictures.key] = died
     nothing = torch.empty(0, dtype=torch.uint8)
-    survey = Survey(nothing, nothing, torch.arange(1024), torch.zeros(1024, 3))
+    survey = Survey(nothing, nothing, torch.arange(1024), torch.zeros(1024, 3), {})
     laid_out = background.layout("gear", pictures, survey).result(60)
     codebook = runs.tokenizer("gear").quantizer.codebook.detach().numpy()
     np.testing.assert_array_equal(laid_out, codebook.flatten()[:1024])
@@ -113,7 +113,7 @@ def test_a_host_leaves_out_what_reads_its_files(explorer):
         demo = explorer.build(runs, explorer.Background(runs), read_only)
         names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
         assert "sample" in names
-        for tab in ("open", "train"):
+        for tab in ("open", "train", "train_study"):
             assert (tab in names) == (not read_only)
         (teacher,) = (each for each in demo.blocks.values() if getattr(each, "elem_id", "") == "teacher")
         assert teacher.allow_custom_value == (not read_only)

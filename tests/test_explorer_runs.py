@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from browsing import HOSTILE, PATIENCE, changed, open_tab, pixels, sampled, serving, visiting
+from browsing import HOSTILE, PATIENCE, changed, choose, open_tab, pixels, sampled, serving, visiting
 from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import Browser, expect
@@ -21,6 +21,8 @@ from gear_studio.models import families
 from gear_studio.models.generator import Generator, paper_config
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 from gear_studio.places import ZOO
+from gear_studio.studies import AskedStudy
+from gear_studio.training.queue import Queue
 
 
 def test_a_prompt_is_drawn_row_by_row_and_its_words_are_clicked(
@@ -264,6 +266,51 @@ def test_a_file_is_opened_and_at_once_in_the_lists(
             sampled(other)
             other.locator("#left-run input").click()
             other.get_by_role("option", name="second generator", exact=True).wait_for()
+
+
+def test_a_study_is_started_stopped_and_ends_in_its_table_and_in_the_lists(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+):
+    temporary = tmp_path_factory.mktemp("studied")
+    runs = temporary / "runs"
+    done = AskedStudy("tap", "quick", (0,), runs)
+    shutil.copytree(ZOO / "gear", done.makes[0])
+    written = done.out / "tap"
+    written.mkdir()
+    (written / "summary.md").write_text(f"## tap\n\n| tap | {HOSTILE} |\n| --- | --- |\n| 4 | 12.34 |\n")
+    Image.new("RGB", (300, 200), "teal").save(written / "figure.png")
+    queue = Queue(runs)
+    job = done.ask(queue)
+    queue._write(job, queue.read()[job].model_copy(update={"pid": 1}))  # its process has ended
+    (written / "record.json").write_text("{}")
+    with serving(temporary, runs) as address, visiting(browser, address) as page:
+        page.get_by_role("tab", name="Train").click()
+        table = page.locator("#train-table")
+        expect(page.locator("#train-status")).to_contain_text("Finished, 5 trainings")
+        expect(table.get_by_role("row").last).to_contain_text("12.34")
+        expect(table).to_contain_text(HOSTILE)
+        page.locator("#train-figure img").wait_for()
+        page.locator("#train-what").get_by_label("a study").check()
+        expect(page.locator("#train-stage")).to_be_hidden()
+        choose(page, "#train-study", "start")
+        page.locator("#train-study-budget").get_by_label("smoke").check()
+        page.locator("#train-seeds textarea").fill("0 x")
+        expect(page.locator("#train-study-effort")).to_contain_text("give 1 to 20 whole numbers")
+        page.locator("#train-seeds textarea").fill("0")
+        command = f"gear-studio study start --budget smoke --seeds 0 --at-once 2 --out {runs}/studies-smoke"
+        expect(page.locator("#train-study-command textarea")).to_have_value(command)
+        page.locator("#train-study-start").click()
+        state = page.locator("#train-status")
+        expect(state).to_contain_text("of 4 trainings")
+        expect(table).to_be_hidden()
+        expect(state).to_contain_text("warmup-s0: running")
+        page.locator("#train-stop").click()
+        page.locator("#train-status [data-state=stopped]").wait_for()
+        expect(state).to_contain_text("Resume: what is finished stays")
+        page.get_by_role("tab", name="Codebook").click()
+        page.locator("#tokenizer-run input").click()
+        page.get_by_role("option", name="warmup-s0 (studies-quick)", exact=True).wait_for()
+        assert page.locator("img[src=x]").count() == 0 and page.evaluate("window.ran") is None
 
 
 def test_a_training_is_followed_by_whoever_opens_the_page_and_its_run_is_in_the_lists(

@@ -14,6 +14,7 @@ import tiny
 
 from gear_studio.files import write_json
 from gear_studio.runs import Run
+from gear_studio.studies import STUDIES, Arm, AskedStudy, Study, load_study
 from gear_studio.training import jobs, loop
 from gear_studio.training.queue import Queue, in_a_row, in_folder, shortest
 from gear_studio.training.request import Training
@@ -109,6 +110,68 @@ def test_one_runs_the_others_wait_and_the_dead_can_be_resumed(tmp_path: Path, ho
     wait_for(queue, lambda: state(queue, joint) == "stopped")
     queue.remove(joint)
     assert [each.name for each in queue.standings()] == [first, last, other]
+
+
+@pytest.mark.slow
+def test_a_study_is_stopped_with_its_trainings_and_goes_on_to_its_table(
+    tmp_path: Path, hold: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    arms = (Arm("continued", joint="continued", generator=False),)
+    plumbing = Study("plumbing", "Does it arrive?", "tokenizer", arms, ("psnr",), shown=("psnr",))
+    monkeypatch.setitem(STUDIES, "plumbing", plumbing)
+    queue, asked = Queue(tmp_path, at_once=2), AskedStudy("plumbing", "smoke", (0,), tmp_path)
+    job = asked.ask(queue)
+    assert asked.makes == queue.makes() and len(asked.makes) == 2
+    (later,) = queue.add([in_folder(ASKED, tmp_path, "later")])
+    held = asked.makes[0].with_suffix(".hold")
+    held.parent.mkdir(parents=True)
+    held.touch()
+    wait_for(queue, lambda: any(each.step for each in queue.standing(job).begun))
+    stood = queue.standing(job)
+    assert (stood.state, stood.step, stood.steps, state(queue, later)) == ("running", 0, 2, "waiting")
+    assert [(tmp_path / each.name, each.state) for each in stood.begun] == [(asked.makes[0], "running")]
+    queue.pause(later)
+    queue.stop(job)
+    locks = list((asked.out / "logs").glob("*.lock"))
+    wait_for(queue, lambda: not any(map(jobs.is_locked, locks)) and state(queue, job) == "stopped")
+    held.unlink()
+    assert asked.ask(queue) == job
+    again = Queue(tmp_path, at_once=2)  # as of an app that was started again
+    wait_for(again, lambda: state(again, job) in ("finished", "failed"))
+    stood = again.standing(job)
+    assert (stood.state, stood.step, stood.begun) == ("finished", 2, ()), again.last_lines(job)
+    record, runs = load_study("plumbing", asked.out)
+    assert record["seeds"] == [0] and [run.folder for run in runs.values()] == asked.makes[-1:]
+
+
+def test_no_training_overtakes_a_study_which_takes_all_places(tmp_path: Path, monkeypatch):
+    queue, started = Queue(tmp_path, at_once=2), []
+    monkeypatch.setattr(Queue, "_start", lambda queue, name: started.append(name))
+    makes = [tmp_path / "studies-smoke" / "runs" / "one"]
+    queue.add([in_folder(ASKED, tmp_path, "first")])
+    queue.add_study("study", ["study", "tap"], makes, tmp_path / "studies-smoke" / "tap" / "record.json")
+    queue.add([in_folder(ASKED, tmp_path, "last")])
+    queue.advance()
+    assert started == ["first"]
+    queue.pause("first")
+    queue.advance()
+    assert started == ["first", "study"]
+    with pytest.raises(ValueError, match="study is asked for already, by `gear-studio study tap`"):
+        queue.add_study("study", ["study", "lambda"], makes, makes[0])
+    assert queue.makes() == [tmp_path / "first", *makes, tmp_path / "last"]
+
+
+def test_a_result_of_before_is_not_that_of_a_study_that_was_just_asked_for(tmp_path: Path, monkeypatch):
+    asked = AskedStudy("tap", "smoke", (0,), tmp_path)
+    queue, result = Queue(tmp_path), asked.out / "tap" / "record.json"
+    write_json(result, {})
+    os.utime(result, (1, 1))
+    job = asked.ask(queue)
+    assert state(queue, job) == "waiting"
+    queue._write(job, queue.read()[job].model_copy(update={"pid": 1}))  # its process has ended
+    assert state(queue, job) == "failed"
+    write_json(result, {})
+    assert state(queue, job) == "finished"
 
 
 def test_what_the_training_would_refuse_is_refused_in_its_words(tmp_path: Path):

@@ -1,17 +1,22 @@
 """The explorer's tab Train: what a form asks for, and what is said about trainings."""
 
 import json
+import re
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gear_studio.files import write_json
+from gear_studio.places import ZOO
 from gear_studio.training.queue import Queue, Standing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
 import train_look  # noqa: E402
 from background import Background  # noqa: E402
+from convergence_arms import Measured  # noqa: E402
 from runs_on_offer import RunsOnOffer  # noqa: E402
 
 FORM = {
@@ -112,18 +117,75 @@ def test_a_failed_training_shows_its_last_lines_as_text(tmp_path: Path):
     assert shown.count("&lt;img src=x onerror=window.ran=1&gt;") == 2 and "<img" not in shown
 
 
+def test_a_study_is_the_command_line_that_it_shows():
+    asked = train_look.read_study(Queue(Path("runs")), "start", "smoke", "1, 0")
+    question, command, effort = train_look.describe_study(asked, Queue(Path("runs"), at_once=2))
+    assert command == "gear-studio study start --budget smoke --seeds 1 0 --at-once 2"
+    told = train_look.read_study(Queue(Path("runs"), device="cpu"), "tap", "quick", "0 1 2")
+    assert told.command() == ["study", "tap", "--budget", "quick", "--device", "cpu"]
+    assert "runs/studies-smoke: 8 trainings; those" in effort and "a fresh one take its place?" in question
+    quick = train_look.read_study(Queue(Path("a")), "convergence", "quick", "0 1 2")
+    _, command, effort = train_look.describe_study(quick, Queue(Path("a"), at_once=1))
+    assert command == "gear-studio study convergence --budget quick --at-once 1 --out a/studies-quick"
+    assert re.search(r"18 trainings, about \d+\.\d h on one core", effort)
+    for name, budget, seeds, message in (
+        ("none", "quick", "0", "unknown study 'none'"),
+        ("tap", "none", "0", "unknown budget 'none'"),
+        ("tap", "quick", "one", "seeds is 'one'; give 1 to 20 whole numbers"),
+        ("tap", "quick", "", "seeds is ''; give 1 to 20 whole numbers"),
+        ("tap", "quick", "0 " * 21, "give 1 to 20 whole numbers"),
+        ("tap", "quick", "9999999999", "has to be less than 4294967296"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_look.read_study(Queue(Path("runs")), name, budget, seeds)
+
+
+def test_of_a_study_one_sees_how_many_trainings_are_done_what_runs_and_in_the_end_its_tables(tmp_path: Path):
+    queue, result = Queue(tmp_path), "studies-smoke/tap/record.json"
+    begun = (Standing("studies-smoke/runs/gear-s0", [], "running", step=50, steps=2000),)
+    study = Standing("study", ["study", "tap"], "running", "", 1, 5, None, result, begun)
+    shown = train_look.describe_standing(study, queue)
+    assert "Running, 1 of 5 trainings." in shown and 'value="1" max="5"' in shown
+    assert "gear-s0: running, step 50 of 2,000" in shown
+    assert train_look.shown_runs(study, queue) == [tmp_path / "studies-smoke" / "runs" / "gear-s0"]
+    assert train_look.read_summary(study, queue) == ""
+    measuring = train_look.describe_standing(replace(study, step=5, begun=()), queue)
+    assert "now their pictures are measured" in measuring
+    done = replace(study, state="finished", step=5, begun=())
+    assert "Finished, 5 trainings." in train_look.describe_standing(done, queue)
+    assert train_look.read_summary(done, queue).startswith("Its tables cannot be read")
+    (tmp_path / result).parent.mkdir(parents=True)
+    (tmp_path / result).with_name("summary.md").write_text(f"| tap |\n| --- |\n| {HOSTILE} -> 4 |\n")
+    said = train_look.read_summary(done, queue)
+    assert said == "| tap |\n| --- |\n| &lt;img src=x onerror=window.ran=1&gt; -&gt; 4 |\n"
+    assert train_look.shown_pictures(done, queue) == {"figure": tmp_path / "studies-smoke/tap/figure.png"}
+
+
+def test_the_runs_of_a_study_are_in_the_lists_with_its_name(tmp_path: Path):
+    runs = tmp_path / "studies-smoke" / "runs"
+    shutil.copytree(ZOO / "gear", runs / "gear-s0")
+    shutil.copytree(ZOO / "generator-gear", runs / "generator-gear-s0")
+    shutil.rmtree(runs / "generator-gear-s0" / "generator")  # still being trained
+    offered = RunsOnOffer(tmp_path)
+    assert offered.tokenizers[-1] == "gear-s0 (studies-smoke)"
+    assert offered["gear-s0 (studies-smoke)"].folder == runs / "gear-s0"
+    measured = Measured(offered)
+    assert {"gear-s0 (studies-smoke)", "generator-gear-s0 (studies-smoke)"} <= measured.keys()
+    assert "gear-s0" in RunsOnOffer(runs).names
+
+
 def test_training_and_validation_stand_in_one_chart_under_one_name():
     rows = [
         {"step": 2, "ntp": 5.0, "val_ntp": 6.0, "seconds": 1.0},
         {"step": 4, "ntp": None, "val_ntp": 5.5, "val_psnr": 9.0, "seconds": 2.0},
     ]
     assert train_look.metrics_of(rows) == ["ntp", "psnr"]
-    chart = json.loads(train_look.draw_curves("one", rows, "ntp").plot)
+    chart = json.loads(train_look.draw_curves({"one": rows}, "ntp").plot)
     points = chart["layer"][0]["data"]["values"]
     assert [(point["kind"], point["step"], point["value"]) for point in points] == [
         ("training", 2, 5.0), ("validation", 2, 6.0), ("validation", 4, 5.5)
     ]  # fmt: skip
-    assert train_look.draw_curves("one", rows, "l1") is None
+    assert train_look.draw_curves({"one": rows}, "l1") is None
 
 
 def test_a_folder_where_nothing_but_trainings_is_yet_is_taken(tmp_path: Path):

@@ -221,8 +221,12 @@ def run_apart(target: Callable, *arguments) -> int:
 class Forked:
     """In the place of `subprocess.Popen`: the same command in a fork, which has imported everything."""
 
-    def __init__(self, words: list[str], env: dict, stdout, stderr, pass_fds, cwd=".", **_):
+    def __init__(
+        self, words: list[str], env: dict, stdout, stderr, pass_fds, cwd=".", start_new_session=False
+    ):
         def job() -> None:
+            if start_new_session:
+                os.setsid()
             for number in (1, 2):
                 os.dup2(stdout.fileno(), number)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)

@@ -1,6 +1,7 @@
 """Single codes: how often each is used and for what, and which ones a token could have had.
 
-`survey` runs a tokenizer once over some hundred pictures; usage, mean colours and galleries are read off it.
+`survey` runs a tokenizer once over some hundred pictures; usage, mean colours, galleries and what is typical
+of these pictures are read off it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gear_studio.analysis.features import umap_layout
+from gear_studio.analysis.typical import FIGURES, figures_of
 from gear_studio.data.images import to_float
 from gear_studio.data.source import Source
 from gear_studio.errors import InputError
@@ -24,12 +26,14 @@ class Survey:
     """What a tokenizer did with n pictures, on the CPU.
 
     images: uint8 (n, 3, H, W). indices: int64 (n, N). counts: int64 (K,), tokens of each code.
-    colors: float (K, 3) in [0, 1], mean RGB of the patches with that code; 0.5 for codes never chosen."""
+    colors: float (K, 3) in [0, 1], mean RGB of the patches with that code; 0.5 for codes never chosen.
+    figures: of `typical.FIGURES`, key -> (n,)."""
 
     images: Tensor
     indices: Tensor
     counts: Tensor
     colors: Tensor
+    figures: Mapping[str, Tensor]
 
 
 def survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> Survey:
@@ -47,17 +51,22 @@ def grow_survey(tokenizer: Tokenizer, source: Source, pictures: int = 512) -> It
     counts, sums = torch.zeros(codes, dtype=torch.long), torch.zeros(codes, 3)
     all_images: list[Tensor] = []
     all_indices: list[Tensor] = []
+    all_figures: list[dict[str, Tensor]] = []
     at_once = min(32, max(1, 32 * 64**2 // size**2))
     for numbers in torch.arange(min(pictures, len(source))).split(at_once):
         images = source.read(numbers.tolist())["image"]
-        indices = tokenizer.assign(to_float(images.to(device))).indices.cpu()
+        shown = to_float(images.to(device))
+        assignment = tokenizer.assign(shown)
+        all_figures.append(figures_of(assignment, shown, tokenizer.decode(assignment.indices)))
+        indices = assignment.indices.cpu()
         patches = F.avg_pool2d(images.float() / 255, patch).flatten(2).transpose(1, 2).flatten(0, 1)
         counts = counts + torch.bincount(indices.flatten(), minlength=codes)
         sums = sums.index_add(0, indices.flatten(), patches)
         all_images.append(images)
         all_indices.append(indices)
         colors = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), 0.5)
-        yield Survey(torch.cat(all_images), torch.cat(all_indices), counts, colors)
+        figures = {key: torch.cat([each[key] for each in all_figures]) for key in FIGURES}
+        yield Survey(torch.cat(all_images), torch.cat(all_indices), counts, colors, figures)
 
 
 def gallery(survey: Survey, code: int, count: int = 12, margin: int = 1) -> tuple[Tensor, int]:

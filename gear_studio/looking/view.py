@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gear_studio import devices
-from gear_studio.analysis import codes, features
+from gear_studio.analysis import codes, features, typical
 from gear_studio.analysis.reconstruction import psnr
 from gear_studio.looking.pictures import SMALL, Picture
 from gear_studio.models.teachers import Teacher
@@ -167,6 +167,16 @@ class View:
     def psnr(self) -> float:
         """Of the reconstruction, in dB."""
         return float(psnr(self.reconstruction[None], self.image))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of `typical.FIGURES`, to be compared with those of a `codes.Survey`."""
+
+        def compute() -> tuple[float, ...]:
+            found = typical.figures_of(self.assignment, self.image, self.reconstruction[None])
+            return tuple(float(found[key]) for key in typical.FIGURES)
+
+        return dict(zip(typical.FIGURES, self._keep("figures", compute), strict=True))
 
     def entropy(self, tau: float) -> Tensor:
         """Entropy of softmax(A / tau) of every token, (N,), in nats."""

@@ -7,6 +7,7 @@ and a seed, makes one `Training`. A new study is one entry in catalogue.py.
     catalogue.py   the questions, as data
     world.py       what all Runs of a study are trained on
     chains.py      the trainings behind every arm and seed, as jobs
+    queued.py      a study asked for: its command line, and its job in a queue
     measures.py    the numbers that tables have
     tables.py      finished Runs -> table, summary, figure
     shipped.py     what ships, and how to find a study's Runs again
@@ -68,6 +69,7 @@ from gear_studio.studies.measures import (
     index_entropy,
     likeness_at,
 )
+from gear_studio.studies.queued import AskedStudy, folder_of, study_folders
 from gear_studio.studies.shipped import (
     SHIPPED,
     core_seconds,
@@ -98,6 +100,7 @@ from gear_studio.studies.world import (
 
 __all__ = [
     "Arm",
+    "AskedStudy",
     "BASELINE",
     "CAPTIONS",
     "CONTINUED",
@@ -123,6 +126,7 @@ __all__ = [
     "final_value",
     "find_runs",
     "fit_to_world",
+    "folder_of",
     "format_over_seeds",
     "from_evaluation",
     "index_entropy",
@@ -136,6 +140,7 @@ __all__ = [
     "speed_up_table",
     "speed_ups",
     "stage_core_seconds",
+    "study_folders",
     "study_jobs",
     "study_of",
     "summarize",

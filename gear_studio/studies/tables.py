@@ -230,7 +230,6 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
     table = table_rows(study, runs)
     title, rest = summarize(study, runs).split("\n\n", 1)
     text = f"{title}\n\n{describe_sizes(World.from_record(record))}\n\n{rest}\n\n{describe_record(record)}"
-    write_json(folder / "record.json", record)
     with atomic(folder / "table.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
@@ -254,5 +253,6 @@ def write_study(study: Study, runs: dict[tuple[str, int], Run], folder: Path, re
     for name, figure in figures.items():
         with atomic(folder / name) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-    names = ("table.csv", "summary.md", "record.json", *figures)
+    write_json(folder / "record.json", record)  # last: it says that all is there
+    names = ("table.csv", "summary.md", *figures, "record.json")
     return text + "\n\n" + "\n".join(f"wrote {folder / name}" for name in names)

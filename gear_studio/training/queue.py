@@ -1,5 +1,8 @@
 """Trainings side by side and one after another in a folder of Runs, as jobs that outlive whoever asked.
 
+A study is one job, too: a command that makes several Runs, one after another, and ends in a file. It takes
+all places, since it trains as many Runs at a time as there are.
+
 What is on disk is the truth, so that everyone who looks sees the same, also after a restart:
 
     RUNS/logs/NAME.job.json   what was asked for, a `Queued`
@@ -39,9 +42,11 @@ LAST_LINES = 8  # of a log that are told
 
 
 class Queued(BaseModel):
-    """One training asked for. command: the words after `gear-studio`. place: the folder they are said in.
-    needs: the run that has to be finished before, beside it; "" where there is none. at: seconds since 1970.
-    wanted: what its visitor wants of it. host, pid: of its process, once it was started; 0 before."""
+    """One training or study asked for. command: the words after `gear-studio`. place: the folder they are
+    said in. needs: the run that has to be finished before, beside it; "" where there is none. at: seconds
+    since 1970. wanted: what its visitor wants of it. host, pid: of its process, once it was started; 0
+    before. makes, result: of a study, its Runs in their order and the file that it ends in, as paths in the
+    folder of Runs; empty of a training, which makes the Run of its name."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -52,14 +57,17 @@ class Queued(BaseModel):
     wanted: Literal["run", "pause", "stop"] = "run"
     host: str = ""
     pid: int = 0
+    makes: list[str] = []
+    result: str = ""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a training stands.
+    """How a training or a study stands.
 
     state: waiting, one of RUNNING, or one of ENDED. note: what it waits for. step, steps: done
-    and of all; 0 where that is not known yet. seconds_left: None where that is not known."""
+    and of all, of a study its trainings; 0 where that is not known yet. seconds_left: None where that is not
+    known. result: of a study, as in `Queued`. begun: of a study, its trainings that are not finished."""
 
     name: str
     command: list[str]
@@ -68,6 +76,8 @@ class Standing:
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
+    result: str = ""
+    begun: tuple["Standing", ...] = ()
 
 
 def in_a_row(training: Training, folder: Path, name: str = "") -> list[Training]:
@@ -140,6 +150,27 @@ class Queue:
                     self._write(name, queued.model_copy(update={"at": queued.at + number * 1e-3}))
         return [name for name, _ in asked]
 
+    def add_study(self, name: str, command: Sequence[str], makes: Sequence[Path], result: Path) -> None:
+        """Ask for a study; one that was asked for already goes on. command: the words after `gear-studio`.
+        makes: the folders of its Runs. result: the file that it ends in; all of them in the folder of Runs.
+
+        Raises ValueError where another command has the name. Raises as `jobs.check_system`."""
+        jobs.check_system()
+        asked = Queued(
+            command=list(command),
+            place=str(Path.cwd()),
+            at=time.time(),
+            makes=[str(folder.relative_to(self.runs)) for folder in makes],
+            result=str(result.relative_to(self.runs)),
+        )
+        with locks.hold(self.logs, wait=True):
+            there = self.read().get(name)
+            _check_same(self.runs / name, there, asked)
+            if there:
+                self.resume(name)
+            else:
+                self._write(name, asked)
+
     def _judge(self, training: Training, row: Sequence[Training]) -> tuple[str, Queued]:
         """The name of a completed training and what is written about it. row: what is asked for with it.
         Raises what the training itself would raise before it loads anything large."""
@@ -149,20 +180,18 @@ class Queue:
         assert out is not None
         if out.parent != self.runs or out == self.logs:
             raise InputError(f"{out} is no run in {self.runs}; choose another name")
-        coming = {each.out.name for each in map(Training.completed, row) if each.out} | set(there)
+        coming = {each.out.name for each in map(Training.completed, row) if each.out}
+        coming |= {name for name, queued in there.items() if not queued.makes}
         needs = parent.name if parent and parent.parent == self.runs and parent.name in coming else ""
         build.check(replace(training, parent=None) if needs else training)
         if data.find_source(training.source).on_disk:
             data.load(training.source, "train", training.resolved.tokenizer.image_size, training.folder)
         command = shortest(training).command()
-        if out.name in there and there[out.name].command != command:
-            raise InputError(
-                f"{out} is asked for already, by `gear-studio {' '.join(there[out.name].command)}`; choose "
-                "another name"
-            )
+        asked = Queued(command=command, place=str(Path.cwd()), needs=needs, at=time.time())
+        _check_same(out, there.get(out.name), asked)
         if out.name not in there and (out / "config.json").exists():
             loop.compare(build.gather_parts(training))
-        return out.name, Queued(command=command, place=str(Path.cwd()), needs=needs, at=time.time())
+        return out.name, asked
 
     def read(self) -> dict[str, Queued]:
         """All trainings by name, first the one that was asked for first."""
@@ -176,6 +205,10 @@ class Queue:
         """State and note of every training, by name: `standings` without how far they are."""
         return {name: self._state(name, each) for name, each in self.read().items()}
 
+    def makes(self) -> list[Path]:
+        """The folders of all Runs that were asked for, there or not."""
+        return [self.runs / each for name, queued in self.read().items() for each in queued.makes or [name]]
+
     def standings(self) -> list[Standing]:
         """How all trainings stand, in the order in which they were asked for."""
         return [self._standing(name, each) for name, each in self.read().items()]
@@ -184,25 +217,29 @@ class Queue:
         return self._standing(name, self._queued(name))
 
     def advance(self) -> None:
-        """Start the trainings whose turn it is."""
+        """Start the trainings whose turn it is. Where a study is the next, no other overtakes it."""
         self._children = [child for child in self._children if child.poll() is None]
         if ("waiting", "") not in self.states().values():
             return
         with locks.hold(self.logs, wait=True):
             states = self.states()
-            free = self.at_once - sum(state in RUNNING for state, _ in states.values())
-            ready = [name for name, state in states.items() if state == ("waiting", "")]
-            for name in ready[: max(0, free)]:
+            places = {name: self.at_once if each.makes else 1 for name, each in self.read().items()}
+            free = self.at_once - sum(places[name] for name, (state, _) in states.items() if state in RUNNING)
+            for name in [name for name, state in states.items() if state == ("waiting", "")]:
+                free -= places[name]
+                if free < 0:
+                    break
                 self._start(name)
 
     def pause(self, name: str) -> None:
-        """Have a training write a checkpoint and end; one that waits is held back."""
+        """Have a training, or those of a study, write a checkpoint and end; one that waits is held back."""
         if jobs.PAUSE is None:
             raise FailedError("this system (it is Windows) has no signal to pause a training with; stop it")
         self._end(name, "pause", jobs.PAUSE)
 
     def stop(self, name: str) -> None:
-        """End a training at once: what it did since its last checkpoint is lost."""
+        """End a training, or a study with its trainings, at once: what they did since their last checkpoint
+        is lost."""
         self._end(name, "stop", signal.SIGTERM)
 
     def resume(self, name: str) -> None:
@@ -265,25 +302,42 @@ class Queue:
             if state != "waiting":
                 if not queued.pid or queued.host != socket.gethostname():
                     raise FailedError(f"{name} runs on {queued.host or 'another machine'}; end it there")
+                kill = os.killpg if queued.makes else os.kill  # data-loading processes end with theirs
                 with suppress(ProcessLookupError):  # it has ended just now
-                    os.kill(queued.pid, how)  # its data-loading processes end with it
+                    kill(queued.pid, how)
             self._want(name, wanted)
 
     def _standing(self, name: str, queued: Queued) -> Standing:
         state, note = self._state(name, queued)
-        step, steps, left = self._progress(name, state)
-        return Standing(name, queued.command, state, note, step, steps, left)
+        if not queued.makes:
+            return Standing(name, queued.command, state, note, *self._progress(name, state))
+        left = [each for each in queued.makes if not is_finished(self.runs / each)]
+        begun = tuple(
+            Standing(each, [], state, "", *self._progress(each, state))
+            for each in left
+            if (self.runs / each / "config.json").is_file()
+        )
+        steps = len(queued.makes)
+        return Standing(
+            name, queued.command, state, note, steps - len(left), steps, None, queued.result, begun
+        )
 
     def _state(self, name: str, queued: Queued) -> tuple[str, str]:
         if jobs.is_locked(self.logs / f"{name}.lock"):
             return {"run": "running", "pause": "pausing", "stop": "stopping"}[queued.wanted], ""
-        if _is_finished(self.runs / name):
+        if self._is_done(name, queued):
             return "finished", ""
         if queued.wanted != "run":
             return {"pause": "paused", "stop": "stopped"}[queued.wanted], ""
         if queued.pid:
             return "failed", ""
-        return "waiting", queued.needs if queued.needs and not _is_finished(self.runs / queued.needs) else ""
+        return "waiting", queued.needs if queued.needs and not is_finished(self.runs / queued.needs) else ""
+
+    def _is_done(self, name: str, queued: Queued) -> bool:
+        if not queued.makes:
+            return is_finished(self.runs / name)
+        result = self.runs / queued.result  # that may be there of an earlier one
+        return bool(queued.pid) and result.is_file() and result.stat().st_mtime >= queued.at
 
     def _progress(self, name: str, state: str) -> tuple[int, int, float | None]:
         """Steps done, steps of all, and the seconds that the others take."""
@@ -302,11 +356,20 @@ class Queue:
         return step, steps, left
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Whether a Run that is finished lies in a folder."""
     try:
         return Run(folder).finished
     except (OSError, ValueError):
         return False
+
+
+def _check_same(what: Path, there: Queued | None, asked: Queued) -> None:
+    """Raise ValueError where the name is that of another command."""
+    if there and there.command != asked.command:
+        raise InputError(
+            f"{what} is asked for already, by `gear-studio {' '.join(there.command)}`; choose another name"
+        )
 
 
 def _read(path: Path) -> Queued:
