@@ -25,7 +25,7 @@ def test_of_two_who_ask_for_a_layout_at_once_one_begins_it(monkeypatch: pytest.M
         both.wait(60)  # neither has begun yet
         return Tokenizer(tiny.TOKENIZER)
 
-    background = Background(SimpleNamespace(tokenizer=read, folder=Path("runs")))
+    background = Background(SimpleNamespace(tokenizer=read, folder=Path("runs"), device_asked=None))
     monkeypatch.setattr(background, "_submit", lambda *given: begun.append(given) or Future())
     pictures, survey = SimpleNamespace(key="some"), SimpleNamespace(counts=torch.zeros(64))
     with ThreadPoolExecutor(2) as pool:

@@ -200,7 +200,8 @@ def test_a_named_recipe_trains_with_single_values_changed(tmp_path, teacher_fold
     run = Run.from_pretrained(tmp_path / "run")
     assert run.finished and run.config["recipe"]["gan_weight"] == 0.1
     assert run.config["recipe"]["betas"] == [0.9, 0.999]
-    assert run.record["execution"] == {"micro_batch": 2, "recompute": True, "compile": False, "shard": False}
+    asked = {"micro_batch": 2, "recompute": True, "compile": False, "shard": False, "device": None}
+    assert run.record["execution"] == asked
     assert {"gan", "discriminator"} <= run.metrics[0].keys()
 
 
