@@ -73,8 +73,8 @@ SLOW = {
     "loop",
     "notebooks",
 }
-SLOW |= {"notebook_controls", "processes", "prompt_tab", "readme", "site", "slurm", "studies", "supervised"}
-SLOW |= {"wheel"}
+SLOW |= {"endpoints", "notebook_controls", "official", "processes", "prompt_tab", "readme", "site", "slurm"}
+SLOW |= {"studies", "supervised", "wheel"}
 
 
 # Minutes each: they begin, so that no worker is left with one of them while the others have nothing to do.
