@@ -77,6 +77,13 @@ SLOW |= {"endpoints", "notebook_controls", "official", "processes", "prompt_tab"
 SLOW |= {"studies", "supervised", "wheel"}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that are slow as a whole are not even read where slow tests are left out: that alone takes a
+    while. None: as pytest decides."""
+    left_out = config.option.markexpr == "not slow"
+    return True if left_out and collection_path.stem.removeprefix("test_") in SLOW else None
+
+
 # Minutes each: they begin, so that no worker is left with one of them while the others have nothing to do.
 LONGEST = ("notebooks", "explorer_runs", "explorer", "explorer_app", "notebook_controls", "architecture")
 LONGEST += ("processes", "benchmarks", "studies", "cli")

@@ -95,6 +95,7 @@ def test_an_edit(runs: RunsOnOffer, run_code, asked: str | None):
     assert (made["answers"][:, region] != torch.tensor(tokens)[region]).any()
 
 
+@pytest.mark.slow
 def test_features(runs: RunsOnOffer, run_code, capsys):
     chosen = Choice("photos", 2, surveyed="this run's own")
     made = run_code(snippets.of_features(runs, ["warmup", "generator-gear"], chosen, None, 16))

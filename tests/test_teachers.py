@@ -321,7 +321,7 @@ def test_a_weights_file_is_read_whatever_its_format(tmp_path, published):
     assert one.fingerprint() == other.fingerprint() and "model.safetensors" in one.note
 
 
-@pytest.mark.parametrize("name", ["dinov2-g", "dinov2-s-reg"])
+@pytest.mark.parametrize("name", [pytest.param("dinov2-g", marks=pytest.mark.slow), "dinov2-s-reg"])
 def test_the_authors_own_files_of_dinov2_are_converted(name, tmp_path):
     teacher = Teacher.random(3, name)
     theirs = {}
