@@ -12,14 +12,9 @@ With `--pictures FOLDER` it takes the documentation's pictures of the tabs inste
 """
 
 import argparse
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,11 +22,11 @@ import gradio
 import stored
 import torch
 from playwright.sync_api import Page, sync_playwright
+from serving import find_chromium, serve
 
 from gear_studio.models import families
 from gear_studio.models.tokenizer import PRESETS, Tokenizer
 
-ROOT = Path(__file__).parents[1]
 PORT = 7899
 DONE = "#sample-status [data-done='64']"
 DRAWN = "#prompt-status [data-done='64']"
@@ -217,98 +212,75 @@ def main() -> None:
         rows.append({"what": what, "seconds": stored.spread(times)})
         print(f"{what:48} {statistics.median(times):6.2f} s  (slowest {max(times):.2f})", flush=True)
 
-    browsers = ("chromium", "chromium-browser", "google-chrome")
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, browsers)), None)
-    url = f"http://127.0.0.1:{PORT}"
-    with (
-        tempfile.TemporaryFile() as log,
-        tempfile.TemporaryDirectory() as folder,
-        sync_playwright() as playwright,
-    ):
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        begin = time.perf_counter()
-        app = subprocess.Popen(
-            [sys.executable, str(ROOT / "apps" / "explorer.py"), "--port", str(PORT)],
-            stdout=log,
-            stderr=log,
-            cwd=folder,  # what is opened is put into runs/ there
+    begin = time.perf_counter()
+    with serve(PORT), tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        row_of("up after its start", [time.perf_counter() - begin])
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
-        try:
-            while True:
-                try:
-                    urllib.request.urlopen(url, timeout=10)
-                    break
-                except OSError:
-                    if app.poll() is not None:
-                        sys.exit(f"the explorer ended with code {app.returncode}; start it alone to see why")
-                    time.sleep(0.1)
-            row_of("up after its start", [time.perf_counter() - begin])
 
-            def visit() -> Page:
-                page = browser.new_page(viewport={"width": 1400, "height": 1000})
-                page.set_default_timeout(60_000)
-                page.goto(url)
-                return page
+        def visit() -> Page:
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(60_000)
+            page.goto(f"http://127.0.0.1:{PORT}")
+            return page
 
-            if options.pictures:
-                photograph(visit(), options.pictures)
-                return
+        if options.pictures:
+            photograph(visit(), options.pictures)
+            return
+        begin = time.perf_counter()
+        page = visit()
+        page.locator("#left-sheet img").wait_for()
+        row_of("first visit: first row", [time.perf_counter() - begin])
+        page.locator(DONE).wait_for()
+        row_of("first visit: 4 pictures of two runs", [time.perf_counter() - begin])
+        for tab, image in (("Codebook", "#usage"), ("Alignment", "#generator-similarity")):
             begin = time.perf_counter()
-            page = visit()
-            page.locator("#left-sheet img").wait_for()
-            row_of("first visit: first row", [time.perf_counter() - begin])
-            page.locator(DONE).wait_for()
-            row_of("first visit: 4 pictures of two runs", [time.perf_counter() - begin])
-            for tab, image in (("Codebook", "#usage"), ("Alignment", "#generator-similarity")):
-                begin = time.perf_counter()
-                page.get_by_role("tab", name=tab).click()
-                page.locator(f"{image} img").wait_for()
-                row_of(f"then the tab {tab}", [time.perf_counter() - begin])
-            again = []
-            for _ in range(repeats):
-                begin = time.perf_counter()
-                other = visit()
-                other.locator(DONE).wait_for()
-                again.append(time.perf_counter() - begin)
-                other.close()
-            row_of("a later visit", again)
-            page.get_by_role("tab", name="Sample").click()
-            for count in (4, 16):
-                times = [sample(page, count) for _ in range(repeats)]
-                row_of(f"{count} pictures of two runs", [last for _, last in times])
-                row_of(f"{count} pictures of two runs: first row", [first for first, _ in times])
-            page.get_by_role("tab", name="Prompt").click()
-            page.locator(DRAWN).wait_for()
-            for count in (4, 16):
-                place = "prompt-", "#prompt-sheet-0", DRAWN
-                times = [sample(page, count, *place) for _ in range(repeats)]
-                row_of(f"{count} pictures of a prompt", [last for _, last in times])
-                row_of(f"{count} pictures of a prompt: first row", [first for first, _ in times])
-            words = page.locator("#prompt-words label")
-            words.first.click()
-            page.locator("#prompt-map-1 img").wait_for()
-            looks = []
-            for number in range(repeats):
-                wait = renewed(page, "#prompt-map-1")
-                begin = time.perf_counter()
-                words.nth(1 + number % 4).click()
-                wait()
-                looks.append(time.perf_counter() - begin)
-            row_of("a word clicked", looks)
-            page.get_by_role("tab", name="Codebook").click()
-            click_cell(page, "#indices", 0, 0)
-            page.locator("#gallery img").wait_for()
-            row_of("a token clicked", clicks(page, "#indices", "#gallery", repeats))
-            row_of("its code replaced", swaps(page, repeats))
-            page.get_by_role("tab", name="Alignment").click()
-            row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
-            for name, times in look_at_released(page, write_vq16(Path(folder)), repeats).items():
-                row_of(f"VQ-16: {name}", times)
-            stored.store("explorer", rows, around, options.store)
-        finally:
-            app.terminate()
-            app.wait()
-            browser.close()
+            page.get_by_role("tab", name=tab).click()
+            page.locator(f"{image} img").wait_for()
+            row_of(f"then the tab {tab}", [time.perf_counter() - begin])
+        again = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            other = visit()
+            other.locator(DONE).wait_for()
+            again.append(time.perf_counter() - begin)
+            other.close()
+        row_of("a later visit", again)
+        page.get_by_role("tab", name="Sample").click()
+        for count in (4, 16):
+            times = [sample(page, count) for _ in range(repeats)]
+            row_of(f"{count} pictures of two runs", [last for _, last in times])
+            row_of(f"{count} pictures of two runs: first row", [first for first, _ in times])
+        page.get_by_role("tab", name="Prompt").click()
+        page.locator(DRAWN).wait_for()
+        for count in (4, 16):
+            place = "prompt-", "#prompt-sheet-0", DRAWN
+            times = [sample(page, count, *place) for _ in range(repeats)]
+            row_of(f"{count} pictures of a prompt", [last for _, last in times])
+            row_of(f"{count} pictures of a prompt: first row", [first for first, _ in times])
+        words = page.locator("#prompt-words label")
+        words.first.click()
+        page.locator("#prompt-map-1 img").wait_for()
+        looks = []
+        for number in range(repeats):
+            wait = renewed(page, "#prompt-map-1")
+            begin = time.perf_counter()
+            words.nth(1 + number % 4).click()
+            wait()
+            looks.append(time.perf_counter() - begin)
+        row_of("a word clicked", looks)
+        page.get_by_role("tab", name="Codebook").click()
+        click_cell(page, "#indices", 0, 0)
+        page.locator("#gallery img").wait_for()
+        row_of("a token clicked", clicks(page, "#indices", "#gallery", repeats))
+        row_of("its code replaced", swaps(page, repeats))
+        page.get_by_role("tab", name="Alignment").click()
+        row_of("a patch clicked", clicks(page, "#teacher-pca", "#teacher-similarity", repeats))
+        for name, times in look_at_released(page, write_vq16(Path(folder)), repeats).items():
+            row_of(f"VQ-16: {name}", times)
+        browser.close()
+    stored.store("explorer", rows, around, options.store)
 
 
 if __name__ == "__main__":

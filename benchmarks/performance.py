@@ -53,6 +53,23 @@ def waits(results: Sequence[Row]) -> str:
     return table(["in the explorer", "seconds", "slowest"], rows)
 
 
+def visitors(results: Sequence[Row]) -> str:
+    rows = []
+    for row in results[0]["rows"]:
+        worst, fastest, memory = (row.get(key) for key in ("95th percentile", "fastest", "megabytes"))
+        rows.append(
+            [
+                row["what"],
+                f"{row['seconds']['median']:.1f}",
+                f"{worst:.1f}" if worst else "",
+                f"{fastest:.1f} to {row['slowest']:.1f}" if fastest else "",
+                f"{memory:,.0f}" if memory else "",
+            ]
+        )
+    head = ["in the tab Codebook", "s a picture", "95th percentile, s", "a visitor's mean, s", "app's MiB"]
+    return table(head, rows)
+
+
 def similarity(results: Sequence[Row]) -> str:
     rows, of = [], results[0]["rows"]
     for row in of:
@@ -82,6 +99,7 @@ def kept(results: Sequence[Row]) -> str:
 TABLES: dict[str, tuple[Callable[[Sequence[Row]], str], tuple[str, ...]]] = {  # and the results it is made of
     "rates": (rates, ("world", "training", "sampling")),
     "explorer": (waits, ("explorer",)),
+    "visitors": (visitors, ("visitors",)),
     "similarity": (similarity, ("similarity",)),
     "kept": (kept, ("small_world",)),
 }

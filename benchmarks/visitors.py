@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import stored
 from serving import serve
 
 PORT = 7898
@@ -85,8 +86,8 @@ def used(process: int) -> tuple[float, float]:
     return (int(fields[11]) + int(fields[12])) / TICK, memory
 
 
-def visit(visitors: list[Visitor], pictures: int) -> list[list[float]]:
-    """Seconds that each visitor waits for each picture."""
+def visit(visitors: list[Visitor], first: int, pictures: int) -> list[list[float]]:
+    """Seconds that each visitor waits for each picture, of those from number `first` on."""
     together = threading.Barrier(len(visitors))
     waited: list[list[float]] = [[] for _ in visitors]
 
@@ -94,7 +95,7 @@ def visit(visitors: list[Visitor], pictures: int) -> list[list[float]]:
         stream = None
         together.wait()
         for picture in range(pictures):
-            stream = visitors[number].choose(picture * len(visitors) + number, stream)
+            stream = visitors[number].choose(first + picture * len(visitors) + number, stream)
             begun = time.perf_counter()
             visitors[number].wait_for(visitors[number].look(), stream)
             waited[number].append(time.perf_counter() - begun)
@@ -128,33 +129,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=5, help="that each looks at, one after another")
+    stored.add_store(parser)
     options = parser.parse_args()
+    around, rows = stored.circumstances(), []
+    stored.say(around)
+
+    def add(what: str, times: list[float], **more: float) -> None:
+        worst = statistics.quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+        rows.append({"what": what, "seconds": stored.spread(times), "95th percentile": worst, **more})
+        print(
+            f"{what}: median {statistics.median(times):.2f} s, 95th percentile {worst:.2f} s",
+            more,
+            flush=True,
+        )
+
     with serve(PORT, "--read-only") as app:
         config = httpx.get(f"{URL}/config").json()
         alone = Visitor(config, -1)
-        stream = alone.choose(0)
-        for _ in range(2):  # the first has the models read
+        alone.wait_for(alone.look(), stream := alone.choose(0))  # has the models read
+        time.sleep(20)  # the background has surveyed by then
+        times = []
+        for picture in range(1, 1 + options.pictures):
+            alone.choose(picture, stream)
             begun = time.perf_counter()
             alone.wait_for(alone.look(), stream)
-            one = time.perf_counter() - begun
-        time.sleep(20)  # the background has surveyed by then
-        print(f"one visitor alone: {one:.2f} s a picture, {used(app.pid)[1]:.0f} MiB")
+            times.append(time.perf_counter() - begun)
+        add("one visitor alone", times, megabytes=used(app.pid)[1])
         for turn in (1, 2):
             visitors = [Visitor(config, turn * 1000 + number) for number in range(options.visitors)]
-            begun = time.perf_counter()
-            waited = visit(visitors, options.pictures)
-            rate = options.visitors * options.pictures / (time.perf_counter() - begun)
-            times = sorted(sum(waited, []))
+            waited = visit(visitors, turn * options.visitors * options.pictures, options.pictures)
             means = [statistics.mean(each) for each in waited]
-            print(
-                f"{options.visitors} at once, {options.pictures} pictures each, turn {turn}: "
-                f"median {statistics.median(times):.2f} s, "
-                f"95th percentile {statistics.quantiles(times, n=20)[-1]:.2f} s, slowest {times[-1]:.2f} s; "
-                f"{rate:.1f} pictures/s; a visitor's mean from {min(means):.2f} to {max(means):.2f} s; "
-                f"{used(app.pid)[1]:.0f} MiB"
+            add(
+                f"{options.visitors} at once, {options.pictures} pictures each{', again' * (turn > 1)}",
+                sum(waited, []),
+                fastest=min(means),
+                slowest=max(means),
+                megabytes=used(app.pid)[1],
             )
-        rest = close_all(visitors, 400, app.pid)
+        rest = close_all(visitors, 300, app.pid)
         print(f"all asked and closed at once: the app works on for {rest:.1f} s of CPU time")
+    rows.append({"what": "all ask and close their pages: the app works on", "seconds": stored.spread([rest])})
+    stored.store("visitors", rows, around, options.store)
 
 
 if __name__ == "__main__":
