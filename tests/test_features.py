@@ -291,8 +291,9 @@ def test_umap_layout_asks_for_one_seed_and_one_thread(monkeypatch):
 
 
 @pytest.mark.slow
+@tiny.minutes
 def test_umap_layout_is_a_function_of_features_and_seed():
-    """Umap itself, which compiles first: up to a minute on a busy machine."""
+    """Umap itself, which compiles first; notebook 05 and the explorer use it, too."""
     rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     first, again, other = (features.umap_layout(rows, seed) for seed in (3, 3, 4))
     assert first.shape == (60, 2) and np.isfinite(first).all()

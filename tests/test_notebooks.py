@@ -218,7 +218,8 @@ STAND_INS = {  # what the documented cell asks for -> what there is here
 ROWS = "## Few rows, wide features"
 
 
-@pytest.mark.parametrize("name", [pytest.param("04_alignment", marks=tiny.minutes), "05_patch_features"])
+@tiny.minutes
+@pytest.mark.parametrize("name", ["04_alignment", "05_patch_features"])
 def test_one_cell_decides_what_is_looked_at(name: str, tmp_path: Path, execute):
     """The cell that the text gives for real pictures and DINOv2, with a folder of PNGs and random weights."""
     tiny.pngs(tmp_path, {"train": 3, "val": 42}, classes=3, size=64)
