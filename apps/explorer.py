@@ -44,8 +44,10 @@ import tyro
 from background import Background
 from gradio_faults import (
     cancel_what_has_no_number,
+    draw_charts_once,
     keep_streams_open,
     say_what_is_refused,
+    work_out_schemas_once,
     write_pictures_once,
 )
 from page import Page, Tab
@@ -188,6 +190,8 @@ def main(options: Options) -> None:
     theme.set(input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
     demo.queue(default_concurrency_limit=CONCURRENCY)
     cancel_what_has_no_number()
+    draw_charts_once()
+    work_out_schemas_once()
     keep_streams_open(demo)
     say_what_is_refused(demo)
     try:

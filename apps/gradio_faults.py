@@ -1,14 +1,17 @@
 """Faults of Gradio that visitors would notice, put right here, each by the smallest change."""
 
+import copy
+import functools
 import hashlib
 import html
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
 from components import polite
-from gradio import processing_utils, routes
+from gradio import data_classes, processing_utils, routes
 from PIL.Image import Image
 from pydantic import BeforeValidator
 
@@ -21,7 +24,7 @@ def write_pictures_once() -> None:
     also while a browser reads them, which then shows none."""
 
     def save(image: Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-        content = processing_utils.encode_pil_to_bytes(image, format)
+        content = _once(image, format, processing_utils.encode_pil_to_bytes)
         path = Path(cache_dir).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.{format}"
         if path.exists():
             path.touch()  # files are deleted by age
@@ -31,6 +34,42 @@ def write_pictures_once() -> None:
         return str(path)
 
     processing_utils.save_pil_to_cache = save
+
+
+def draw_charts_once() -> None:
+    """Have Gradio draw a chart once. To be called before the launch.
+
+    By itself it does so each time it is given the same Figure, and the last answer of `Views` gives all
+    again."""
+    encode = processing_utils.encode_plot_to_base64
+    processing_utils.encode_plot_to_base64 = lambda chart, format="png": _once(chart, format, encode)
+
+
+def _once(drawn: Any, format: str, encode: Callable[[Any, str], Any]) -> Any:
+    """What `encode` makes of something drawn, which keeps it."""
+    kept = vars(drawn).setdefault("_encoded", {})
+    if format not in kept:
+        kept[format] = encode(drawn, format)
+    return kept[format]
+
+
+def work_out_schemas_once() -> None:
+    """Have Gradio work out the schema of each kind of component once. To be called before the launch.
+
+    By itself it does so at every update that says more than a value, a quarter of the time of a view."""
+    for model in (data_classes.GradioModel, data_classes.GradioRootModel):
+        work_out = model.model_json_schema.__func__
+
+        @functools.cache
+        def kept(kind: type, work_out: Callable[..., dict] = work_out) -> dict:
+            return work_out(kind)
+
+        def schema(
+            kind: type, *options: Any, kept: Any = kept, work_out: Any = work_out, **more: Any
+        ) -> dict:
+            return work_out(kind, *options, **more) if options or more else copy.deepcopy(kept(kind))
+
+        model.model_json_schema = classmethod(schema)  # type: ignore[method-assign,assignment]
 
 
 def keep_streams_open(demo: gr.Blocks) -> None:

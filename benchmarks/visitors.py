@@ -3,12 +3,13 @@
 Each visitor is a session of its own that speaks Gradio's protocol as a page does, without a browser, which
 would take the cores that the app needs. All come at the same moment, and each looks at one picture after
 another in the tab *Codebook*, none at one that another has looked at; a picture counts when its last view has
-arrived. Then all ask once more and close their pages at once: what the app computes after that is for nobody.
+arrived. First they take their time to look, then they do not. Then all ask once more and close their pages at once: what the app computes after that is for nobody.
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
 import threading
 import time
@@ -86,19 +87,21 @@ def used(process: int) -> tuple[float, float]:
     return (int(fields[11]) + int(fields[12])) / TICK, memory
 
 
-def visit(visitors: list[Visitor], first: int, pictures: int) -> list[list[float]]:
-    """Seconds that each visitor waits for each picture, of those from number `first` on."""
+def visit(visitors: list[Visitor], first: int, pictures: int, pause: float) -> list[list[float]]:
+    """Seconds that each visitor waits for each picture, of those from number `first` on. pause: seconds that
+    they look at one on average, from half to one and a half of it."""
     together = threading.Barrier(len(visitors))
     waited: list[list[float]] = [[] for _ in visitors]
 
     def look(number: int) -> None:
-        stream = None
+        stream, rng = None, random.Random(number)
         together.wait()
         for picture in range(pictures):
             stream = visitors[number].choose(first + picture * len(visitors) + number, stream)
             begun = time.perf_counter()
             visitors[number].wait_for(visitors[number].look(), stream)
             waited[number].append(time.perf_counter() - begun)
+            time.sleep(pause * rng.uniform(0.5, 1.5))
 
     threads = [threading.Thread(target=look, args=(number,)) for number in range(len(visitors))]
     for thread in threads:
@@ -129,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=5, help="that each looks at, one after another")
+    parser.add_argument("--pause", type=float, default=10, help="seconds between two pictures, on average")
     stored.add_store(parser)
     options = parser.parse_args()
     around, rows = stored.circumstances(), []
@@ -155,12 +159,12 @@ def main() -> None:
             alone.wait_for(alone.look(), stream)
             times.append(time.perf_counter() - begun)
         add("one visitor alone", times, megabytes=used(app.pid)[1])
-        for turn in (1, 2):
+        for turn, pause in enumerate((options.pause, 0.0), start=1):
             visitors = [Visitor(config, turn * 1000 + number) for number in range(options.visitors)]
-            waited = visit(visitors, turn * options.visitors * options.pictures, options.pictures)
+            waited = visit(visitors, turn * options.visitors * options.pictures, options.pictures, pause)
             means = [statistics.mean(each) for each in waited]
             add(
-                f"{options.visitors} at once, {options.pictures} pictures each{', again' * (turn > 1)}",
+                f"{options.visitors} at once, {pause:.0f} s between two pictures",
                 sum(waited, []),
                 fastest=min(means),
                 slowest=max(means),

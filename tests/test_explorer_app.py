@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 from browsing import APPS, PATIENCE
+from matplotlib.figure import Figure
 
 from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
@@ -201,6 +202,34 @@ def test_a_taken_port_is_named(explorer):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"port {port}"):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
+
+
+def test_what_was_drawn_once_is_not_drawn_again(explorer, monkeypatch: pytest.MonkeyPatch):
+    faults, drawn = sys.modules["gradio_faults"], []
+    utils = faults.processing_utils
+    monkeypatch.setattr(utils, "encode_plot_to_base64", utils.encode_plot_to_base64)
+    faults.draw_charts_once()
+    figure = Figure(figsize=(1, 1))
+    draw = figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda *given, **more: drawn.append(1) or draw(*given, **more))
+    plot = gr.Plot(format="png")
+    first, again = (plot.postprocess(figure).plot for _ in range(2))
+    assert first == again and first.startswith("data:image/png;base64,") and len(drawn) == 1
+    assert plot.postprocess(Figure(figsize=(2, 1))).plot != first
+
+
+def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(explorer, monkeypatch: pytest.MonkeyPatch):
+    faults, worked_out = sys.modules["gradio_faults"], []
+    kinds = faults.data_classes.GradioModel, faults.data_classes.GradioRootModel
+    told = {kind: kind().api_info() for kind in (gr.Gallery, gr.Image, gr.Plot)}
+    for kind in kinds:
+        work_out = kind.model_json_schema.__func__
+        noted = classmethod(lambda of, work_out=work_out: worked_out.append(of) or work_out(of))
+        monkeypatch.setattr(kind, "model_json_schema", noted)
+    faults.work_out_schemas_once()
+    for _ in range(2):
+        assert {kind: kind().api_info() for kind in told} == told
+    assert len(worked_out) == len(set(worked_out)) == len(told)
 
 
 def test_a_click_first_ends_what_is_still_being_filled(explorer):
