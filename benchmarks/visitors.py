@@ -3,7 +3,8 @@
 Each visitor is a session of its own that speaks Gradio's protocol as a page does, without a browser, which
 would take the cores that the app needs. All come at the same moment, and each looks at one picture after
 another in the tab *Codebook*, none at one that another has looked at; a picture counts when its last view has
-arrived. First they take their time to look, then they do not. Then all ask once more and close their pages at once: what the app computes after that is for nobody.
+arrived. First they take their time to look, then they do not. Then all ask once more and close their pages at
+once: what the app computes after that is for nobody.
 """
 
 import argparse
