@@ -7,7 +7,7 @@ import html
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import gradio as gr
 from components import polite
@@ -42,7 +42,7 @@ def draw_charts_once() -> None:
     By itself it does so each time it is given the same Figure, and the last answer of `Views` gives all
     again."""
     encode = processing_utils.encode_plot_to_base64
-    processing_utils.encode_plot_to_base64 = lambda chart, format="png": _once(chart, format, encode)
+    processing_utils.encode_plot_to_base64 = lambda plt, format="png": _once(plt, format, encode)
 
 
 def _once(drawn: Any, format: str, encode: Callable[[Any, str], Any]) -> Any:
@@ -58,7 +58,7 @@ def work_out_schemas_once() -> None:
 
     By itself it does so at every update that says more than a value, a quarter of the time of a view."""
     for model in (data_classes.GradioModel, data_classes.GradioRootModel):
-        work_out = model.model_json_schema.__func__
+        work_out = cast(Any, model.model_json_schema).__func__
 
         @functools.cache
         def kept(kind: type, work_out: Callable[..., dict] = work_out) -> dict:
