@@ -40,7 +40,9 @@ class Picker:
         yours = choice.source == YOURS
         last = len(choice.uploads if yours else picture.pictures) - 1
         number = min(choice.index, last) if yours else picture.index
-        index = gr.Slider(maximum=max(last, 1), value=number, interactive=last > 0)
+        # Not what it says already: a number that is just being typed would be overwritten.
+        other = {} if number == choice.index else {"value": number}
+        index = gr.Slider(maximum=max(last, 1), interactive=last > 0, **other)
         return {self.caption: _caption(picture), self.index: index}
 
 
