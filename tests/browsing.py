@@ -131,6 +131,13 @@ def open_tab(page: Page, name: str, image: str) -> None:
 
 
 def click_cell(page: Page, selector: str, row: int, column: int, grid: int = 8) -> None:
+    page.wait_for_function(  # a picture that is still on its way has another size
+        """selector => {
+            const image = document.querySelector(selector + ' img');
+            return image?.complete && image.naturalWidth > 0;
+        }""",
+        arg=selector,
+    )
     box = page.locator(f"{selector} img").bounding_box()
     cell = box["width"] / grid, box["height"] / grid
     at = {"x": (column + 0.5) * cell[0], "y": (row + 0.5) * cell[1]}
