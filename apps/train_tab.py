@@ -136,7 +136,7 @@ def build(page: Page) -> None:
                 )  # fmt: skip
                 effort = gr.HTML(elem_id="train-effort", padding=False)
                 start = gr.Button("Start", variant="primary", elem_id="train-start")
-            with gr.Column(visible="hidden") as study_form:
+            with gr.Column(visible=False) as study_form:
                 study = gr.Dropdown(list(STUDIES), value="convergence", label="Study", elem_id="train-study")
                 question = gr.HTML(padding=False)
                 study_budget = gr.Radio(

@@ -290,6 +290,7 @@ def test_a_study_is_started_stopped_and_ends_in_its_table_and_in_the_lists(
         expect(table.get_by_role("row").last).to_contain_text("12.34")
         expect(table).to_contain_text(HOSTILE)
         page.locator("#train-figure img").wait_for()
+        expect(page.locator("#train-study")).to_be_hidden()
         page.locator("#train-what").get_by_label("a study").check()
         expect(page.locator("#train-stage")).to_be_hidden()
         choose(page, "#train-study", "start")
