@@ -41,7 +41,7 @@ class Picker:
         last = len(choice.uploads if yours else picture.pictures) - 1
         number = min(choice.index, last) if yours else picture.index
         # Not what it says already: a number that is just being typed would be overwritten.
-        other = {} if number == choice.index else {"value": number}
+        other: dict[str, Any] = {} if number == choice.index else {"value": number}
         index = gr.Slider(maximum=max(last, 1), interactive=last > 0, **other)
         return {self.caption: _caption(picture), self.index: index}
 
