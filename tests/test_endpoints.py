@@ -4,6 +4,7 @@ import ast
 import asyncio
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -76,7 +77,8 @@ def test_the_same_actions_are_tools_of_the_model_context_protocol(served):
             tools = (await session.list_tools()).tools
             return tools, await session.call_tool("codebook", {"run": "gear", "token": 5})
 
-    tools, answer = asyncio.run(ask())
+    with ThreadPoolExecutor(1) as thread:  # in this one a browser's loop may be running
+        tools, answer = thread.submit(asyncio.run, ask()).result()
     described = {tool.name: tool for tool in tools}
     assert {*TABS, "open_run", "train_study", "stop_training"} - {"open"} <= described.keys()
     codebook = described["codebook"]

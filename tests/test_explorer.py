@@ -137,6 +137,17 @@ def test_a_number_beyond_the_slider_is_clamped(page: Page):
     expect(page.locator(".toast-wrap", has_text="Error")).to_have_count(0)
 
 
+def marked(page: Page, selector: str, row: int, column: int) -> np.ndarray:
+    """The image, once its mark is around this token: black, as no picture of this world is."""
+    for _ in range(PATIENCE // 100):
+        shown = pixels(page, selector)
+        cell = shown.shape[0] // 8
+        if (shown[row * cell, column * cell : (column + 1) * cell] == 0).all():
+            return shown
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{selector} does not mark row {row}, column {column}")
+
+
 def test_a_token_is_clicked_and_swapped(page: Page):
     open_tab(page, "Codebook", "#indices")
     expect(page.locator("#codebook-token")).to_contain_text("Token 27 (row 4, column 4)")  # at first
@@ -146,9 +157,8 @@ def test_a_token_is_clicked_and_swapped(page: Page):
         page.keyboard.press(key)
         expect(page.locator("#codebook-token")).to_contain_text(f"Token {token} ")
     expect(page.locator("#top-codes tr")).to_have_count(10)  # heading, eight codes, the rest
-    page.wait_for_timeout(1000)  # pictures may come later than their text
-    rebuilt = pixels(page, "#reconstruction")
-    np.testing.assert_array_equal(pixels(page, "#edited"), rebuilt)
+    rebuilt = marked(page, "#reconstruction", row=3, column=5)  # pictures come later than their text
+    np.testing.assert_array_equal(marked(page, "#edited", row=3, column=5), rebuilt)
     expect(page.locator("#difference-text")).to_contain_text("no change yet")
     weights = [float(text) for text in page.locator("#top-codes td.weight").all_inner_texts()]
     assert sum(weights) == pytest.approx(1, abs=0.006) and weights[:8] == sorted(weights[:8], reverse=True)

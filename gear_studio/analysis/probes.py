@@ -10,23 +10,27 @@ argument `image_size`: 64, or what the tokenizer takes, `run.tokenizer.config.im
 """
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from gear_studio import data
 from gear_studio.data.shapes import Shapes
 from gear_studio.errors import InputError
 
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]
 Probe = Callable[..., float]
 
 
-def _fit_linear(train_x: np.ndarray, train_y: np.ndarray) -> Pipeline:
+def _fit_linear(train_x: np.ndarray, train_y: np.ndarray) -> "Pipeline":
+    from sklearn.linear_model import LogisticRegression  # here: scikit-learn takes seconds to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(train_x, train_y)
 
 
@@ -43,6 +47,10 @@ def knn_probe(train_x, train_y, test_x, test_y, k: int = 20) -> float:
     """Test accuracy in [0,1] of the vote of the k nearest training rows by cosine; nothing is fitted.
 
     Shapes as in `linear_probe`. Raises ValueError when there are fewer than k training rows."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
     train_x, train_y, test_x, test_y = map(np.asarray, (train_x, train_y, test_x, test_y))
     if not 1 <= k <= len(train_x):
         raise InputError(f"k is {k}; there are {len(train_x)} training rows, give a k of 1 to as many")

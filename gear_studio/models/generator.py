@@ -139,12 +139,14 @@ def rotary_table(
     The condition is not rotated. With `zero_condition_key` its cosine is 0 as well, which makes its query and
     key vanish: every token then gives the condition the attention score 0, whatever both hold. The released
     LlamaGen and GEAR generators were trained so (`precompute_freqs_cis_2d` pads the table with zeros)."""
-    frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
-    angles = torch.outer(torch.arange(grid).float(), frequencies)
-    angles = torch.cat([angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)], dim=1)
-    condition = torch.tensor([0.0 if zero_condition_key else 1.0, 0.0])
-    condition = condition.expand(condition_positions, head_dim // 2, 2)
-    return torch.cat([condition, torch.stack([angles.cos(), angles.sin()], dim=-1)])
+    with torch.device("cpu"):  # the same angles for every device
+        frequencies = base ** -(torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2))
+        angles = torch.outer(torch.arange(grid).float(), frequencies)
+        angles = torch.cat([angles.repeat_interleave(grid, 0), angles.repeat(grid, 1)], dim=1)
+        condition = torch.tensor([0.0 if zero_condition_key else 1.0, 0.0])
+        condition = condition.expand(condition_positions, head_dim // 2, 2)
+        table = torch.cat([condition, torch.stack([angles.cos(), angles.sin()], dim=-1)])
+    return table.to(torch.get_default_device())
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gear_studio import cards, hub
 from gear_studio.errors import InputError, MissingError
@@ -59,13 +61,27 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in weights.items()}
 
 
+class _NoValues(TorchFunctionMode):
+    """Values are not made up for tensors that have no memory: to ask imports torch._dynamo, for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is F.normalize:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def without_memory(build: Callable[[], M]) -> M:
+    """What `build` builds, with shapes alone."""
+    with torch.device("meta"), _NoValues():
+        return build()
+
+
 def build_checked(build: Callable[[], M], shapes: Mapping[str, tuple[int, ...]], where: str | Path) -> M:
     """What `build` builds, a module for weights of these shapes. It is built without memory first, so that a
     small file that claims a huge model costs nothing.
 
     Raises ValueError, naming `where` and the keys, where the weights do not fit."""
-    with torch.device("meta"):
-        sketch = build()
+    sketch = without_memory(build)
     check_shapes(where, type(sketch).__name__, shapes, shapes_of(sketch.state_dict()))
     return build()
 

@@ -36,7 +36,7 @@ from gear_studio.models.families.llamagen import LlamaGen, Vq16
 from gear_studio.models.families.magvit2 import Lfq16
 from gear_studio.models.families.taming import Taming
 from gear_studio.models.generator import Generator
-from gear_studio.models.pretrained import build_checked, check_shapes, shapes_of
+from gear_studio.models.pretrained import build_checked, check_shapes, shapes_of, without_memory
 from gear_studio.models.projector import Projector, ProjectorConfig
 from gear_studio.models.published import fetch
 from gear_studio.models.quantizers import QUANTIZERS
@@ -312,8 +312,7 @@ def _filled(build: Callable[[], M], state: State, names_of: Callable[[M], Names]
     a file claims to be is compared with what it holds before anything is made of that size.
 
     Raises ValueError naming keys that differ, and weights that are not numbers."""
-    with torch.device("meta"):
-        sketch = build()
+    sketch = without_memory(build)
     own: State = sketch.state_dict()
     names: Names = names_of(sketch)
     expected = {
