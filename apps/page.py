@@ -1,7 +1,7 @@
 """The page as its tabs see it: what they share, and when they draw.
 
 A tab is a module with a TITLE, a GUIDE and `build(page)`. A new one is a file here and a line in
-`explorer.TABS`.
+`app.TABS`.
 """
 
 import json

@@ -53,6 +53,14 @@ def page(browser: "Browser", address: str) -> "Iterator[Page]":
 
 
 @pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "apps"))
+    import app
+
+    return app
+
+
+@pytest.fixture
 def explorer(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "apps"))
     import explorer

@@ -100,31 +100,29 @@ def test_maps_to_compare_are_of_one_size(page: Page):
         assert len({round(each.bounding_box()["width"]) for each in shown.all()}) == 1
 
 
-def open_tabs(page: Page, explorer) -> Iterator[str]:
+def open_tabs(page: Page, app) -> Iterator[str]:
     """The titles of all tabs, each while it is open."""
-    for tab in explorer.TABS:
+    for tab in app.TABS:
         page.locator("[role=tab]:visible", has_text=tab.TITLE).click()
         page.locator(".guide:visible", has_text=tab.GUIDE).wait_for()
         page.wait_for_timeout(700)  # its views come
         yield tab.TITLE
 
 
-def test_every_tab_can_be_used_by_everyone(page: Page, explorer):
+def test_every_tab_can_be_used_by_everyone(page: Page, app):
     """No serious finding of axe by WCAG's level AA."""
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"]}
     found = {}
-    for title in open_tabs(page, explorer):
+    for title in open_tabs(page, app):
         violations = Axe().run(page, options=rules).response["violations"]
         serious = [each for each in violations if each["impact"] in ("serious", "critical")]
         found[title] = [(each["id"], node["html"]) for each in serious for node in each["nodes"]]
     assert not any(found.values()), found
 
 
-def test_on_a_phone_every_tab_can_be_reached_and_nothing_is_cut_off(page: Page, explorer):
+def test_on_a_phone_every_tab_can_be_reached_and_nothing_is_cut_off(page: Page, app):
     page.set_viewport_size({"width": 390, "height": 800})
-    wide = {
-        title: page.evaluate("document.documentElement.scrollWidth") for title in open_tabs(page, explorer)
-    }
+    wide = {title: page.evaluate("document.documentElement.scrollWidth") for title in open_tabs(page, app)}
     assert set(wide.values()) == {390}, wide
 
 
@@ -355,8 +353,8 @@ def test_two_runs_stand_side_by_side_with_the_same_token(page: Page):
     page.locator("#beside").wait_for(state="hidden")
 
 
-def test_every_question_opens_the_tab_that_answers_it(page: Page, explorer):
-    for question, address in explorer.QUESTIONS.items():
+def test_every_question_opens_the_tab_that_answers_it(page: Page, app):
+    for question, address in app.QUESTIONS.items():
         page.get_by_role("link", name=question).click()
         tab = page.locator("[role=tab][aria-selected=true]")
         expect(tab).to_have_text(re.compile(address.removeprefix("?tab="), re.IGNORECASE))

@@ -28,16 +28,16 @@ from gear_studio.places import ZOO
 
 
 @pytest.mark.parametrize("grid", [4, 8, 12, 16])
-def test_on_another_grid_the_token_is_the_one_in_the_same_place(explorer, grid):
+def test_on_another_grid_the_token_is_the_one_in_the_same_place(app, grid):
     components = sys.modules["components"]
     clicked = components.clicked_place(gr.SelectData(None, {"index": [330, 90], "value": None}))
     (row, column), size = divmod(components.token_at(clicked, grid), grid), components.SIDE / grid
     assert row * size <= 90 < (row + 1) * size and column * size <= 330 < (column + 1) * size
 
 
-def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest.MonkeyPatch):
-    runs = explorer.RunsOnOffer(None)
-    background = explorer.Background(runs)
+def test_a_layout_whose_process_died_is_made_again(app, monkeypatch: pytest.MonkeyPatch):
+    runs = app.RunsOnOffer(None)
+    background = app.Background(runs)
     monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.take)
     died = background._process.submit(os._exit, 1)
     assert isinstance(died.exception(60), BrokenProcessPool)
@@ -50,8 +50,8 @@ def test_a_layout_whose_process_died_is_made_again(explorer, monkeypatch: pytest
     np.testing.assert_array_equal(laid_out, codebook.flatten()[:1024])
 
 
-def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.MonkeyPatch):
-    runs = explorer.RunsOnOffer(None)
+def test_models_used_longest_ago_leave_memory(app, monkeypatch: pytest.MonkeyPatch):
+    runs = app.RunsOnOffer(None)
     monkeypatch.setattr(sys.modules["runs_on_offer"], "LIMIT", 1)
     picture = Picture(pictures_of_source("shapes"))
     first = runs.view("gear", picture).indices
@@ -62,10 +62,10 @@ def test_models_used_longest_ago_leave_memory(explorer, monkeypatch: pytest.Monk
     assert "tokenizer" not in vars(runs["warmup"])
 
 
-def test_the_class_of_any_run_can_be_asked_for(explorer):
+def test_the_class_of_any_run_can_be_asked_for(app):
     """Also by who asks the API, whose list of classes is that of the run the page opens with."""
-    runs = explorer.RunsOnOffer(None)
-    parts = explorer.build(runs, explorer.Background(runs)).blocks.values()
+    runs = app.RunsOnOffer(None)
+    parts = app.build(runs, app.Background(runs)).blocks.values()
     (label,) = (part for part in parts if getattr(part, "elem_id", None) == "class")
     assert label.preprocess("tabby") == "tabby"
     name = runs.generators[0]
@@ -74,21 +74,21 @@ def test_the_class_of_any_run_can_be_asked_for(explorer):
         next(asked)
 
 
-def test_a_damaged_run_is_named_among_those_that_are_not_offered(explorer, tmp_path: Path):
+def test_a_damaged_run_is_named_among_those_that_are_not_offered(app, tmp_path: Path):
     shutil.copytree(ZOO / "gear", tmp_path / "good")
     for name, content in {"null": "null", "alone": '{"stage": "generator", "parent": "alone"}'}.items():
         (tmp_path / name / "generator").mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(content)
     (tmp_path / "pipe").mkdir()
     hostile.pipe(tmp_path / "pipe" / "config.json")
-    runs = explorer.RunsOnOffer(tmp_path)
+    runs = app.RunsOnOffer(tmp_path)
     assert "good" in runs.names and runs.lacking.keys() == {"null", "alone", "pipe"}
     assert "holds no JSON object; the file is damaged" in runs.lacking["null"]
     assert f"null: {runs.lacking['null']}" in html.unescape(sys.modules["open_tab"].list_runs(runs))
 
 
-def test_a_teacher_that_is_being_downloaded_stops_no_tab(explorer, monkeypatch: pytest.MonkeyPatch):
-    runs, began, there = explorer.RunsOnOffer(None), threading.Event(), threading.Event()
+def test_a_teacher_that_is_being_downloaded_stops_no_tab(app, monkeypatch: pytest.MonkeyPatch):
+    runs, began, there = app.RunsOnOffer(None), threading.Event(), threading.Event()
 
     def download(*_) -> Teacher:
         began.set()
@@ -108,10 +108,10 @@ def test_a_teacher_that_is_being_downloaded_stops_no_tab(explorer, monkeypatch: 
         assert teacher.result(60).dim == 32
 
 
-def test_a_host_leaves_out_what_reads_its_files(explorer):
-    runs = explorer.RunsOnOffer(None)
+def test_a_host_leaves_out_what_reads_its_files(app):
+    runs = app.RunsOnOffer(None)
     for read_only in (False, True):
-        demo = explorer.build(runs, explorer.Background(runs), read_only)
+        demo = app.build(runs, app.Background(runs), read_only)
         names = {dependency["api_name"] for dependency in demo.config["dependencies"]}
         assert "sample" in names
         for tab in ("open", "train", "train_study"):
@@ -120,10 +120,10 @@ def test_a_host_leaves_out_what_reads_its_files(explorer):
         assert teacher.allow_custom_value == (not read_only)
 
 
-def test_a_teacher_s_file_is_taken_instead_of_a_download(explorer, tmp_path: Path):
+def test_a_teacher_s_file_is_taken_instead_of_a_download(app, explorer, tmp_path: Path):
     torch.save(timm_encoder(timm_name("dinov2-s")).state_dict(), tmp_path / "dino.pth")
     weights = explorer.read_weights([f"dinov2-s={tmp_path / 'dino.pth'}"])
-    background = explorer.Background(explorer.RunsOnOffer(None), weights=weights)
+    background = app.Background(app.RunsOnOffer(None), weights=weights)
     teacher = background.teacher("gear", "dinov2-s").result(120)
     assert teacher.note.startswith("vit_small") and "weights of dino.pth" in teacher.note
     for wrong in ("dinov2-s", f"dinov2-s={tmp_path / 'none.pth'}"):
@@ -136,8 +136,8 @@ def test_a_folder_without_pictures_is_named(explorer, tmp_path: Path):
         explorer.main(explorer.Options(pictures=tmp_path))
 
 
-def test_every_tab_is_in_the_page(explorer):
-    assert {tab.__name__ for tab in explorer.TABS} == {path.stem for path in APPS.glob("*_tab.py")}
+def test_every_tab_is_in_the_page(app):
+    assert {tab.__name__ for tab in app.TABS} == {path.stem for path in APPS.glob("*_tab.py")}
 
 
 def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
@@ -145,7 +145,7 @@ def test_a_folder_without_runs_is_named(explorer, tmp_path: Path):
         explorer.main(explorer.Options(runs=tmp_path))
 
 
-def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypatch: pytest.MonkeyPatch):
+def test_a_page_that_is_slow_at_first_is_served_all_the_same(app, explorer, monkeypatch: pytest.MonkeyPatch):
     """Gradio's launch may ask for the page itself and give up after three seconds."""
 
     def late(url: str, **_):
@@ -160,13 +160,13 @@ def test_a_page_that_is_slow_at_first_is_served_all_the_same(explorer, monkeypat
     visited = []
     monkeypatch.setattr(httpx, "head", late)
     monkeypatch.setattr(gr.Blocks, "block_thread", visit)
-    monkeypatch.setattr(explorer.Background, "warm_up", lambda *_: None)
+    monkeypatch.setattr(app.Background, "warm_up", lambda *_: None)
     folder = os.environ.get("GEAR_EXPLORER_RUNS")
     explorer.main(explorer.Options(runs=folder and Path(folder)))
     assert visited
 
 
-def test_only_those_in_the_file_may_enter(explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_those_in_the_file_may_enter(app, explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def visit(demo: gr.Blocks):
         with httpx.Client(base_url=demo.local_url, timeout=PATIENCE / 1000) as visitor:
             seen.append(visitor.get("config").status_code)
@@ -178,7 +178,7 @@ def test_only_those_in_the_file_may_enter(explorer, tmp_path: Path, monkeypatch:
     file, seen = tmp_path / "visitors", []
     file.write_text("grace:hopper\n\nada:se:cret\n")
     monkeypatch.setattr(gr.Blocks, "block_thread", visit)
-    monkeypatch.setattr(explorer.Background, "warm_up", lambda *_: None)
+    monkeypatch.setattr(app.Background, "warm_up", lambda *_: None)
     explorer.main(explorer.Options(auth=file))
     assert seen == [401, 401, 200]
     for text, said in (
@@ -204,7 +204,7 @@ def test_a_taken_port_is_named(explorer):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
 
 
-def test_what_was_drawn_once_is_not_drawn_again(explorer, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_drawn_once_is_not_drawn_again(app, monkeypatch: pytest.MonkeyPatch):
     faults, drawn = sys.modules["gradio_faults"], []
     utils = faults.processing_utils
     monkeypatch.setattr(utils, "encode_plot_to_base64", utils.encode_plot_to_base64)
@@ -218,7 +218,7 @@ def test_what_was_drawn_once_is_not_drawn_again(explorer, monkeypatch: pytest.Mo
     assert plot.postprocess(Figure(figsize=(2, 1))).plot != first
 
 
-def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(explorer, monkeypatch: pytest.MonkeyPatch):
+def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(app, monkeypatch: pytest.MonkeyPatch):
     faults, worked_out = sys.modules["gradio_faults"], []
     kinds = faults.data_classes.GradioModel, faults.data_classes.GradioRootModel
     told = {kind: kind().api_info() for kind in (gr.Gallery, gr.Image, gr.Plot)}
@@ -232,9 +232,9 @@ def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(explorer, mon
     assert len(worked_out) == len(set(worked_out)) == len(told)
 
 
-def test_a_click_first_ends_what_is_still_being_filled(explorer):
+def test_a_click_first_ends_what_is_still_being_filled(app):
     """Else what is on its way to the page would come after the answer to the click, and stay."""
-    demo = explorer.build(runs := explorer.RunsOnOffer(None), explorer.Background(runs))
+    demo = app.build(runs := app.RunsOnOffer(None), app.Background(runs))
     ids = {getattr(block, "elem_id", None): number for number, block in demo.blocks.items()}
     for square in ("indices", "teacher-pca", "features-cells"):
         first, then = (
@@ -247,8 +247,8 @@ def test_a_click_first_ends_what_is_still_being_filled(explorer):
         assert not then["cancels"] and then["outputs"] == demo.config["dependencies"][filling]["outputs"]
 
 
-def test_models_and_trainings_of_the_page_are_where_it_was_told(explorer):
-    runs = explorer.RunsOnOffer(None, "cpu")
-    assert runs.device == torch.device("cpu") and explorer.Background(runs).trainings.device == "cpu"
+def test_models_and_trainings_of_the_page_are_where_it_was_told(app):
+    runs = app.RunsOnOffer(None, "cpu")
+    assert runs.device == torch.device("cpu") and app.Background(runs).trainings.device == "cpu"
     with pytest.raises(ValueError, match="device 'moon' is not to be had here"):
-        explorer.RunsOnOffer(None, "moon")
+        app.RunsOnOffer(None, "moon")

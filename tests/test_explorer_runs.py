@@ -123,11 +123,11 @@ def test_html_in_files_and_prompts_is_shown_as_text(
 
 
 def test_html_in_a_teachers_note_and_a_class_is_shown_as_text(
-    explorer, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
+    app, hostile_runs: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    tab, runs = explorer.alignment_tab, explorer.RunsOnOffer(hostile_runs)
+    tab, runs = app.alignment_tab, app.RunsOnOffer(hostile_runs)
     own = sys.modules["background"].OWN_TEACHER
-    background = explorer.Background(runs)
+    background = app.Background(runs)
     name = f"generator {HOSTILE}"
     monkeypatch.setattr(Picture, "class_number", lambda *_: 0)
     monkeypatch.setattr(runs.teacher(name), "note", HOSTILE)

@@ -16,8 +16,8 @@ from gear_studio.looking.by_block import ByBlock, Patches
 from gear_studio.looking.pictures import Picture, pictures_of_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps"))
+import app  # noqa: E402
 import background as background_module  # noqa: E402
-import explorer  # noqa: E402
 import features_look  # noqa: E402
 from background import OWN_TEACHER, Background, PatchMap  # noqa: E402
 from features_look import AT_TAP, Line, Look, Measures, draw_chosen, draw_map  # noqa: E402
@@ -150,6 +150,6 @@ def test_chosen_patches_are_framed_in_their_pictures_those_with_most_first(laid)
 
 
 def test_the_tab_stands_between_alignment_and_edit(background):
-    titles = [tab.TITLE for tab in explorer.TABS]
+    titles = [tab.TITLE for tab in app.TABS]
     assert titles[titles.index("Features") - 1 :][:3] == ["Alignment", "Features", "Edit"]
-    assert isinstance(explorer.build(background.runs, background), gr.Blocks)
+    assert isinstance(app.build(background.runs, background), gr.Blocks)

@@ -76,7 +76,7 @@ smoke = ["--budget", "smoke", "--steps", "1", "--batch-size", "2", "--set", "val
 cli.run(["train", "shapes", "--stage", "generator", "--parent", "gear", *smoke])
 try: cli.run(["explorer", "--runs", "nowhere"])
 except SystemExit as end: print(end)
-print(sys.modules["gear_studio"].__file__, sys.modules["explorer"].CSS, sys.modules["explorer"].CSS.is_file())
+print(sys.modules["gear_studio"].__file__, sys.modules["app"].CSS, sys.modules["app"].CSS.is_file())
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
