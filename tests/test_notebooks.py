@@ -35,8 +35,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 
 
-HASTE = """# Fewer draws for intervals, fewer rows for probes, no UMAP, which compiles for 20 s: what is tested is
-# that everything runs.
+HASTE = """# Fewer draws for intervals, fewer rows for probes, and no UMAP, which compiles for 20 s: what is
+# tested is that everything runs.
 import torch
 from gear_studio.analysis import features, probes, similarity
 features.umap_layout = lambda x, seed: torch.pca_lowrank(torch.as_tensor(x), 2)[0].numpy()
