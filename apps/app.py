@@ -24,7 +24,6 @@ import train_tab
 from background import Background
 from gradio_faults import (
     cancel_what_has_no_number,
-    draw_charts_once,
     keep_streams_open,
     say_what_is_refused,
     work_out_schemas_once,
@@ -95,7 +94,6 @@ def serve(background: Background, options: "Options", visitors: list[tuple[str, 
     theme.set(input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400")
     demo.queue(default_concurrency_limit=CONCURRENCY)
     cancel_what_has_no_number()
-    draw_charts_once()
     work_out_schemas_once()
     keep_streams_open(demo)
     say_what_is_refused(demo)

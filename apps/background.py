@@ -1,10 +1,11 @@
 """Work beside the app, each piece made once and kept for all visitors: surveys and layouts of codebooks,
 teachers, likenesses.
 
-The page shows what it has until a piece is done. A layout takes many seconds: one process of low priority
-makes them.
+The page shows what it has until a piece is done. A layout takes many seconds, most of them to compile UMAP:
+one process of low priority makes them, and they are kept in the user's cache.
 """
 
+import hashlib
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Lock, Thread
@@ -25,10 +27,12 @@ from runs_on_offer import RunsOnOffer
 from gear_studio.analysis import codes
 from gear_studio.analysis.features import umap_layout
 from gear_studio.errors import UserError
+from gear_studio.files import atomic
 from gear_studio.looking.by_block import ByBlock, Patches, grow_by_block
 from gear_studio.looking.likeness import Likeness, compare
 from gear_studio.looking.pictures import SMALL, SourcePictures
 from gear_studio.models.teachers import Teacher
+from gear_studio.places import cache_folder
 from gear_studio.runs import Run
 from gear_studio.training.queue import Queue, is_finished
 
@@ -189,7 +193,7 @@ class Background:
         codebook = self.runs.tokenizer(name).quantizer.codebook.detach().float().cpu().numpy()
         with self._ordering:  # meanwhile another visitor may have begun it
             if not (future := find()):
-                future = self._work[key] = self._submit(codes.code_layout, codebook, survey.counts.numpy())
+                future = self._work[key] = self._lay_out(codes.code_layout, codebook, survey.counts.numpy())
             return future
 
     def patch_map(
@@ -202,7 +206,7 @@ class Background:
             patches = self.by_block(name, pictures, asked, teacher).result().patches
             assert patches is not None  # measures over all pictures have them
             with self._ordering:
-                layout = self._submit(umap_layout, patches.features[place].numpy())
+                layout = self._lay_out(umap_layout, patches.features[place].numpy())
             return PatchMap(patches, layout.result())
 
         return self._begin(("patch map", place, *_by_block_key(name, pictures, asked, teacher)), work)
@@ -237,6 +241,24 @@ class Background:
         Thread(target=run, daemon=True).start()
         return future
 
+    def _lay_out(self, function: Callable[..., np.ndarray], *given: np.ndarray) -> "Future[np.ndarray]":
+        """What a function lays out, as it was kept, or made and kept."""
+        file = _kept_at(function, *given)
+        layout: Future[np.ndarray] = Future()
+        with suppress(OSError, EOFError, ValueError):  # not there, or damaged: it is made
+            layout.set_result(np.load(file))
+            return layout
+        layout = self._submit(function, *given)
+
+        def keep(made: "Future[np.ndarray]") -> None:
+            with suppress(OSError):  # a full disk keeps nothing
+                if not made.exception():
+                    with atomic(file) as temporary, temporary.open("wb") as opened:
+                        np.save(opened, made.result())
+
+        layout.add_done_callback(keep)
+        return layout
+
     def _submit(self, function: Callable[..., Any], *given: Any) -> Future:
         """Have the process of low priority do it; another one where that has died."""
         try:
@@ -260,6 +282,14 @@ def pictures_measured(image_size: int) -> int:
 
 def _by_block_key(name: str, pictures: SourcePictures, asked: str, teacher: Teacher | None) -> tuple:
     return "by block", name, pictures.key, asked, teacher is None
+
+
+def _kept_at(function: Callable, *given: np.ndarray) -> Path:
+    """The file of what this function lays out of these, by this release of UMAP."""
+    digest = hashlib.sha256(f"{function.__name__} {version('umap-learn')}".encode())
+    for array in given:
+        digest.update(f"{array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return cache_folder("layouts") / f"{digest.hexdigest()}.npy"
 
 
 def _start_pool() -> ProcessPoolExecutor:

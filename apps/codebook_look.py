@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from functools import lru_cache
 
 import gradio as gr
 import numpy as np
@@ -20,6 +21,17 @@ from gear_studio.looking.pictures import SourcePictures
 from gear_studio.looking.view import View
 
 Edits = Mapping[int, int]  # token -> its new code
+KEPT = 16  # charts that are drawn once, for codes to be pointed out; some MB each
+
+
+@lru_cache(KEPT)
+def _usage_of(survey: Survey) -> plots.PointedOut:
+    return plots.PointedOut.usage(survey.counts)
+
+
+@lru_cache(KEPT)
+def _map_of(layout: Future[np.ndarray], survey: Survey) -> plots.PointedOut:
+    return plots.PointedOut.map(layout.result(), survey.counts, survey.colors, "UMAP")
 
 
 class Surveyed:
@@ -153,6 +165,17 @@ class Look:
             f"{used:,} of {len(counts):,} codes used; perplexity {perplexity:,.0f} "
             f"(it would be {len(counts):,} if all were used alike)"
         )
+
+    def usage_chart(self, code: int) -> Image | None:
+        """How often the survey found each code, with one pointed out; None without a survey."""
+        return _usage_of(self.survey).draw(code) if self.survey else None
+
+    def code_map(self, code: int) -> Image | None:
+        """The codes laid out, with one pointed out; None while there is no layout."""
+        layout = self.layout
+        if not (self.survey and layout and layout.done()) or layout.exception():
+            return None
+        return _map_of(layout, self.survey).draw(code)
 
     @property
     def typical(self) -> str:

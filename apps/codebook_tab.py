@@ -21,6 +21,7 @@ from components import (
     heading,
     panel,
     released,
+    sheet,
     square,
     status,
     token_at,
@@ -151,18 +152,15 @@ def build(page: Page) -> None:
             difference_scale = gr.HTML(padding=False)
         with gr.Column():
             gallery_text = gr.HTML(padding=False)
-            gallery = gr.Image(
-                show_label=False, interactive=False, format="png", buttons=[], elem_id="gallery",
-                elem_classes="sheet", alt_text="Patches that use the code",
-            )  # fmt: skip
+            gallery = sheet("gallery", "Patches that use the code")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             usage_title = gr.HTML(padding=False)
-            usage = gr.Plot(show_label=False, elem_id="usage", format="png")
+            usage = sheet("usage", "How often each code is used, most used first; the token's code marked")
             usage_text = gr.HTML(padding=False)
         with gr.Column(scale=3, min_width=320):
             layout_text = gr.HTML(padding=False)
-            layout = gr.Plot(show_label=False, elem_id="layout", format="png")
+            layout = sheet("layout", "The codes laid out by UMAP; the token's code marked")
     waiting = gr.Timer(1, active=False)
     known = gr.State(())
 
@@ -339,22 +337,21 @@ def build(page: Page) -> None:
         if seen.survey is None:
             updates |= {usage_title: heading("Usage", seen.survey_note), usage: None, usage_text: ""}
             return updates | {layout_text: heading("UMAP", seen.survey_note), layout: None}
-        counts, current, planned = seen.survey.counts, seen.current_code(asked.edits), seen.layout
+        current, planned = seen.current_code(asked.edits), seen.layout
         so_far = "" if seen.surveyed else " so far"
-        chart, note = None, "still being computed; it appears here by itself"
+        note = "still being computed; it appears here by itself"
         if planned and planned.done() and planned.exception():
             note = f"cannot be computed: {planned.exception()}"
         elif planned and planned.done():
             note = "of the L2-normalised codes that the survey found in use, by cosine distance"
-            chart = plots.code_map(planned.result(), counts, seen.colors, "UMAP", current)
         return updates | {
             **maps.draw_indices(seen),
             table: seen.token_table(asked.tau),
             usage_title: heading("Usage", f"of {seen.pictures_said}{so_far}"),
-            usage: plots.usage_histogram(counts, current),
+            usage: seen.usage_chart(current),
             usage_text: div("note", seen.usage_said),
             layout_text: heading("UMAP", note),
-            layout: chart,
+            layout: seen.code_map(current),
         }
 
     views = page.add_views(

@@ -24,7 +24,10 @@ def write_pictures_once() -> None:
     also while a browser reads them, which then shows none."""
 
     def save(image: Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-        content = _once(image, format, processing_utils.encode_pil_to_bytes)
+        kept = vars(image).setdefault("_encoded", {})  # the last answer of `Views` gives all again
+        if format not in kept:
+            kept[format] = processing_utils.encode_pil_to_bytes(image, format)
+        content = kept[format]
         path = Path(cache_dir).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.{format}"
         if path.exists():
             path.touch()  # files are deleted by age
@@ -34,23 +37,6 @@ def write_pictures_once() -> None:
         return str(path)
 
     processing_utils.save_pil_to_cache = save
-
-
-def draw_charts_once() -> None:
-    """Have Gradio draw a chart once. To be called before the launch.
-
-    By itself it does so each time it is given the same Figure, and the last answer of `Views` gives all
-    again."""
-    encode = processing_utils.encode_plot_to_base64
-    processing_utils.encode_plot_to_base64 = lambda plt, format="png": _once(plt, format, encode)
-
-
-def _once(drawn: Any, format: str, encode: Callable[[Any, str], Any]) -> Any:
-    """What `encode` makes of something drawn, which keeps it."""
-    kept = vars(drawn).setdefault("_encoded", {})
-    if format not in kept:
-        kept[format] = encode(drawn, format)
-    return kept[format]
 
 
 def work_out_schemas_once() -> None:

@@ -140,7 +140,7 @@ def marked(page: Page, selector: str, row: int, column: int) -> np.ndarray:
     for _ in range(PATIENCE // 100):
         shown = pixels(page, selector)
         cell = shown.shape[0] // 8
-        if (shown[row * cell, column * cell : (column + 1) * cell] == 0).all():
+        if (shown[row * cell : (row + 1) * cell, column * cell] == 0).all():  # neighbours' frames touch less
             return shown
         page.wait_for_timeout(100)
     raise AssertionError(f"{selector} does not mark row {row}, column {column}")

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ import pytest
 import tiny
 import torch
 from browsing import APPS, PATIENCE
-from matplotlib.figure import Figure
+from PIL import Image
 
 from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
@@ -35,7 +36,10 @@ def test_on_another_grid_the_token_is_the_one_in_the_same_place(app, grid):
     assert row * size <= 90 < (row + 1) * size and column * size <= 330 < (column + 1) * size
 
 
-def test_a_layout_whose_process_died_is_made_again(app, monkeypatch: pytest.MonkeyPatch):
+def test_a_layout_whose_process_died_is_made_again_and_then_kept(
+    app, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runs = app.RunsOnOffer(None)
     background = app.Background(runs)
     monkeypatch.setattr(sys.modules["background"].codes, "code_layout", np.take)
@@ -48,6 +52,20 @@ def test_a_layout_whose_process_died_is_made_again(app, monkeypatch: pytest.Monk
     laid_out = background.layout("gear", pictures, survey).result(60)
     codebook = runs.tokenizer("gear").quantizer.codebook.detach().numpy()
     np.testing.assert_array_equal(laid_out, codebook.flatten()[:1024])
+    folder = tmp_path / "gear-studio" / "layouts"
+    while not (kept := [*folder.glob("*.npy")]):  # it is told first, and then kept
+        time.sleep(0.01)
+
+    later = app.Background(runs)  # which has no process yet
+    monkeypatch.setattr(later, "_submit", None)
+    again = later.layout("gear", pictures, survey)
+    assert again.done()
+    np.testing.assert_array_equal(again.result(), laid_out)
+    with pytest.raises(TypeError):
+        app.Background._lay_out(later, np.take, codebook, np.arange(3))  # of others nothing is kept
+    kept[0].write_bytes(b"")
+    another = app.Background(runs).layout("gear", pictures, survey).result(60)
+    np.testing.assert_array_equal(another, laid_out)
 
 
 def test_models_used_longest_ago_leave_memory(app, monkeypatch: pytest.MonkeyPatch):
@@ -204,18 +222,18 @@ def test_a_taken_port_is_named(explorer):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
 
 
-def test_what_was_drawn_once_is_not_drawn_again(app, monkeypatch: pytest.MonkeyPatch):
-    faults, drawn = sys.modules["gradio_faults"], []
+def test_what_was_encoded_once_is_not_encoded_again(app, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    faults, encoded = sys.modules["gradio_faults"], []
     utils = faults.processing_utils
-    monkeypatch.setattr(utils, "encode_plot_to_base64", utils.encode_plot_to_base64)
-    faults.draw_charts_once()
-    figure = Figure(figsize=(1, 1))
-    draw = figure.savefig
-    monkeypatch.setattr(figure, "savefig", lambda *given, **more: drawn.append(1) or draw(*given, **more))
-    plot = gr.Plot(format="png")
-    first, again = (plot.postprocess(figure).plot for _ in range(2))
-    assert first == again and first.startswith("data:image/png;base64,") and len(drawn) == 1
-    assert plot.postprocess(Figure(figsize=(2, 1))).plot != first
+    monkeypatch.setattr(utils, "save_pil_to_cache", utils.save_pil_to_cache)
+    encode = utils.encode_pil_to_bytes
+    monkeypatch.setattr(utils, "encode_pil_to_bytes", lambda *given: encoded.append(1) or encode(*given))
+    faults.write_pictures_once()
+    picture = Image.new("RGB", (8, 8), "red")
+    files = [utils.save_pil_to_cache(picture, str(tmp_path), format="png") for _ in range(2)]
+    assert files[0] == files[1] and len(encoded) == 1 and Image.open(files[0]).size == (8, 8)
+    other = utils.save_pil_to_cache(Image.new("RGB", (8, 8), "blue"), str(tmp_path), format="png")
+    assert other != files[0] and len(encoded) == 2
 
 
 def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(app, monkeypatch: pytest.MonkeyPatch):

@@ -604,24 +604,35 @@ def rendered(figure) -> np.ndarray:
     return np.asarray(Image.open(stream).convert("L"))
 
 
-def test_charts_of_a_codebook_render(found):
+def test_charts_of_a_codebook_render_and_point_out_a_code(found):
     layout = np.random.default_rng(0).normal(size=(64, 2))
-    for figure in (
-        plots.usage_histogram(found.counts, chosen=3),
-        plots.code_map(layout, found.counts, found.colors, "UMAP", chosen=3),
+    layout[10:] = np.nan
+    used = int(found.counts.argmax())
+    laid = found.counts, found.colors, "UMAP"
+    for figure, pointed_out, pair in (
+        (plots.usage_histogram(found.counts), plots.PointedOut.usage(found.counts), (used, 12)),
+        (plots.code_map(layout, *laid), plots.PointedOut.map(layout, *laid), (3, 5)),
     ):
         stream = io.BytesIO()
-        figure.savefig(stream, format="png")
-        assert np.asarray(Image.open(stream).convert("L")).std() > 5
-        assert any(text.get_text() == "code 3" for axes in figure.axes for text in axes.texts)
+        figure.savefig(stream, format="png", dpi="figure")
+        plain = np.asarray(Image.open(stream).convert("RGB")).astype(int)
+        first, then, again = (np.asarray(pointed_out.draw(code)).astype(int) for code in (*pair, pair[0]))
+        assert plain.std() > 5 and plain.shape == first.shape and np.array_equal(first, again)
+        marked = np.abs(first - plain).max(-1) > 40
+        assert 50 < marked.sum() < 0.02 * marked.size  # a mark and a word, all else in its place
+        assert (first[marked] - first[marked].min(-1, keepdims=True))[:, 0].max() > 150  # vermilion
+        assert (first != then).any()
 
 
 def test_codes_that_are_not_laid_out_are_left_out_of_the_chart(found):
     layout = np.random.default_rng(0).normal(size=(64, 2))
     layout[10:] = np.nan
-    figure = plots.code_map(layout, found.counts, found.colors, "UMAP", chosen=12)
+    laid = layout, found.counts, found.colors, "UMAP"
+    figure, pointed_out = plots.code_map(*laid), plots.PointedOut.map(*laid)
     assert [len(axes.collections[0].get_offsets()) for axes in figure.axes[:2]] == [10, 10]
-    assert not any(axes.texts for axes in figure.axes)
+    absent = np.asarray(pointed_out.draw(12))
+    assert np.array_equal(absent, np.asarray(pointed_out.draw(13)))
+    assert (absent != np.asarray(pointed_out.draw(3))).any()
 
 
 def test_maps_have_one_crisp_cell_a_token():

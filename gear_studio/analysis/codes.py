@@ -21,7 +21,7 @@ from gear_studio.errors import InputError
 from gear_studio.models.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Survey:
     """What a tokenizer did with n pictures, on the CPU.
 

@@ -2,6 +2,7 @@
 
     style.py    colours, typeface and settings that all share
     charts.py   measures against steps, seeds, blocks and temperatures
+    codes.py    a codebook's use and layout
     maps.py     one picture's tokens and patches
     sheets.py   many pictures
 
@@ -17,7 +18,6 @@ from gear_studio.plots.charts import (
     against_tau,
     attention_mask,
     by_seed,
-    code_map,
     convergence,
     curves,
     encoded_caption,
@@ -29,8 +29,8 @@ from gear_studio.plots.charts import (
     speed_ups,
     speed_ups_by_level,
     token_codes,
-    usage_histogram,
 )
+from gear_studio.plots.codes import PointedOut, code_map, usage_histogram
 from gear_studio.plots.maps import (
     colored,
     enlarge,
@@ -66,6 +66,7 @@ from gear_studio.plots.style import (
 )
 
 __all__ = [
+    "PointedOut",
     "DASHES",
     "GREYS",
     "INK",

@@ -2,7 +2,8 @@
 
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,19 @@ STYLE: dict[Any, Any] = {
 _style = threading.Lock()  # matplotlib has one set of settings a process, not one a thread
 
 
+@contextmanager
+def in_style() -> Iterator[None]:
+    """Around drawing: in the house style."""
+    with _style, matplotlib.rc_context(STYLE):
+        yield
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorate a function that draws a figure: it then draws in the house style."""
 
     @wraps(draw)
     def inside(*args, **settings) -> Figure:
-        with _style, matplotlib.rc_context(STYLE):
+        with in_style():
             return draw(*args, **settings)
 
     return inside
