@@ -25,6 +25,7 @@ from background import Background
 from gradio_faults import (
     cancel_what_has_no_number,
     keep_streams_open,
+    pass_over_what_is_not_named,
     say_what_is_refused,
     work_out_schemas_once,
     write_pictures_once,
@@ -96,6 +97,7 @@ def serve(background: Background, options: "Options", visitors: list[tuple[str, 
     cancel_what_has_no_number()
     work_out_schemas_once()
     keep_streams_open(demo)
+    pass_over_what_is_not_named(demo)
     say_what_is_refused(demo)
     try:
         demo.launch(

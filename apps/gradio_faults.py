@@ -58,6 +58,31 @@ def work_out_schemas_once() -> None:
         model.model_json_schema = classmethod(schema)  # type: ignore[method-assign,assignment]
 
 
+def pass_over_what_is_not_named(demo: gr.Blocks) -> None:
+    """Have Gradio leave the components alone that an answer, a dictionary, does not name. To be called before
+    the launch.
+
+    By itself it builds each of them anew to say nothing of it, half of the time of a view."""
+    postprocess = demo.postprocess_data
+
+    async def only_named(block_fn: Any, predictions: Any, state: Any) -> list:
+        said = {}
+        if isinstance(predictions, dict) and not block_fn.batch:
+            said = {key._id: value for key, value in predictions.items() if isinstance(key, gr.blocks.Block)}
+        named = [each for each in block_fn.outputs if each._id in said]
+        if not named or len(named) < len(predictions) or len(named) == len(block_fn.outputs):
+            return await postprocess(block_fn, predictions, state)
+        fewer = copy.copy(block_fn)
+        fewer.outputs = named
+        values = [said[each._id] for each in named]
+        answers = await postprocess(fewer, values if len(named) > 1 else values[0], state)
+        whole = dict(zip((each._id for each in named), answers, strict=True))
+        unsaid = {each._id: None if each.stateful else gr.skip() for each in block_fn.outputs}
+        return [*(unsaid | whole).values()]
+
+    demo.postprocess_data = only_named  # type: ignore[method-assign]
+
+
 def keep_streams_open(demo: gr.Blocks) -> None:
     """Leave the stream of answers to a page open until the page is closed. To be called before the launch.
 

@@ -1,5 +1,6 @@
 """The explorer's parts without a browser: its options, what it keeps, and what it offers."""
 
+import asyncio
 import html
 import os
 import shutil
@@ -20,6 +21,7 @@ import pytest
 import tiny
 import torch
 from browsing import APPS, PATIENCE
+from gradio.state_holder import SessionState
 from PIL import Image
 
 from gear_studio.analysis.codes import Survey
@@ -248,6 +250,46 @@ def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(app, monkeypa
     for _ in range(2):
         assert {kind: kind().api_info() for kind in told} == told
     assert len(worked_out) == len(set(worked_out)) == len(told)
+
+
+def test_what_an_answer_does_not_name_is_left_alone_and_all_else_is_said_as_ever(
+    app, monkeypatch: pytest.MonkeyPatch
+):
+    with gr.Blocks() as demo:
+        outputs = [gr.HTML(), gr.State(0), gr.Number(), gr.Timer(1, active=False), gr.Row()]
+        gr.Button().click(lambda: None, None, outputs)
+    said, kept, number, timer, row = outputs
+    (event,) = demo.fns.values()
+    answers = [
+        {said: "<b>a</b>"},
+        {kept: 3},
+        {number: gr.Number(4, label="four"), row: gr.Row(visible=False)},
+        {timer: gr.Timer(active=True), said: gr.skip(), kept: 5},
+        dict(zip(outputs, ["b", 6, 7.0, gr.skip(), gr.skip()], strict=True)),
+        gr.skip(),
+        ["c", 8, 9.0, gr.skip(), gr.skip()],
+    ]
+
+    nothing = gr.skip()
+    nothing_of_html = {"props": nothing, **nothing}
+
+    def give_all() -> tuple[list, list]:
+        state = SessionState(demo)
+        given = [asyncio.run(demo.postprocess_data(event, answer, state)) for answer in answers]
+        given = [[nothing if each == nothing_of_html else each for each in row] for row in given]
+        return given, [state[kept._id], state[number._id].label]
+
+    expected = give_all()
+    sys.modules["gradio_faults"].pass_over_what_is_not_named(demo)
+    assert give_all() == expected and expected[1] == [8, "four"]
+    built, state = [], SessionState(demo)
+    monkeypatch.setattr(state, "_update_config", built.append)
+    asyncio.run(demo.postprocess_data(event, {said: "d"}, state))
+    assert built == []
+    asyncio.run(demo.postprocess_data(event, {number: gr.Number(label="five")}, state))
+    assert built == [number._id]
+    with pytest.raises(ValueError, match="not specified as output"):
+        asyncio.run(demo.postprocess_data(event, {gr.HTML(render=False): "e", said: "f"}, state))
 
 
 def test_a_click_first_ends_what_is_still_being_filled(app):
