@@ -27,6 +27,7 @@ from gradio_faults import (
     keep_streams_open,
     pass_over_what_is_not_named,
     say_what_is_refused,
+    send_values_whole,
     work_out_schemas_once,
     write_pictures_once,
 )
@@ -96,6 +97,7 @@ def serve(background: Background, options: "Options", visitors: list[tuple[str, 
     demo.queue(default_concurrency_limit=CONCURRENCY)
     cancel_what_has_no_number()
     work_out_schemas_once()
+    send_values_whole()
     keep_streams_open(demo)
     pass_over_what_is_not_named(demo)
     say_what_is_refused(demo)

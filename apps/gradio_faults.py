@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 import gradio as gr
 from components import polite
-from gradio import data_classes, processing_utils, routes
+from gradio import data_classes, processing_utils, routes, utils
 from PIL.Image import Image
 from pydantic import BeforeValidator
 
@@ -81,6 +81,18 @@ def pass_over_what_is_not_named(demo: gr.Blocks) -> None:
         return [*(unsaid | whole).values()]
 
     demo.postprocess_data = only_named  # type: ignore[method-assign]
+
+
+def send_values_whole() -> None:
+    """Have Gradio send a value that has changed whole. To be called before the launch.
+
+    By itself it sends what to change in the last one, and the page changes that in place: where two answers
+    come close together, a picture of the first is taken apart before it is shown."""
+
+    def diff(old: Any, new: Any) -> list:
+        return [] if old == new else [["replace", [], new]]
+
+    utils.diff = diff
 
 
 def keep_streams_open(demo: gr.Blocks) -> None:

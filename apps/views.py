@@ -90,23 +90,34 @@ class Views:
 
         self._listen(shown.select, answer, self.inputs)
 
-    def _listen(self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list) -> None:
+    def _listen(
+        self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list, more: Sequence = ()
+    ) -> None:
         # A ticket that has run out stops what is still to be drawn, but not what is on its way to the page.
         event(None, cancels=[self._filling])
-        self.cancelled.append(event(answer, inputs, self.outputs, **OVERTAKEN))
+        self.cancelled.append(event(answer, inputs, [*self.outputs, *more], **OVERTAKEN))
 
     def on_arrows(self, grid_of: Callable[[Any], int]) -> None:
         """Draw at once at the next token in the direction of an arrow key; see explorer.js. grid_of: tokens a
         side of what is asked for."""
         keys = gr.Textbox(elem_id=f"{self.place.lower()}-keys", visible="hidden", container=False)
 
-        def move(asked: Any, pressed: str) -> Any:
-            grid, (across, down) = grid_of(asked), STEPS.get(pressed.partition(" ")[0], (0, 0))
+        def answer(request: gr.Request, pressed: str, *values: Any) -> Iterator[dict]:
+            with polite():
+                asked = self.ask(*values)
+                grid = grid_of(asked)
             row, column = divmod(token_at(asked.place, grid), grid)
-            row, column = (min(max(at, 0), grid - 1) for at in (row + down, column + across))
-            return dataclasses.replace(asked, place=((column + 0.5) / grid, (row + 0.5) / grid))
+            for across, down in (STEPS[key] for key in pressed.split() if key in STEPS):
+                row, column = (min(max(at, 0), grid - 1) for at in (row + down, column + across))
+            asked = dataclasses.replace(asked, place=((column + 0.5) / grid, (row + 0.5) / grid))
+            taken: dict = {keys: ""}  # until then the page holds back what is pressed next
+            for updates in self._draw_at_once(request, asked):
+                yield taken | updates
+                taken = {}
+            if taken:
+                yield taken
 
-        self.on(keys.change, move, [keys])
+        self._listen(keys.input, answer, [keys, *self.inputs], [keys])
 
     def follow(self, timer: gr.Timer, known: gr.State, catch_up: Callable[[Any, Any], dict]) -> None:
         """Have `catch_up` add to the views at every tick. known: what it was told the last time."""
@@ -132,14 +143,10 @@ class Views:
         }
         try:
             with polite():
-                shown: dict = {}
                 for updates in self.steps(asked):
                     if not ticket.valid:
                         return
-                    shown |= updates
                     yield updates
-            if ticket.valid:
-                yield shown  # again: Gradio may lose what reaches a view while it is put into the page
         except gr.Error:
             yield {self.state_line: status("This cannot be shown; the message says why.", done=True)}
             raise

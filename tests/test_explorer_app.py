@@ -22,6 +22,7 @@ import tiny
 import torch
 from browsing import APPS, PATIENCE
 from gradio.state_holder import SessionState
+from gradio_client.utils import apply_diff
 from PIL import Image
 
 from gear_studio.analysis.codes import Survey
@@ -290,6 +291,19 @@ def test_what_an_answer_does_not_name_is_left_alone_and_all_else_is_said_as_ever
     assert built == [number._id]
     with pytest.raises(ValueError, match="not specified as output"):
         asyncio.run(demo.postprocess_data(event, {gr.HTML(render=False): "e", said: "f"}, state))
+
+
+def test_a_value_is_never_changed_in_place(app, monkeypatch: pytest.MonkeyPatch):
+    """The page would change the picture that it has not shown yet."""
+    faults = sys.modules["gradio_faults"]
+    monkeypatch.setattr(faults.utils, "diff", faults.utils.diff)
+    picture, other, nothing = {"path": "a", "url": "b"}, {"path": "c", "url": "b"}, gr.skip()
+    assert any(path for _, path, _ in faults.utils.diff(picture, nothing))  # else this is no fault any more
+    faults.send_values_whole()
+    for old, new in ((picture, nothing), (picture, other), ("a", "ab"), ([1, 2], [1]), (nothing, picture)):
+        assert apply_diff(old, edits := faults.utils.diff(old, new)) == new
+        assert [path for _, path, _ in edits] == [[]]
+    assert faults.utils.diff(picture, dict(picture)) == []
 
 
 def test_a_click_first_ends_what_is_still_being_filled(app):
