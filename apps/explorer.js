@@ -9,12 +9,6 @@
         const at = document.activeElement;
         return at.closest(squares) || (at === document.body && last && !last.isConnected);
     };
-    const send = (keys) => { // what is pressed before the last move was made goes together with the next
-        if (keys.value && Date.now() - keys.sent < 5000) return setTimeout(send, 30, keys);
-        if (!keys.pressed.length) return;
-        [keys.value, keys.sent] = [keys.pressed.splice(0).join(" "), Date.now()];
-        keys.dispatchEvent(new Event("input", { bubbles: true }));
-    };
     new MutationObserver(() => {
         for (const each of document.querySelectorAll(squares)) if (each.tabIndex < 0) each.tabIndex = 0;
         for (const each of document.querySelectorAll(".empty[aria-label]:not([role])")) each.role = "img";
@@ -36,8 +30,8 @@
             const keys = document.querySelector(`#${open}-keys textarea, #${open}-keys input`);
             if (keys) {
                 event.preventDefault();
-                (keys.pressed ??= []).push(steps[event.key]);
-                send(keys);
+                keys.value = `${steps[event.key]} ${Date.now()}`;
+                keys.dispatchEvent(new Event("input", { bubbles: true }));
             }
         }
     });

@@ -6,6 +6,7 @@ Gradio lets the page overtake a request, but what runs in the app would run on. 
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
+from typing import Any
 
 import gradio as gr
 
@@ -40,6 +41,13 @@ class Newest:
         """Whether the last request was for the same."""
         with self._lock:
             return self._last.get(_key(place, request), (0, None))[1] == what
+
+    def place_of(self, what: tuple, place: str, request: gr.Request | None) -> Any:
+        """Where the last request looked, if it was at the same thing; None otherwise. The last item of `what`
+        says where."""
+        with self._lock:
+            last = self._last.get(_key(place, request), (0, None))[1]
+        return last[-1] if isinstance(last, tuple) and last[:-1] == what[:-1] else None
 
     def number(self, key: tuple[str, str]) -> int:
         with self._lock:

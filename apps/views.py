@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Protocol
 
 import gradio as gr
@@ -28,8 +29,8 @@ class Asked(Protocol):
     run: str
 
     @property
-    def looked_at(self) -> Hashable:
-        """What and where, however it is drawn."""
+    def looked_at(self) -> tuple[Hashable, ...]:
+        """What and at last where, however it is drawn."""
         ...
 
 
@@ -61,7 +62,8 @@ class Views:
     def __post_init__(self) -> None:
         self.place = str(self.tab.label)
         self.ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
-        self._filling = self.ticket.change(self._fill, self.inputs, self.outputs, **OVERTAKEN)
+        fill = self._ending_quietly(self._fill)
+        self._filling = self.ticket.change(fill, self.inputs, self.outputs, **OVERTAKEN)
 
     # What draws
 
@@ -90,12 +92,11 @@ class Views:
 
         self._listen(shown.select, answer, self.inputs)
 
-    def _listen(
-        self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list, more: Sequence = ()
-    ) -> None:
+    def _listen(self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list) -> None:
         # A ticket that has run out stops what is still to be drawn, but not what is on its way to the page.
         event(None, cancels=[self._filling])
-        self.cancelled.append(event(answer, inputs, [*self.outputs, *more], **OVERTAKEN))
+        answer = self._ending_quietly(answer)
+        self.cancelled.append(event(answer, inputs, self.outputs, **OVERTAKEN))
 
     def on_arrows(self, grid_of: Callable[[Any], int]) -> None:
         """Draw at once at the next token in the direction of an arrow key; see explorer.js. grid_of: tokens a
@@ -106,18 +107,15 @@ class Views:
             with polite():
                 asked = self.ask(*values)
                 grid = grid_of(asked)
-            row, column = divmod(token_at(asked.place, grid), grid)
-            for across, down in (STEPS[key] for key in pressed.split() if key in STEPS):
-                row, column = (min(max(at, 0), grid - 1) for at in (row + down, column + across))
-            asked = dataclasses.replace(asked, place=((column + 0.5) / grid, (row + 0.5) / grid))
-            taken: dict = {keys: ""}  # until then the page holds back what is pressed next
-            for updates in self._draw_at_once(request, asked):
-                yield taken | updates
-                taken = {}
-            if taken:
-                yield taken
+            # From where the newest request has got to: the page may not know yet.
+            at = self.newest.place_of(asked.looked_at, self.place, request) or asked.place
+            across, down = STEPS.get(pressed.partition(" ")[0], (0, 0))
+            row, column = divmod(token_at(at, grid), grid)
+            row, column = (min(max(to, 0), grid - 1) for to in (row + down, column + across))
+            place = (column + 0.5) / grid, (row + 0.5) / grid
+            yield from self._draw_at_once(request, dataclasses.replace(asked, place=place))
 
-        self._listen(keys.input, answer, [keys, *self.inputs], [keys])
+        self._listen(keys.change, answer, [keys, *self.inputs])
 
     def follow(self, timer: gr.Timer, known: gr.State, catch_up: Callable[[Any, Any], dict]) -> None:
         """Have `catch_up` add to the views at every tick. known: what it was told the last time."""
@@ -151,6 +149,17 @@ class Views:
             yield {self.state_line: status("This cannot be shown; the message says why.", done=True)}
             raise
 
+    def _ending_quietly(self, answer: Callable[..., Iterator[dict]]) -> Callable[..., Iterator[dict]]:
+        """The same answer, at last with nothing to show. Gradio gives the last one again at the end, when a
+        newer request may have been answered, and where there was none it empties all views."""
+
+        @wraps(answer)  # Gradio reads off the signature what else to give
+        def quietly(*given: Any, **more: Any) -> Iterator[dict]:
+            yield from answer(*given, **more)
+            yield {self.state_line: gr.skip()}
+
+        return quietly
+
     def _draw_at_once(
         self, request: gr.Request, asked: Any, draw: Callable[[Any], Iterable[dict]] | None = None
     ) -> Iterator[dict]:
@@ -167,9 +176,7 @@ class Views:
         """What another tab has changed meanwhile."""
         asked = self.ask(*values)
         seen = self.newest.is_looking_at(asked.looked_at, self.place, request)
-        if self.at_once is None or seen or not self.newest.has_looked(self.place, request):
-            yield {self.state_line: gr.skip()}
-        else:
+        if self.at_once and not seen and self.newest.has_looked(self.place, request):
             yield from self._draw_at_once(request, asked)
 
     # When
@@ -180,7 +187,7 @@ class Views:
         # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
         self.ticket.render()
         self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
-        self.tab.select(self._reopen, self.inputs, self.outputs, **OVERTAKEN)
+        self.tab.select(self._ending_quietly(self._reopen), self.inputs, self.outputs, **OVERTAKEN)
         # A visitor may have opened the tab before the page could hear of it.
         opened = (
             "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"

@@ -298,12 +298,19 @@ def test_a_value_is_never_changed_in_place(app, monkeypatch: pytest.MonkeyPatch)
     faults = sys.modules["gradio_faults"]
     monkeypatch.setattr(faults.utils, "diff", faults.utils.diff)
     picture, other, nothing = {"path": "a", "url": "b"}, {"path": "c", "url": "b"}, gr.skip()
-    assert any(path for _, path, _ in faults.utils.diff(picture, nothing))  # else this is no fault any more
     faults.send_values_whole()
     for old, new in ((picture, nothing), (picture, other), ("a", "ab"), ([1, 2], [1]), (nothing, picture)):
         assert apply_diff(old, edits := faults.utils.diff(old, new)) == new
         assert [path for _, path, _ in edits] == [[]]
     assert faults.utils.diff(picture, dict(picture)) == []
+
+
+def test_an_answer_that_is_overtaken_empties_nothing_and_shows_nothing_again(app):
+    """Gradio gives the last of an answer's parts again, and None to all views where there was none."""
+    views = object.__new__(sys.modules["views"].Views)
+    views.state_line = line = gr.HTML(render=False)
+    for parts in ([], [{line: "a"}], [{line: "a"}, {line: "b"}]):
+        assert [*views._ending_quietly(lambda parts=parts: iter(parts))()] == [*parts, {line: gr.skip()}]
 
 
 def test_a_click_first_ends_what_is_still_being_filled(app):
