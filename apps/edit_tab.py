@@ -24,7 +24,7 @@ from side_by_side import (
     sampling_settings,
     seed_number,
 )
-from views import OVERTAKEN
+from views import OVERTAKEN, ending_quietly
 
 from gear_studio import plots, sampling
 from gear_studio.errors import InputError
@@ -262,6 +262,8 @@ def build(page: Page) -> None:
                     return
                 yield dict(zip((gallery, answers, answers_text, state_line), items, strict=True))
 
+    draw_answers = ending_quietly(resample, state_line)
+
     def snippet(
         name: str, chosen: Choice, now: Canvas, onward: bool, wanted: str, count: float, *how: Any
     ) -> str:
@@ -300,8 +302,8 @@ def build(page: Page) -> None:
         **OVERTAKEN,
     )
     resampling = [
-        gr.on([go.click, seed.submit], resample, **drawing),
-        again.click(next_seed, seed, seed, **QUIET).then(resample, **drawing),
+        gr.on([go.click, seed.submit], draw_answers, **drawing),
+        again.click(next_seed, seed, seed, **QUIET).then(draw_answers, **drawing),
     ]
     stop.click(halt, None, None, **QUIET)
     views = page.add_views(

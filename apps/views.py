@@ -62,7 +62,7 @@ class Views:
     def __post_init__(self) -> None:
         self.place = str(self.tab.label)
         self.ticket = gr.Number(0, elem_classes="ticket", container=False, render=False)
-        fill = self._ending_quietly(self._fill)
+        fill = ending_quietly(self._fill, self.state_line)
         self._filling = self.ticket.change(fill, self.inputs, self.outputs, **OVERTAKEN)
 
     # What draws
@@ -95,7 +95,7 @@ class Views:
     def _listen(self, event: Callable[..., Any], answer: Callable[..., Any], inputs: list) -> None:
         # A ticket that has run out stops what is still to be drawn, but not what is on its way to the page.
         event(None, cancels=[self._filling])
-        answer = self._ending_quietly(answer)
+        answer = ending_quietly(answer, self.state_line)
         self.cancelled.append(event(answer, inputs, self.outputs, **OVERTAKEN))
 
     def on_arrows(self, grid_of: Callable[[Any], int]) -> None:
@@ -149,17 +149,6 @@ class Views:
             yield {self.state_line: status("This cannot be shown; the message says why.", done=True)}
             raise
 
-    def _ending_quietly(self, answer: Callable[..., Iterator[dict]]) -> Callable[..., Iterator[dict]]:
-        """The same answer, at last with nothing to show. Gradio gives the last one again at the end, when a
-        newer request may have been answered, and where there was none it empties all views."""
-
-        @wraps(answer)  # Gradio reads off the signature what else to give
-        def quietly(*given: Any, **more: Any) -> Iterator[dict]:
-            yield from answer(*given, **more)
-            yield {self.state_line: gr.skip()}
-
-        return quietly
-
     def _draw_at_once(
         self, request: gr.Request, asked: Any, draw: Callable[[Any], Iterable[dict]] | None = None
     ) -> Iterator[dict]:
@@ -187,7 +176,7 @@ class Views:
         # Outside of the tabs: a tab that was never opened is not in the page, and hears of no change.
         self.ticket.render()
         self.tab.select(None, self.ticket, self.ticket, js=self._once_laid_out("true"), **QUIET)
-        self.tab.select(self._ending_quietly(self._reopen), self.inputs, self.outputs, **OVERTAKEN)
+        self.tab.select(ending_quietly(self._reopen, self.state_line), self.inputs, self.outputs, **OVERTAKEN)
         # A visitor may have opened the tab before the page could hear of it.
         opened = (
             "[...document.querySelectorAll('[role=tab][aria-selected=true]')].map(t => t.textContent.trim())"
@@ -215,6 +204,20 @@ class Views:
             await pause();
             return 1;
         }}"""
+
+
+def ending_quietly(
+    answer: Callable[..., Iterator[dict]], view: gr.components.Component
+) -> Callable[..., Iterator[dict]]:
+    """The same answer, at last with nothing to show. Gradio gives the last one again at the end, when a newer
+    request may have been answered, and where there was none it empties all views. view: one of them."""
+
+    @wraps(answer)  # Gradio reads off the signature what else to give
+    def quietly(*given: Any, **more: Any) -> Iterator[dict]:
+        yield from answer(*given, **more)
+        yield {view: gr.skip()}
+
+    return quietly
 
 
 def emptied(components: Sequence[gr.components.Component]) -> dict[Any, Any]:
