@@ -3,6 +3,7 @@
     // opens the tab that its address names. What Gradio leaves without a name or a role gets one.
     const steps = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
     const squares = ".panel, .patches";
+    const pressed = {}; // arrows, by tab
     const seen = (selector) => [...document.querySelectorAll(selector)].find((each) => each.offsetParent);
     let last = null; // squares of HTML are new ones after every answer, and have lost the focus
     const inSquare = () => {
@@ -30,7 +31,9 @@
             const keys = document.querySelector(`#${open}-keys textarea, #${open}-keys input`);
             if (keys) {
                 event.preventDefault();
-                keys.value = `${steps[event.key]} ${Date.now()}`;
+                const all = (pressed[open] ??= []);
+                all.push(steps[event.key]);
+                keys.value = `${all.length} ${all.slice(-30).join(" ")}`;
                 keys.dispatchEvent(new Event("input", { bubbles: true }));
             }
         }

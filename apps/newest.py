@@ -6,7 +6,6 @@ Gradio lets the page overtake a request, but what runs in the app would run on. 
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
-from typing import Any
 
 import gradio as gr
 
@@ -42,12 +41,10 @@ class Newest:
         with self._lock:
             return self._last.get(_key(place, request), (0, None))[1] == what
 
-    def place_of(self, what: tuple, place: str, request: gr.Request | None) -> Any:
-        """Where the last request looked, if it was at the same thing; None otherwise. The last item of `what`
-        says where."""
+    def latest(self, place: str, request: gr.Request | None) -> Hashable:
+        """What the last request was for; None where there was none."""
         with self._lock:
-            last = self._last.get(_key(place, request), (0, None))[1]
-        return last[-1] if isinstance(last, tuple) and last[:-1] == what[:-1] else None
+            return self._last.get(_key(place, request), (0, None))[1]
 
     def number(self, key: tuple[str, str]) -> int:
         with self._lock:

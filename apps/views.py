@@ -107,11 +107,21 @@ class Views:
             with polite():
                 asked = self.ask(*values)
                 grid = grid_of(asked)
+            # Gradio may tell of several presses at once: how many there were, then the last of them.
+            count, *last = pressed.split()
+            known = self.newest.latest(f"{self.place} keys", request)
+            self.newest.take(f"{self.place} keys", request, int(count))
+            more = int(count) - (known if isinstance(known, int) else 0)
+            new = last[max(0, len(last) - more) :] if more > 0 else []
+            if not new:
+                return
             # From where the newest request has got to: the page may not know yet.
-            at = self.newest.place_of(asked.looked_at, self.place, request) or asked.place
-            across, down = STEPS.get(pressed.partition(" ")[0], (0, 0))
+            before, at = self.newest.latest(self.place, request), asked.place
+            if isinstance(before, tuple) and before[:-1] == asked.looked_at[:-1]:
+                at = before[-1]
             row, column = divmod(token_at(at, grid), grid)
-            row, column = (min(max(to, 0), grid - 1) for to in (row + down, column + across))
+            for across, down in (STEPS[key] for key in new if key in STEPS):
+                row, column = (min(max(to, 0), grid - 1) for to in (row + down, column + across))
             place = (column + 0.5) / grid, (row + 0.5) / grid
             yield from self._draw_at_once(request, dataclasses.replace(asked, place=place))
 
