@@ -9,6 +9,7 @@ A visitor's newest request counts; what draws for an older one stops.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -108,6 +109,8 @@ class Views:
                 asked = self.ask(*values)
                 grid = grid_of(asked)
             # Gradio may tell of several presses at once: how many there were, then the last of them.
+            if not re.fullmatch(r"\d{1,9}( [a-z]+)*", pressed):
+                return
             count, *last = pressed.split()
             known = self.newest.latest(f"{self.place} keys", request)
             self.newest.take(f"{self.place} keys", request, int(count))
