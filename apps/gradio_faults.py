@@ -24,10 +24,7 @@ def write_pictures_once() -> None:
     also while a browser reads them, which then shows none."""
 
     def save(image: Image, cache_dir: str, name: str = "image", format: str = "webp") -> str:
-        kept = vars(image).setdefault("_encoded", {})  # the last answer of `Views` gives all again
-        if format not in kept:
-            kept[format] = processing_utils.encode_pil_to_bytes(image, format)
-        content = kept[format]
+        content = processing_utils.encode_pil_to_bytes(image, format)
         path = Path(cache_dir).resolve() / hashlib.sha256(content).hexdigest() / f"{name}.{format}"
         if path.exists():
             path.touch()  # files are deleted by age

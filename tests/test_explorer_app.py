@@ -23,7 +23,6 @@ import torch
 from browsing import APPS, PATIENCE
 from gradio.state_holder import SessionState
 from gradio_client.utils import apply_diff
-from PIL import Image
 
 from gear_studio.analysis.codes import Survey
 from gear_studio.looking.pictures import Picture, pictures_of_source
@@ -223,20 +222,6 @@ def test_a_taken_port_is_named(explorer):
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit, match=f"port {port}"):
             explorer.main(explorer.Options(runs=folder and Path(folder), port=port))
-
-
-def test_what_was_encoded_once_is_not_encoded_again(app, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    faults, encoded = sys.modules["gradio_faults"], []
-    utils = faults.processing_utils
-    monkeypatch.setattr(utils, "save_pil_to_cache", utils.save_pil_to_cache)
-    encode = utils.encode_pil_to_bytes
-    monkeypatch.setattr(utils, "encode_pil_to_bytes", lambda *given: encoded.append(1) or encode(*given))
-    faults.write_pictures_once()
-    picture = Image.new("RGB", (8, 8), "red")
-    files = [utils.save_pil_to_cache(picture, str(tmp_path), format="png") for _ in range(2)]
-    assert files[0] == files[1] and len(encoded) == 1 and Image.open(files[0]).size == (8, 8)
-    other = utils.save_pil_to_cache(Image.new("RGB", (8, 8), "blue"), str(tmp_path), format="png")
-    assert other != files[0] and len(encoded) == 2
 
 
 def test_schemas_are_worked_out_once_a_kind_and_are_what_they_were(app, monkeypatch: pytest.MonkeyPatch):
